@@ -1,0 +1,59 @@
+# Every target does its own set-up: it creates .venv and installs what it needs, once per change of
+# pyproject.toml or constraints.txt. `make help` lists the targets.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+RUNTIME := $(VENV)/.installed-runtime
+DEV := $(VENV)/.installed-dev
+INPUTS := pyproject.toml constraints.txt
+
+CODE := $(wildcard src tests examples bench scripts)
+SAMPLE := examples/sample.png
+QUESTION := Locate the red circle.
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help demo test check format clean
+
+help: ## list the targets
+	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/'
+
+demo: $(RUNTIME) ## ask the embedded model about a sample picture; writes out/answer.png and out/tiles.png
+	@mkdir -p out
+	$(BIN)/vl2 ask $(SAMPLE) "$(QUESTION)" --ground --save out/answer.png
+	$(BIN)/vl2 tiles $(SAMPLE) --save out/tiles.png
+
+# pytest ends with 5 when no test was selected, which is no failure for the second line.
+test: $(DEV) ## run the tests, with shape and type checks at run time
+	$(BIN)/pytest -m "not compiled"
+	JAXTYPING_DISABLE=1 $(BIN)/pytest -m compiled || [ $$? -eq 5 ]
+
+check: $(DEV) ## format, lint, types, imports, tests: what a change must pass
+	$(BIN)/ruff format --check $(CODE)
+	$(BIN)/ruff check $(CODE)
+	$(BIN)/basedpyright
+	$(BIN)/lint-imports
+	$(MAKE) test
+
+format: $(DEV) ## rewrite the code in the one format and sort imports
+	$(BIN)/ruff check --select I --fix $(CODE)
+	$(BIN)/ruff format $(CODE)
+
+clean: ## remove the virtual environment, caches and outputs
+	rm -rf $(VENV) out build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache src/*.egg-info
+	find $(CODE) -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(RUNTIME): $(INPUTS) | $(BIN)/python
+	@echo "Installing vl2 into $(VENV), once ..."
+	$(PIP) -e .
+	@touch $@
+
+$(DEV): $(INPUTS) | $(BIN)/python
+	@echo "Installing vl2 and its development tools into $(VENV), once ..."
+	$(PIP) -e ".[dev]"
+	@touch $@ $(RUNTIME)

@@ -1,0 +1,1 @@
+"""Training data: where records come from and how they become batches."""

@@ -1,0 +1,161 @@
+"""Plain shapes as polygons, drawn with anti-aliased edges."""
+
+import math
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+Points = list[tuple[float, float]]
+
+SUPERSAMPLING = 4
+INK_THRESHOLD = 96
+"""A pixel counts as drawn when the ink covers at least this much of 255."""
+
+
+def _regular(corners: int, radius: float = 0.5) -> Points:
+    turn = 2 * math.pi / corners
+    return [(radius * math.sin(i * turn), -radius * math.cos(i * turn)) for i in range(corners)]
+
+
+def _star() -> Points:
+    outer, inner = _regular(10), _regular(10, 0.2)
+    return [(outer if i % 2 == 0 else inner)[i] for i in range(10)]
+
+
+def _heart() -> Points:
+    turns = [2 * math.pi * i / 48 for i in range(48)]
+    return [
+        (
+            16 * math.sin(t) ** 3 / 34,
+            -(13 * math.cos(t) - 5 * math.cos(2 * t) - 2 * math.cos(3 * t) - math.cos(4 * t)) / 34
+            - 0.07,
+        )
+        for t in turns
+    ]
+
+
+def _moon() -> Points:
+    outer = [math.radians(a) for a in range(50, 311, 10)]
+    edge = [(0.5 * math.cos(t) + 0.1, 0.5 * math.sin(t)) for t in outer]
+    (tip_x, tip_y) = edge[0]
+    centre_x, radius = tip_x - 0.02, tip_y
+    inner = [math.radians(a) for a in range(-90, -271, -12)]
+    return edge + [(centre_x + 0.85 * radius * math.cos(t), radius * math.sin(t)) for t in inner]
+
+
+SHAPE_POINTS: dict[str, Points] = {
+    # x to the right, y down, in a box of side 1 around the origin
+    "circle": _regular(64),
+    "square": [(-0.44, -0.44), (0.44, -0.44), (0.44, 0.44), (-0.44, 0.44)],
+    "triangle": [(0.0, -0.48), (0.5, 0.42), (-0.5, 0.42)],
+    "star": _star(),
+    "heart": _heart(),
+    "cross": [
+        *[(-0.16, -0.5), (0.16, -0.5), (0.16, -0.16), (0.5, -0.16), (0.5, 0.16), (0.16, 0.16)],
+        *[(0.16, 0.5), (-0.16, 0.5), (-0.16, 0.16), (-0.5, 0.16), (-0.5, -0.16), (-0.16, -0.16)],
+    ],
+    "diamond": [(0.0, -0.5), (0.36, 0.0), (0.0, 0.5), (-0.36, 0.0)],
+    "pentagon": _regular(5),
+    "ring": _regular(64),
+    "arrow": [
+        *[(0.5, 0.0), (0.08, -0.4), (0.08, -0.15), (-0.5, -0.15)],
+        *[(-0.5, 0.15), (0.08, 0.15), (0.08, 0.4)],
+    ],
+    "moon": _moon(),
+}
+SHAPES: tuple[str, ...] = tuple(SHAPE_POINTS)
+
+MAX_ROTATION: dict[str, float] = {
+    # degrees to either side for which the name stays true and the shape easy to name
+    "circle": 0,
+    "square": 12,
+    "triangle": 180,
+    "star": 180,
+    "heart": 25,
+    "cross": 12,
+    "diamond": 8,
+    "pentagon": 180,
+    "ring": 0,
+    "arrow": 180,
+    "moon": 25,
+}
+RING_HOLE = 0.52
+"""Inner over outer diameter of a ring."""
+
+
+def shape_masks(
+    shape: str, *, size: float, angle: float, line_width: float = 0.0
+) -> tuple[Image.Image, Image.Image | None]:
+    """Coverage (mode L) of the whole shape and of its outline, both cropped to the ink.
+
+    Args:
+        shape: one of `SHAPES`.
+        size: side of the unrotated shape's box in pixels.
+        angle: clockwise rotation in degrees.
+        line_width: outline width in pixels, 0 for none; the outline is part of the shape.
+    """
+    points = _placed(SHAPE_POINTS[shape], size, angle)
+    pad = line_width / 2 + 1
+    left, top = (min(p[i] for p in points) - pad for i in (0, 1))
+    right, bottom = (max(p[i] for p in points) + pad for i in (0, 1))
+    width, height = math.ceil(right - left) + 1, math.ceil(bottom - top) + 1
+    scaled = [((x - left) * SUPERSAMPLING, (y - top) * SUPERSAMPLING) for x, y in points]
+    hole = None
+    if shape == "ring":
+        ring_inner = _placed(_regular(64, 0.5 * RING_HOLE), size, angle)
+        hole = [((x - left) * SUPERSAMPLING, (y - top) * SUPERSAMPLING) for x, y in ring_inner]
+    canvas = (width * SUPERSAMPLING, height * SUPERSAMPLING)
+    body = _filled(canvas, scaled, hole, line_width)
+    box = tight_box(body)
+    if line_width == 0:
+        return body.crop(box), None
+    return body.crop(box), _lined(canvas, scaled, hole, line_width).crop(box)
+
+
+def tight_box(mask: Image.Image) -> tuple[int, int, int, int]:
+    """The box (right and bottom exclusive) of the pixels that count as ink.
+
+    Raises:
+        ValueError: the mask has no ink.
+    """
+    ink = np.asarray(mask) >= INK_THRESHOLD
+    rows, columns = np.flatnonzero(ink.any(1)), np.flatnonzero(ink.any(0))
+    if rows.size == 0:
+        raise ValueError(f"a {mask.size} mask has no ink; draw something into it first")
+    return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
+
+
+def _placed(points: Points, size: float, angle: float) -> Points:
+    cos, sin = size * math.cos(math.radians(angle)), size * math.sin(math.radians(angle))
+    return [(x * cos - y * sin, x * sin + y * cos) for x, y in points]
+
+
+def _filled(
+    canvas: tuple[int, int], points: Points, hole: Points | None, line_width: float
+) -> Image.Image:
+    mask = Image.new("L", canvas)
+    draw = ImageDraw.Draw(mask)
+    draw.polygon(points, fill=255)
+    if hole:
+        draw.polygon(hole, fill=0)
+    if line_width:
+        _stroke(draw, points, line_width)
+        if hole:
+            _stroke(draw, hole, line_width)
+    return mask.reduce(SUPERSAMPLING)
+
+
+def _lined(
+    canvas: tuple[int, int], points: Points, hole: Points | None, line_width: float
+) -> Image.Image:
+    mask = Image.new("L", canvas)
+    draw = ImageDraw.Draw(mask)
+    _stroke(draw, points, line_width)
+    if hole:
+        _stroke(draw, hole, line_width)
+    return mask.reduce(SUPERSAMPLING)
+
+
+def _stroke(draw: ImageDraw.ImageDraw, points: Points, line_width: float) -> None:
+    closed = [*points, *points[:2]]
+    draw.line(closed, fill=255, width=round(line_width * SUPERSAMPLING), joint="curve")

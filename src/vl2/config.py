@@ -1,0 +1,451 @@
+"""Model configuration in the released config.json format.
+
+Frozen dataclasses with the released field names. A field that a file omits takes the default of the
+official configuration class; a field that we do not know is kept in `extra`, reported, and written
+back. Sources: released config.json files; DeepSeek-VL2 `configuration_deepseek.py`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Self
+
+from vl2 import geometry
+from vl2.geometry import Resolution
+from vl2.logs import get_logger
+
+log = get_logger(__name__)
+
+RELEASED_RESOLUTIONS: tuple[Resolution, ...] = tuple(
+    (wide * 384, high * 384)
+    for wide, high in (
+        *((1, 1), (1, 2), (2, 1), (1, 3), (3, 1), (1, 4), (4, 1), (2, 2), (1, 5), (5, 1), (1, 6)),
+        *((6, 1), (2, 3), (3, 2), (1, 7), (7, 1), (1, 8), (8, 1), (2, 4), (4, 2), (1, 9), (9, 1)),
+        (3, 3),
+    )
+)
+"""The 23 canvases of the released models in their order, which decides exact ties."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SamConfig:
+    """SAM-B tower of DeepSeek-VL v1, the high-resolution half of the hybrid tower."""
+
+    image_size: int = 1024
+    patch_size: int = 16
+    width: int = 768
+    layers: int = 12
+    heads: int = 12
+    mlp_ratio: float = 4.0
+    window_size: int = 14
+    global_attn_indexes: tuple[int, ...] = (2, 5, 8, 11)
+    neck_channels: int = 256
+    downsample_channels: tuple[int, ...] = (512, 1024)
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class VisionConfig:
+    """Vision tower: SigLIP-SO400M/14-384 as released, or `tower="hybrid"` (SigLIP beside SAM-B)."""
+
+    model_type: str = "vision"
+    model_name: str = "siglip_so400m_patch14_384"
+    tower: str = "siglip"
+    image_size: int = 384
+    patch_size: int = 14
+    width: int = 1152
+    layers: int = 27
+    heads: int = 16
+    mlp_ratio: float = 3.7362
+    class_token: bool = False
+    global_pool: str = "map"
+    ignore_head: bool = True
+    num_classes: int = 0
+    weight_init: str = "skip"
+    deterministic: bool = False
+    num_recomputing_layers: int = 0
+    sam: SamConfig | None = None
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Check what the tower cannot be built from."""
+        _one_of("vision_config.tower", self.tower, ("siglip", "hybrid"))
+        _one_of("vision_config.class_token", self.class_token, (False,))
+        _multiple("vision_config.width", self.width, "heads", self.heads)
+        if (self.tower == "hybrid") != (self.sam is not None):
+            raise ValueError(
+                f"vision_config.tower is {self.tower!r} but vision_config.sam is "
+                f"{'missing' if self.sam is None else 'given'}: the hybrid tower, and only it, needs a sam section"
+            )
+
+    @property
+    def mlp_hidden(self) -> int:
+        """Width of a block's MLP: int(width * mlp_ratio), 4304 in the released tower."""
+        return int(self.width * self.mlp_ratio)
+
+    @property
+    def patches_per_side(self) -> int:
+        """Patches along one side of a tile."""
+        return geometry.patches_per_side(self.image_size, self.patch_size)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ProjectorConfig:
+    """Adaptor from vision features to language width (`downsample_mlp_gelu`)."""
+
+    model_type: str = "mlp_projector"
+    projector_type: str = "downsample_mlp_gelu"
+    input_dim: int = 1152
+    n_embed: int = 2048
+    depth: int = 2
+    mlp_ratio: int = 1
+    downsample_ratio: int = 2
+    token_pooling: bool = False
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Check what the adaptor cannot be built from."""
+        _one_of(
+            "projector_config.projector_type", self.projector_type, ("downsample_mlp_gelu",)
+        )
+        _one_of("projector_config.token_pooling", self.token_pooling, (False,))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RopeScaling:
+    """YaRN context extension (arXiv 2309.00071) as DeepSeek-V2 parametrises it."""
+
+    type: str = "yarn"
+    factor: float = 1.0
+    original_max_position_embeddings: int = 4096
+    beta_fast: float = 32
+    beta_slow: float = 1
+    mscale: float = 1.0
+    mscale_all_dim: float = 0.0
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Check the kind of scaling."""
+        _one_of("rope_scaling.type", self.type, ("yarn",))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LanguageConfig:
+    """DeepSeekMoE language model: MHA or MLA, dense first layers, then routed and shared experts."""
+
+    model_type: str = "deepseek_v2"
+    vocab_size: int = 102400
+    hidden_size: int = 4096
+    intermediate_size: int = 11008
+    moe_intermediate_size: int = 1407
+    num_hidden_layers: int = 30
+    num_attention_heads: int = 32
+    num_key_value_heads: int = 32
+    n_shared_experts: int | None = None
+    n_routed_experts: int | None = None
+    num_experts_per_tok: int | None = None
+    moe_layer_freq: int = 1
+    first_k_dense_replace: int = 0
+    topk_method: str = "greedy"
+    n_group: int | None = None
+    topk_group: int | None = None
+    scoring_func: str = "softmax"
+    norm_topk_prob: bool = False
+    routed_scaling_factor: float = 1.0
+    aux_loss_alpha: float = 0.001
+    seq_aux: bool = True
+    use_mla: bool = True
+    kv_lora_rank: int | None = 512
+    q_lora_rank: int | None = 1536
+    qk_rope_head_dim: int = 64
+    qk_nope_head_dim: int = 128
+    v_head_dim: int = 128
+    hidden_act: str = "silu"
+    max_position_embeddings: int = 2048
+    initializer_range: float = 0.02
+    rms_norm_eps: float = 1e-6
+    rope_theta: float = 10000.0
+    rope_scaling: RopeScaling | None = None
+    attention_bias: bool = False
+    attention_dropout: float = 0.0
+    tie_word_embeddings: bool = False
+    bos_token_id: int = 100000
+    eos_token_id: int = 100001
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Check what the language model cannot be built from."""
+        _one_of(
+            "language_config.topk_method",
+            self.topk_method,
+            ("greedy", "group_limited_greedy", "noaux_tc"),
+        )
+        _one_of("language_config.scoring_func", self.scoring_func, ("softmax", "sigmoid"))
+        _one_of("language_config.hidden_act", self.hidden_act, ("silu",))
+        _one_of("language_config.tie_word_embeddings", self.tie_word_embeddings, (False,))
+        _one_of("language_config.attention_bias", self.attention_bias, (False,))
+        _one_of("language_config.attention_dropout", self.attention_dropout, (0, 0.0))
+        if self.use_mla and self.kv_lora_rank is None:
+            raise ValueError("language_config.kv_lora_rank is null but use_mla is true: give a rank")
+        if not self.use_mla:
+            _multiple("language_config.hidden_size", self.hidden_size, "num_attention_heads", self.num_attention_heads)
+        if self.n_routed_experts is not None:
+            _check_experts(self)
+
+    @property
+    def head_dim(self) -> int:
+        """Width of one query head: nope and rope parts with MLA, hidden/heads without."""
+        if self.use_mla:
+            return self.qk_nope_head_dim + self.qk_rope_head_dim
+        return self.hidden_size // self.num_attention_heads
+
+    @property
+    def rope_dim(self) -> int:
+        """Width that is rotated: the rope part with MLA, the whole head without."""
+        return self.qk_rope_head_dim if self.use_mla else self.head_dim
+
+    @property
+    def cache_width(self) -> int:
+        """Numbers per token and layer in the cache: 512 + 64 for released MLA, keys and values for MHA."""
+        if self.use_mla:
+            assert self.kv_lora_rank is not None
+            return self.kv_lora_rank + self.qk_rope_head_dim
+        return 2 * self.num_key_value_heads * self.head_dim
+
+    def is_moe_layer(self, layer: int) -> bool:
+        """Whether layer `layer` (from 0) has routed experts."""
+        return (
+            self.n_routed_experts is not None
+            and layer >= self.first_k_dense_replace
+            and layer % self.moe_layer_freq == 0
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class VL2Config:
+    """A whole model. `VL2Config.tiny()`, `.small()`, `.base()` are the released ones."""
+
+    vision_config: VisionConfig = field(default_factory=VisionConfig)
+    projector_config: ProjectorConfig = field(default_factory=ProjectorConfig)
+    language_config: LanguageConfig = field(default_factory=LanguageConfig)
+    model_type: str = "deepseek_vl_v2"
+    architectures: tuple[str, ...] | None = None
+    tile_tag: str = "2D"
+    global_view_pos: str = "head"
+    candidate_resolutions: tuple[Resolution, ...] = RELEASED_RESOLUTIONS
+    torch_dtype: str = "bfloat16"
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Check that the parts fit each other."""
+        _one_of("model_type", self.model_type, ("deepseek_vl_v2",))
+        _one_of("tile_tag", self.tile_tag, ("2D",))
+        _one_of("global_view_pos", self.global_view_pos, ("head", "tail"))
+        _one_of("torch_dtype", self.torch_dtype, ("float32", "bfloat16", "float16"))
+        for canvas in self.candidate_resolutions:
+            geometry.grid_of(canvas, self.vision_config.image_size)
+        _equal("projector_config.input_dim", self.projector_config.input_dim, "vision_config.width", self.vision_config.width)
+        _equal("projector_config.n_embed", self.projector_config.n_embed, "language_config.hidden_size", self.language_config.hidden_size)
+
+    @property
+    def tokens_per_side(self) -> int:
+        """Side of a tile's token map after the adaptor: 14 in the released models."""
+        vision, ratio = self.vision_config, self.projector_config.downsample_ratio
+        return geometry.tokens_per_side(vision.image_size, vision.patch_size, ratio)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """Read the released JSON form; unknown fields are kept and reported once.
+
+        Raises:
+            ValueError: a value of the wrong type or out of range, named with its field.
+        """
+        config = _read(cls, data, "config.json")
+        unknown = sorted(_unknown_fields(config))
+        if unknown:
+            log.info("config.json: kept but not used: %s", ", ".join(unknown))
+        return config
+
+    @classmethod
+    def from_pretrained(cls, path: str | Path) -> Self:
+        """Read `config.json` from a folder, or the file itself.
+
+        Raises:
+            ValueError: the file is missing, is no JSON object, or holds a bad value.
+        """
+        file = Path(path)
+        file = file / "config.json" if file.is_dir() else file
+        try:
+            data = json.loads(file.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise ValueError(f"no config.json at {file}: give a model folder") from None
+        except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+            raise ValueError(f"{file} cannot be read as JSON: {error}") from None
+        if not isinstance(data, dict):
+            raise ValueError(f"{file} holds {type(data).__name__}: expected a JSON object")
+        return cls.from_dict(data)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The released JSON form with every field written out and unknown fields put back."""
+        return _write(self)
+
+    def save(self, folder: str | Path) -> None:
+        """Write `config.json` into `folder`."""
+        text = json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + "\n"
+        (Path(folder) / "config.json").write_text(text, encoding="utf-8")
+
+    @classmethod
+    def tiny(cls) -> Self:
+        """DeepSeek-VL2-Tiny: 3,370,501,440 parameters, plain multi-head attention."""
+        return cls(
+            projector_config=ProjectorConfig(n_embed=1280),
+            language_config=LanguageConfig(
+                vocab_size=129280, hidden_size=1280, intermediate_size=6848, moe_intermediate_size=896,
+                num_hidden_layers=12, num_attention_heads=10, num_key_value_heads=10,
+                n_routed_experts=64, use_mla=False, kv_lora_rank=None, qk_nope_head_dim=0,
+                qk_rope_head_dim=0, v_head_dim=0, **_RELEASED, **_V3_TOKENS,
+            ),
+        )
+
+    @classmethod
+    def small(cls) -> Self:
+        """DeepSeek-VL2-Small: 16,148,349,504 parameters."""
+        return cls(
+            projector_config=ProjectorConfig(n_embed=2048),
+            language_config=LanguageConfig(
+                vocab_size=102400, hidden_size=2048, intermediate_size=10944,
+                moe_intermediate_size=1408, num_hidden_layers=27, num_attention_heads=16,
+                num_key_value_heads=16, n_routed_experts=64, **_RELEASED,
+            ),
+        )
+
+    @classmethod
+    def base(cls) -> Self:
+        """DeepSeek-VL2: 27,480,134,248 parameters, sigmoid routing with a correction bias."""
+        return cls(
+            projector_config=ProjectorConfig(n_embed=2560),
+            language_config=LanguageConfig(
+                vocab_size=129280, hidden_size=2560, intermediate_size=12288,
+                moe_intermediate_size=1536, num_hidden_layers=30, num_attention_heads=32,
+                num_key_value_heads=32, n_routed_experts=72, **_RELEASED_BASE, **_V3_TOKENS,
+            ),
+        )
+
+    @classmethod
+    def nano(cls) -> Self:
+        """The embedded model: Base's mechanisms at a size that trains on two CPU cores."""
+        return cls(
+            vision_config=VisionConfig(
+                model_name="nano_vit_patch14_112", image_size=112, width=160, layers=5, heads=5, mlp_ratio=3.0
+            ),
+            projector_config=ProjectorConfig(input_dim=160, n_embed=160),
+            language_config=LanguageConfig(
+                vocab_size=2048, hidden_size=160, intermediate_size=448, moe_intermediate_size=112,
+                num_hidden_layers=5, num_attention_heads=5, num_key_value_heads=5,
+                n_routed_experts=12, kv_lora_rank=64, qk_nope_head_dim=32,
+                qk_rope_head_dim=16, v_head_dim=32,
+                **{**_RELEASED_BASE, "num_experts_per_tok": 2, "n_shared_experts": 1}, **_V3_TOKENS,
+            ),
+            candidate_resolutions=tuple(
+                (wide * 112, high * 112) for wide, high in ((1, 1), (1, 2), (2, 1), (2, 2))
+            ),
+        )
+
+
+_RELEASED: dict[str, Any] = dict(
+    n_shared_experts=2, num_experts_per_tok=6, first_k_dense_replace=1, topk_method="greedy",
+    n_group=1, topk_group=1, q_lora_rank=None, max_position_embeddings=4096,
+)
+_RELEASED_BASE: dict[str, Any] = {
+    **_RELEASED, "topk_method": "noaux_tc", "scoring_func": "sigmoid", "norm_topk_prob": True,
+    "routed_scaling_factor": 2.0,
+}
+_V3_TOKENS: dict[str, Any] = dict(bos_token_id=0, eos_token_id=1)
+
+_SECTIONS: dict[str, type] = {
+    "vision_config": VisionConfig,
+    "projector_config": ProjectorConfig,
+    "language_config": LanguageConfig,
+    "rope_scaling": RopeScaling,
+    "sam": SamConfig,
+}
+
+
+def _one_of(name: str, value: object, allowed: tuple[object, ...]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{name} is {value!r}: expected one of {', '.join(map(repr, allowed))}")
+
+
+def _multiple(name: str, value: int, of: str, unit: int) -> None:
+    if unit < 1 or value < 1 or value % unit:
+        raise ValueError(f"{name} is {value}: expected a positive multiple of {of} = {unit}")
+
+
+def _equal(name: str, value: int, other: str, wanted: int) -> None:
+    if value != wanted:
+        raise ValueError(f"{name} is {value} but {other} is {wanted}: they must be equal")
+
+
+def _check_experts(c: LanguageConfig) -> None:
+    experts, top_k = c.n_routed_experts, c.num_experts_per_tok
+    assert experts is not None
+    if top_k is None or not 1 <= top_k <= experts:
+        raise ValueError(f"language_config.num_experts_per_tok is {top_k}: expected 1..{experts} (n_routed_experts)")
+    if c.topk_method != "greedy":
+        _multiple("language_config.n_routed_experts", experts, "n_group", c.n_group or 0)
+        if not 1 <= (c.topk_group or 0) <= (c.n_group or 0):
+            raise ValueError(f"language_config.topk_group is {c.topk_group}: expected 1..{c.n_group} (n_group)")
+
+
+def _read(cls: type, data: Mapping[str, Any], where: str) -> Any:
+    known = {f.name: f for f in fields(cls) if f.name != "extra"}
+    values: dict[str, Any] = {}
+    for name, value in data.items():
+        if name not in known:
+            continue
+        if name in _SECTIONS and value is not None:
+            if not isinstance(value, Mapping):
+                raise ValueError(f"{where}: {name} is {value!r}: expected an object")
+            values[name] = _read(_SECTIONS[name], value, f"{where}: {name}")
+        else:
+            values[name] = _checked(f"{where}: {name}", value, _example(known[name]), str(known[name].type))
+    return cls(**values, extra={k: v for k, v in data.items() if k not in known})
+
+
+def _example(f: Any) -> object:
+    return f.default_factory() if f.default is MISSING else f.default
+
+
+def _checked(where: str, value: Any, default: object, annotation: str) -> Any:
+    """Convert lists to tuples and refuse a JSON type that the field cannot hold."""
+    if isinstance(value, list):
+        value = tuple(tuple(v) if isinstance(v, list) else v for v in value)
+    if value is None and "None" in annotation:
+        return None
+    wanted = {"int": int, "float": (int, float), "bool": bool, "str": str, "tuple": tuple}
+    kind = annotation.split(" | ")[0].split("[")[0]
+    right = isinstance(value, wanted[kind]) and (kind == "bool" or not isinstance(value, bool))
+    if not right:
+        raise ValueError(f"{where} is {value!r}: expected {kind} (for instance {default!r})")
+    return value
+
+
+def _write(config: Any) -> dict[str, Any]:
+    data: dict[str, Any] = {}
+    for f in fields(config):
+        value = getattr(config, f.name)
+        if f.name == "extra" or (value is None and f.name in ("sam", "architectures")):
+            continue
+        data[f.name] = _write(value) if f.name in _SECTIONS and value is not None else value
+    return {**data, **config.extra}
+
+
+def _unknown_fields(config: Any, prefix: str = "") -> list[str]:
+    names = [prefix + name for name in config.extra]
+    for f in fields(config):
+        if f.name in _SECTIONS and getattr(config, f.name) is not None:
+            names += _unknown_fields(getattr(config, f.name), f"{prefix}{f.name}.")
+    return names

@@ -1,0 +1,21 @@
+"""Logging: libraries log, commands print. One place that names loggers and sets up a command's stderr."""
+
+from __future__ import annotations
+
+import logging
+
+from rich.console import Console
+from rich.logging import RichHandler
+
+
+def get_logger(name: str) -> logging.Logger:
+    """The logger of a module; silent until an application or `log_to_stderr` adds a handler."""
+    return logging.getLogger(name)
+
+
+def log_to_stderr(level: int = logging.INFO) -> None:
+    """Show vl2's log on stderr, once, for commands; stdout stays free for data."""
+    logger = logging.getLogger("vl2")
+    logger.setLevel(level)
+    if not logger.handlers:
+        logger.addHandler(RichHandler(console=Console(stderr=True), show_path=False, show_time=False))

@@ -1,0 +1,1 @@
+"""The model's parts as single-device modules: no ranks, no files."""

@@ -1,0 +1,163 @@
+"""Self-attention of the language model: plain multi-head (Tiny) and multi-head latent (Small, Base).
+
+Multi-head latent attention (DeepSeek-V2, arXiv 2405.04434 section 2.1) caches one latent and one rope
+key per token. Two forms give the same numbers: *expanded* rebuilds keys and values per head and suits
+many queries; *absorbed* moves the up-projections to the query and output side and suits few queries
+over a long cache.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from vl2.config import LanguageConfig
+from vl2.ops.attention import attention
+from vl2.ops.kv_cache import KVCache
+from vl2.ops.rope import apply_rope, deinterleave, softmax_scale
+
+LATENT_NORM_EPS = 1e-6
+"""The norms of the low-rank paths keep this default whatever `rms_norm_eps` says (official code)."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AttentionContext:
+    """What every layer of one forward pass shares."""
+
+    cos: Tensor
+    sin: Tensor
+    mask: Tensor | None
+    causal: bool
+    cache: KVCache | None
+    absorbed: bool
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square norm: statistics in float32, cast back, then the weight."""
+
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(width))
+        self.eps = eps
+
+    def forward(self, x: Float[Tensor, "*lead w"]) -> Float[Tensor, "*lead w"]:
+        """Same shape and dtype as x."""
+        normed = F.rms_norm(x.float(), (x.shape[-1],), eps=self.eps)
+        return normed.to(x.dtype) * self.weight
+
+
+class MultiHeadAttention(nn.Module):
+    """Plain attention with rotary positions over the whole head (LLaMA's, used by Tiny)."""
+
+    def __init__(self, config: LanguageConfig, layer: int) -> None:
+        super().__init__()
+        self.config, self.layer = config, layer
+        hidden, width = config.hidden_size, config.head_dim
+        self.q_proj = nn.Linear(hidden, config.num_attention_heads * width, bias=False)
+        self.k_proj = nn.Linear(hidden, config.num_key_value_heads * width, bias=False)
+        self.v_proj = nn.Linear(hidden, config.num_key_value_heads * width, bias=False)
+        self.o_proj = nn.Linear(config.num_attention_heads * width, hidden, bias=False)
+
+    def forward(self, x: Float[Tensor, "b t h"], context: AttentionContext) -> Float[Tensor, "b t h"]:
+        """Attend from x to the cache and x."""
+        width = self.config.head_dim
+        q, k, v = (p(x).unflatten(-1, (-1, width)) for p in (self.q_proj, self.k_proj, self.v_proj))
+        q, k = (apply_rope(states, context.cos, context.sin) for states in (q, k))
+        if context.cache is not None:
+            rows = context.cache.append(self.layer, torch.cat((k, v), dim=2).flatten(2))
+            k, v = rows.unflatten(-1, (-1, width)).chunk(2, dim=2)
+        out = attention(
+            q.transpose(1, 2),
+            k.transpose(1, 2),
+            v.transpose(1, 2),
+            scale=softmax_scale(self.config),
+            mask=context.mask,
+            causal=context.causal,
+        )
+        return self.o_proj(out.transpose(1, 2).flatten(2))
+
+
+class LatentAttention(nn.Module):
+    """Multi-head latent attention, with or without query compression."""
+
+    def __init__(self, config: LanguageConfig, layer: int) -> None:
+        super().__init__()
+        assert config.kv_lora_rank is not None
+        self.config, self.layer = config, layer
+        self.rank, self.scale = config.kv_lora_rank, softmax_scale(config)
+        hidden, heads = config.hidden_size, config.num_attention_heads
+        if config.q_lora_rank is None:
+            self.q_proj = nn.Linear(hidden, heads * config.head_dim, bias=False)
+        else:
+            self.q_a_proj = nn.Linear(hidden, config.q_lora_rank, bias=False)
+            self.q_a_layernorm = RMSNorm(config.q_lora_rank, LATENT_NORM_EPS)
+            self.q_b_proj = nn.Linear(config.q_lora_rank, heads * config.head_dim, bias=False)
+        self.kv_a_proj_with_mqa = nn.Linear(hidden, config.cache_width, bias=False)
+        self.kv_a_layernorm = RMSNorm(self.rank, LATENT_NORM_EPS)
+        expanded = heads * (config.qk_nope_head_dim + config.v_head_dim)
+        self.kv_b_proj = nn.Linear(self.rank, expanded, bias=False)
+        self.o_proj = nn.Linear(heads * config.v_head_dim, hidden, bias=False)
+
+    def forward(self, x: Float[Tensor, "b t h"], context: AttentionContext) -> Float[Tensor, "b t h"]:
+        """Attend from x to the cache and x, in the form that the context asks for."""
+        q_nope, q_rope = self._queries(x, context)
+        rows = self._latent(x, context)
+        if context.cache is not None:
+            rows = context.cache.append(self.layer, rows)
+        attend = self._absorbed if context.absorbed else self._expanded
+        return self.o_proj(attend(q_nope, q_rope, rows, context).transpose(1, 2).flatten(2))
+
+    def _queries(self, x: Tensor, context: AttentionContext) -> tuple[Tensor, Tensor]:
+        """Queries per head: the part without position and the rotated part, [b, t, heads, *]."""
+        if self.config.q_lora_rank is None:
+            q = self.q_proj(x)
+        else:
+            q = self.q_b_proj(self.q_a_layernorm(self.q_a_proj(x)))
+        parts = [self.config.qk_nope_head_dim, self.config.qk_rope_head_dim]
+        q_nope, q_rope = q.unflatten(-1, (self.config.num_attention_heads, -1)).split(parts, dim=-1)
+        return q_nope, apply_rope(deinterleave(q_rope), context.cos, context.sin)
+
+    def _latent(self, x: Tensor, context: AttentionContext) -> Float[Tensor, "b t w"]:
+        """What is cached of a token: normalised latent, then the rotated key that all heads share."""
+        latent, key = self.kv_a_proj_with_mqa(x).split([self.rank, self.config.qk_rope_head_dim], dim=-1)
+        key = apply_rope(deinterleave(key)[:, :, None], context.cos, context.sin)[:, :, 0]
+        return torch.cat((self.kv_a_layernorm(latent), key), dim=-1)
+
+    def _expanded(
+        self, q_nope: Tensor, q_rope: Tensor, rows: Tensor, context: AttentionContext
+    ) -> Float[Tensor, "b n t v"]:
+        """Rebuild keys and values of every head, then ordinary attention."""
+        heads, c = self.config.num_attention_heads, self.config
+        latent, key_rope = rows.split([self.rank, c.qk_rope_head_dim], dim=-1)
+        expanded = self.kv_b_proj(latent).unflatten(-1, (heads, -1))
+        key_nope, value = expanded.split([c.qk_nope_head_dim, c.v_head_dim], dim=-1)
+        key_rope = key_rope[:, :, None].expand(-1, -1, heads, -1)
+        query, key = torch.cat((q_nope, q_rope), dim=-1), torch.cat((key_nope, key_rope), dim=-1)
+        query, key, value = (states.transpose(1, 2) for states in (query, key, value))
+        return attention(
+            query, key, value, scale=self.scale, mask=context.mask, causal=context.causal
+        )
+
+    def _absorbed(
+        self, q_nope: Tensor, q_rope: Tensor, rows: Tensor, context: AttentionContext
+    ) -> Float[Tensor, "b n t v"]:
+        """Attend in latent space: (q W_UK) . latent + q_rope . key, then W_UV on the result.
+
+        All heads share one key, so heads become queries of a single head.
+        """
+        c, tokens = self.config, q_nope.shape[1]
+        up = self.kv_b_proj.weight.unflatten(0, (c.num_attention_heads, -1))
+        up_key, up_value = up.split([c.qk_nope_head_dim, c.v_head_dim], dim=1)  # [heads, *, rank]
+        lifted = torch.einsum("btnd,ndr->bntr", q_nope, up_key)
+        query = torch.cat((lifted, q_rope.transpose(1, 2)), dim=-1).flatten(1, 2)[:, None]
+        mask = context.mask
+        if mask is not None:
+            mask = mask.repeat(1, 1, c.num_attention_heads, 1)
+        key = rows[:, None]  # the value is the key's latent part; passing it whole saves a copy
+        out = attention(query, key, key, scale=self.scale, mask=mask)[..., : self.rank]
+        out = out[:, 0].unflatten(1, (c.num_attention_heads, tokens))
+        return torch.einsum("bntr,nvr->bntv", out, up_value)

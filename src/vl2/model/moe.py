@@ -1,0 +1,93 @@
+"""Feed-forward layers of the language model: the SwiGLU MLP and DeepSeekMoE (arXiv 2401.06066)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Self
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from vl2.config import LanguageConfig
+from vl2.ops.moe import Routing, expert_mlp, route
+
+
+class Mlp(nn.Module):
+    """SwiGLU without biases: down(silu(gate x) * up x)."""
+
+    def __init__(self, hidden: int, inner: int) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(hidden, inner, bias=False)
+        self.up_proj = nn.Linear(hidden, inner, bias=False)
+        self.down_proj = nn.Linear(inner, hidden, bias=False)
+
+    def forward(self, x: Float[Tensor, "*lead h"]) -> Float[Tensor, "*lead h"]:
+        """Per token."""
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class Router(nn.Module):
+    """Scores in float32; noaux_tc adds a correction bias that training steers without gradients."""
+
+    def __init__(self, config: LanguageConfig) -> None:
+        super().__init__()
+        assert config.n_routed_experts is not None
+        self.config = config
+        self.weight = nn.Parameter(torch.empty(config.n_routed_experts, config.hidden_size))
+        bias = None
+        if config.topk_method == "noaux_tc":
+            bias = torch.empty(config.n_routed_experts, dtype=torch.float32)
+        self.register_buffer("e_score_correction_bias", bias)
+
+    def forward(self, x: Float[Tensor, "n h"]) -> Routing:
+        """Experts, weights and scores of n tokens."""
+        logits = F.linear(x.float(), self.weight.float())
+        return route(logits, self.config, self.e_score_correction_bias)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Move with the module, but stay float32: bfloat16 would round 0.001 steps away."""
+        bias = self.e_score_correction_bias
+        super()._apply(fn, recurse)
+        if bias is not None and self.e_score_correction_bias.dtype != torch.float32:
+            self.e_score_correction_bias = bias.to(self.e_score_correction_bias.device)
+        return self
+
+
+class Experts(nn.Module):
+    """All routed experts of a layer, stacked: [experts, out, in]."""
+
+    def __init__(self, config: LanguageConfig) -> None:
+        super().__init__()
+        e, hidden, inner = config.n_routed_experts, config.hidden_size, config.moe_intermediate_size
+        assert e is not None
+        self.gate_proj = nn.Parameter(torch.empty(e, inner, hidden))
+        self.up_proj = nn.Parameter(torch.empty(e, inner, hidden))
+        self.down_proj = nn.Parameter(torch.empty(e, hidden, inner))
+
+    def forward(self, x: Float[Tensor, "n h"], routing: Routing) -> Float[Tensor, "n h"]:
+        """Weighted sum over each token's experts."""
+        return expert_mlp(x, routing, self.gate_proj, self.up_proj, self.down_proj)
+
+
+class MoE(nn.Module):
+    """Routed experts beside shared ones, which are one fused MLP of n_shared_experts widths."""
+
+    def __init__(self, config: LanguageConfig) -> None:
+        super().__init__()
+        self.gate = Router(config)
+        self.experts = Experts(config)
+        self.shared_experts = None
+        if config.n_shared_experts:
+            inner = config.moe_intermediate_size * config.n_shared_experts
+            self.shared_experts = Mlp(config.hidden_size, inner)
+
+    def forward(self, x: Float[Tensor, "b t h"]) -> tuple[Float[Tensor, "b t h"], Routing]:
+        """The layer's output and what the router chose, for balancing."""
+        rows = x.flatten(0, 1)
+        routing = self.gate(rows)
+        out = self.experts(rows, routing).view_as(x)
+        if self.shared_experts is not None:
+            out = out + self.shared_experts(x)
+        return out, routing

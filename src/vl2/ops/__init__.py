@@ -1,0 +1,1 @@
+"""Pure tensor functions; each fast path stands beside its plain `*_ref` twin."""

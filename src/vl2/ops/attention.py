@@ -1,0 +1,87 @@
+"""Scaled dot-product attention with the masks of a decoder: causal, left-padded, packed, cached."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+
+def decoder_mask(
+    tokens: int,
+    keys: int,
+    *,
+    device: torch.device,
+    attention_mask: Bool[Tensor, "b s"] | None = None,
+    segment_ids: Int[Tensor, "b s"] | None = None,
+) -> Bool[Tensor, "b 1 t s"]:
+    """Which of `keys` positions the last `tokens` positions may see.
+
+    Args:
+        tokens: queries; they are the last positions of the keys.
+        keys: all positions, cached ones first.
+        device: where the mask is made.
+        attention_mask: False where a key is padding. A padding query still sees itself, because a
+            row without any key would be NaN and NaN times zero weight would reach other rows.
+        segment_ids: documents packed into one row: a token sees its own segment and segment 0,
+            a prefix that all share.
+    """
+    rows = torch.arange(keys - tokens, keys, device=device)[:, None]
+    columns = torch.arange(keys, device=device)[None, :]
+    mask = (columns <= rows)[None]
+    if attention_mask is not None:
+        mask = mask & (attention_mask[:, None, :] | (columns == rows))
+    if segment_ids is not None:
+        own = segment_ids[:, -tokens:, None] == segment_ids[:, None, :]
+        mask = mask & (own | (segment_ids[:, None, :] == 0))
+    return mask[:, None]
+
+
+def attention(
+    query: Float[Tensor, "b h t d"],
+    key: Float[Tensor, "b k s d"],
+    value: Float[Tensor, "b k s v"],
+    *,
+    scale: float,
+    mask: Bool[Tensor, "b 1 t s"] | None = None,
+    causal: bool = False,
+) -> Float[Tensor, "b h t v"]:
+    """Softmax(query key^T * scale) value through PyTorch's fused kernels; k divides h.
+
+    Values narrower than keys (MLA: 128 against 192) are padded with zeros, because the fused kernels
+    want one width and the unfused path would materialise all scores.
+    """
+    width = value.shape[-1]
+    if width < query.shape[-1]:
+        value = F.pad(value, (0, query.shape[-1] - width))
+    out = F.scaled_dot_product_attention(
+        query,
+        key,
+        value,
+        attn_mask=mask,
+        is_causal=causal,
+        scale=scale,
+        enable_gqa=key.shape[1] != query.shape[1],
+    )
+    return out[..., :width]
+
+
+def attention_ref(
+    query: Float[Tensor, "b h t d"],
+    key: Float[Tensor, "b k s d"],
+    value: Float[Tensor, "b k s v"],
+    *,
+    scale: float,
+    mask: Bool[Tensor, "b 1 t s"] | None = None,
+    causal: bool = False,
+) -> Float[Tensor, "b h t v"]:
+    """The plain twin of `attention`: all scores, softmax in float32."""
+    groups = query.shape[1] // key.shape[1]
+    key, value = (x.repeat_interleave(groups, dim=1) for x in (key, value))
+    scores = (query @ key.transpose(-1, -2)).float() * scale
+    if causal:
+        mask = decoder_mask(query.shape[2], key.shape[2], device=query.device)
+    if mask is not None:
+        scores = scores.masked_fill(~mask, float("-inf"))
+    return scores.softmax(dim=-1).to(value.dtype) @ value

@@ -1,0 +1,150 @@
+"""Mixture of experts: routing, the grouped expert MLP, and balancing.
+
+Routing follows DeepSeekMoE as DeepSeek-VL2 uses it: softmax-greedy (Tiny, Small), group-limited
+greedy (DeepSeek-V2), and sigmoid with a correction bias, "noaux_tc" (Base; arXiv 2408.15664).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from vl2.config import LanguageConfig
+
+
+class Routing(NamedTuple):
+    """What the router chose for each of n tokens, in float32 (memory: n * (experts + 2 k) numbers)."""
+
+    experts: Tensor  # [n, k] int64
+    weights: Tensor  # [n, k] float32
+    scores: Tensor  # [n, experts] float32, before the bias
+
+
+def route(
+    logits: Float[Tensor, "n e"], config: LanguageConfig, bias: Float[Tensor, " e"] | None = None
+) -> Routing:
+    """Choose `num_experts_per_tok` experts per token and their weights.
+
+    The bias of noaux_tc decides who is chosen, never how much an expert counts. Scores are float32:
+    near ties decide the choice, and bfloat16 would flip them.
+    """
+    logits = logits.float()
+    scores = logits.softmax(dim=-1) if config.scoring_func == "softmax" else logits.sigmoid()
+    assert config.num_experts_per_tok is not None
+    choice = scores.detach() if bias is None else scores.detach() + bias
+    if config.topk_method != "greedy":
+        choice = _limit_groups(choice, config)
+    experts = choice.topk(config.num_experts_per_tok, dim=-1, sorted=False).indices
+    weights = scores.gather(-1, experts)
+    if config.norm_topk_prob and config.num_experts_per_tok > 1:
+        weights = weights / (weights.sum(dim=-1, keepdim=True) + 1e-20)
+    return Routing(experts, weights * config.routed_scaling_factor, scores)
+
+
+def _limit_groups(choice: Float[Tensor, "n e"], config: LanguageConfig) -> Float[Tensor, "n e"]:
+    """Keep the best `topk_group` of `n_group` groups of experts.
+
+    A dropped group gets -inf. The official code writes 0.0, which a kept but negative biased score
+    would lose against.
+    """
+    assert config.n_group is not None
+    assert config.topk_group is not None
+    if config.topk_group == config.n_group:
+        return choice
+    groups = choice.unflatten(-1, (config.n_group, -1))  # (N, G, E/G)
+    best = 2 if config.topk_method == "noaux_tc" else 1
+    strength = groups.topk(min(best, groups.shape[-1]), dim=-1).values.sum(dim=-1)
+    kept = torch.zeros_like(strength, dtype=torch.bool)
+    kept.scatter_(-1, strength.topk(config.topk_group, dim=-1).indices, True)
+    return groups.masked_fill(~kept[..., None], float("-inf")).flatten(-2)
+
+
+def expert_mlp(
+    x: Float[Tensor, "n h"],
+    routing: Routing,
+    gate: Float[Tensor, "e i h"],
+    up: Float[Tensor, "e i h"],
+    down: Float[Tensor, "e h i"],
+) -> Float[Tensor, "n h"]:
+    """Weighted sum of each token's expert SwiGLUs through grouped matmuls.
+
+    Tokens are sorted by expert, so that each expert is one slice; results go back by the inverse
+    permutation and are summed over k in a fixed order, which keeps the result reproducible.
+    """
+    experts = routing.experts
+    k = experts.shape[1]
+    order = experts.flatten().argsort(stable=True)
+    counts = torch.bincount(experts.flatten(), minlength=gate.shape[0])
+    ends = counts.cumsum(0).to(torch.int32)
+    rows = x[order // k]  # (N*k, H) sorted by expert
+    hidden = F.silu(F.grouped_mm(rows, gate.transpose(-1, -2), offs=ends))
+    hidden = hidden * F.grouped_mm(rows, up.transpose(-1, -2), offs=ends)
+    out = F.grouped_mm(hidden, down.transpose(-1, -2), offs=ends)
+    back = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=x.device))
+    out = out[back].unflatten(0, (-1, k)).float()  # (N, k, H)
+    return (out * routing.weights[..., None]).sum(dim=1).to(x.dtype)
+
+
+def expert_mlp_ref(
+    x: Float[Tensor, "n h"],
+    routing: Routing,
+    gate: Float[Tensor, "e i h"],
+    up: Float[Tensor, "e i h"],
+    down: Float[Tensor, "e h i"],
+) -> Float[Tensor, "n h"]:
+    """The plain twin of `expert_mlp`: one expert after the other, as the official code does."""
+    total = torch.zeros_like(x, dtype=torch.float32)
+    for expert in range(gate.shape[0]):
+        token, slot = (routing.experts == expert).nonzero(as_tuple=True)
+        rows = x[token]
+        hidden = F.silu(rows @ gate[expert].T) * (rows @ up[expert].T)
+        out = (hidden @ down[expert].T).float()
+        total = total.index_add(0, token, out * routing.weights[token, slot][:, None])
+    return total.to(x.dtype)
+
+
+def balance_loss(
+    routing: Routing, mask: Bool[Tensor, "b t"], config: LanguageConfig
+) -> Float[Tensor, ""]:
+    """DeepSeek-V2's balance loss of one layer, times `aux_loss_alpha`; padding does not count.
+
+    Sequence-wise (`seq_aux`): for each sequence f_e = E / (k T) * #(tokens that chose e) and
+    P_e = mean score of e; the loss is the mean over sequences of sum_e f_e P_e. Otherwise the whole
+    batch is one sequence.
+
+    Args:
+        routing: the router's choice for b * t tokens.
+        mask: True where a token is real.
+        config: gives alpha, k and E.
+    """
+    b, t = mask.shape
+    e = routing.scores.shape[-1]
+    chosen = F.one_hot(routing.experts, e).sum(dim=1).float().view(b, t, e)
+    scores = routing.scores.view(b, t, e)
+    real = mask[..., None].float()
+    if not config.seq_aux:
+        chosen, scores, real = (x.flatten(0, 1)[None] for x in (chosen, scores, real))
+    count = real.sum(dim=1).clamp(min=1)  # (B, 1)
+    assert config.num_experts_per_tok is not None
+    frequency = (chosen * real).sum(dim=1) / count * (e / config.num_experts_per_tok)
+    probability = (scores * real).sum(dim=1) / count
+    return config.aux_loss_alpha * (frequency * probability).sum(dim=-1).mean()
+
+
+def expert_load(
+    routing: Routing, mask: Bool[Tensor, "b t"], experts: int
+) -> Float[Tensor, " e"]:
+    """How many real tokens chose each expert, as float32 counts."""
+    chosen = routing.experts[mask.flatten()].flatten()
+    return torch.bincount(chosen, minlength=experts).float()
+
+
+def update_bias(
+    bias: Float[Tensor, " e"], load: Float[Tensor, " e"], step: float
+) -> Float[Tensor, " e"]:
+    """Loss-free balancing (arXiv 2408.15664): overloaded experts lose `step`, underloaded gain it."""
+    return bias + step * (load.mean() - load).sign()

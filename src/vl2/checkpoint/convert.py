@@ -1,0 +1,97 @@
+"""Move a checkpoint between dtypes and layouts, tensor by tensor: the model is never in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from vl2.checkpoint.container import OutTensor, StoredTensor, iter_pieces
+from vl2.checkpoint.layout import Slot, stored_dtypes, table
+from vl2.checkpoint.load import Checkpoint, model_dtype, open_checkpoint
+from vl2.checkpoint.resolve import resolve
+from vl2.checkpoint.save import MAX_SHARD_BYTES, check_layout, companions, write_checkpoint
+
+
+def convert_checkpoint(
+    source: str | Path,
+    target: str | Path,
+    dtype: str | torch.dtype = "auto",
+    *,
+    layout: str = "released",
+    max_shard_bytes: int | None = MAX_SHARD_BYTES,
+    force: bool = False,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> Path:
+    """Write the model of `source` into the folder `target` and return that folder.
+
+    The result carries `architectures` in config.json and the tokenizer and processor files of the
+    source. At most a few MiB of weights are in memory at a time.
+
+    Args:
+        source: "nano", a local folder or a hub id.
+        target: a new or empty folder.
+        dtype: "auto" keeps every tensor's own, so that only names and files change.
+        layout: "released" (one tensor per expert, what other engines read) or "stacked".
+        max_shard_bytes: as in `save_model`.
+        force: write into a folder that is not empty; a model there is replaced.
+        on_progress: hears (bytes written so far, bytes in all).
+
+    Raises:
+        CheckpointError: the source is not whole, or the target cannot be written.
+        ValueError: an argument is wrong, or the target is not empty and `force` is not given.
+    """
+    check_layout(layout)
+    held = None if dtype == "auto" else model_dtype(dtype)
+    folder, goal = resolve(source), Path(target).expanduser()
+    if goal.exists() and not goal.is_dir():
+        raise ValueError(f"{goal} is a file: give a folder to write into")
+    if goal.is_dir() and goal.samefile(folder):
+        raise ValueError(f"{goal} is the source itself: give another folder to write into")
+    if goal.is_dir() and any(goal.iterdir()) and not force:
+        raise ValueError(f"{goal} is not empty: give a new folder, or --force to replace the model")
+    checkpoint = open_checkpoint(folder)
+    write_checkpoint(
+        goal,
+        list(_converted(checkpoint, held, layout)),
+        checkpoint.config,
+        max_shard_bytes=max_shard_bytes,
+        companions=companions(folder),
+        on_progress=on_progress,
+    )
+    return goal
+
+
+def _converted(
+    checkpoint: Checkpoint, dtype: torch.dtype | None, layout: str
+) -> Iterator[OutTensor]:
+    parts: dict[str, list[tuple[StoredTensor, Slot]]] = {}
+    for stored, slot in checkpoint.places:
+        parts.setdefault(slot.key, []).append((stored, slot))
+    held = stored_dtypes(checkpoint.skeleton, dtype or torch.float32)
+    for key, slot in table(checkpoint.skeleton.state_dict(), layout):
+        sources = _sources(parts[slot.key], slot)
+        out_dtype = sources[0].dtype if dtype is None else held[slot.key]
+        yield OutTensor(
+            key=key, dtype=out_dtype, shape=slot.shape, pieces=partial(_pieces, sources)
+        )
+
+
+def _sources(parts: list[tuple[StoredTensor, Slot]], wanted: Slot) -> list[StoredTensor]:
+    """Where the values of a target slot lie in the source, whichever of the two is stacked."""
+    if wanted.expert is None:
+        return [stored for stored, _ in parts]
+    stored, slot = parts[0]
+    if slot.expert is not None:
+        return [parts[wanted.expert][0]]
+    part = replace(stored, shape=wanted.shape)
+    return [replace(part, start=stored.start + wanted.expert * part.nbytes)]
+
+
+def _pieces(sources: list[StoredTensor]) -> Iterator[Tensor]:
+    for stored in sources:
+        yield from iter_pieces(stored)

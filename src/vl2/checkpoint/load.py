@@ -1,0 +1,205 @@
+"""Load a model straight into its dtype and device, with one copy of the weights in memory.
+
+Order of events: headers are read and checked, the model is built on the meta device, every stored
+tensor is matched with its place, and only then memory is taken, once per tensor, and filled from
+the files. Whatever fails before the end leaves no model behind.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from vl2.checkpoint.container import CheckpointError, StoredTensor, main_dtype, read_tensors
+from vl2.checkpoint.folder import scan_folder
+from vl2.checkpoint.layout import Slot, layout_of, stored_dtypes, table
+from vl2.checkpoint.resolve import resolve
+from vl2.config import VL2Config
+from vl2.logs import get_logger
+from vl2.model.vl2 import VL2Model
+
+log = get_logger(__name__)
+
+MODEL_DTYPES: dict[str, torch.dtype] = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+"""Dtypes that a model can be held in, by the names of config.json's `torch_dtype`."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Checkpoint:
+    """A model folder whose files fit its config: what is stored where, and where it belongs.
+
+    `skeleton` is the model on the meta device, `places` pairs every stored tensor with its slot.
+    """
+
+    folder: Path
+    config: VL2Config
+    skeleton: VL2Model
+    places: tuple[tuple[StoredTensor, Slot], ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of weights in the files."""
+        return sum(stored.nbytes for stored, _ in self.places)
+
+
+def load_model(
+    path: str | Path,
+    dtype: str | torch.dtype = "auto",
+    device: str | torch.device = "auto",
+    quantization: str | None = None,
+    *,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> VL2Model:
+    """Load a model for inference (`eval` mode) without ever holding its weights twice.
+
+    Args:
+        path: "nano" (the embedded model), a local folder, or a hub id such as
+            "deepseek-ai/deepseek-vl2-tiny".
+        dtype: "auto" (config.json's, else the files'), "float32", "bfloat16", "float16" or a
+            torch.dtype. Float32 buffers (the router's correction bias) stay float32 in any of them.
+        device: "auto" (CUDA when available, else the CPU) or a torch device.
+        quantization: None; nothing else is available in this version.
+        on_progress: hears (bytes read so far, bytes in all) after every read.
+
+    Raises:
+        CheckpointError: weights are missing, unexpected, mis-shaped, truncated, twice there,
+            pickled or of a dtype that cannot be loaded; the message names key, file and remedy.
+        ValueError: an argument, the path or config.json is wrong.
+    """
+    if quantization is not None:
+        raise ValueError(
+            f"quantization is {quantization!r}: only None is available in this version"
+        )
+    target = _device(device)
+    checkpoint = open_checkpoint(resolve(path))
+    held = _dtype(dtype, checkpoint)
+    state = _allocate(checkpoint.skeleton, held, target)
+    _fill(checkpoint, state, on_progress or (lambda done, total: None))
+    checkpoint.skeleton.load_state_dict(state, strict=True, assign=True)
+    log.info("loaded %s: %d tensors in %s on %s", path, len(checkpoint.places), held, target)
+    return checkpoint.skeleton.eval()
+
+
+def open_checkpoint(folder: Path) -> Checkpoint:
+    """Read config.json and every header of a folder and check that they fit; no weights are read.
+
+    Raises:
+        CheckpointError: the files do not hold the model of config.json.
+        ValueError: config.json is missing or wrong.
+    """
+    config = VL2Config.from_pretrained(folder)
+    stored = scan_folder(folder)
+    # Every layer has tensors, so this ends the building of an absurd config before it begins.
+    layers = max(config.language_config.num_hidden_layers, config.vision_config.layers)
+    if layers > len(stored):
+        raise CheckpointError(
+            f"{folder / 'config.json'} asks for {layers} layers but the files hold {len(stored)} "
+            "tensors: config and weights are of different models"
+        )
+    with torch.device("meta"):
+        skeleton = VL2Model(config)
+    return Checkpoint(
+        folder=folder, config=config, skeleton=skeleton, places=_match(skeleton, stored, folder)
+    )
+
+
+def _match(
+    skeleton: VL2Model, stored: Mapping[str, StoredTensor], folder: Path
+) -> tuple[tuple[StoredTensor, Slot], ...]:
+    places: list[tuple[StoredTensor, Slot]] = []
+    for key, slot in table(skeleton.state_dict(), layout_of(stored)):
+        tensor = stored.get(key)
+        if tensor is None:
+            raise CheckpointError(
+                f"{key} is missing in {folder}: expected shape {list(slot.shape)}; "
+                "config.json describes another model or a shard is not whole"
+            )
+        if tensor.shape != slot.shape:
+            raise CheckpointError(
+                f"{key} in {tensor.file} has shape {list(tensor.shape)}: config.json expects "
+                f"{list(slot.shape)}; config and weights are of different models"
+            )
+        places.append((tensor, slot))
+    unexpected = sorted(set(stored) - {tensor.key for tensor, _ in places})
+    if unexpected:
+        raise CheckpointError(
+            f"{unexpected[0]} in {stored[unexpected[0]].file} is not a tensor of the model of "
+            f"config.json ({len(unexpected)} such): config and weights are of different models"
+        )
+    return tuple(places)
+
+
+def _device(device: str | torch.device) -> torch.device:
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        found = torch.device(device)
+    except RuntimeError:
+        raise ValueError(f"device is {device!r}: expected auto, cpu, cuda or cuda:N") from None
+    if found.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(
+            f"device is {device!r} but this PyTorch sees no CUDA device: use cpu or auto"
+        )
+    return found
+
+
+def _dtype(dtype: str | torch.dtype, checkpoint: Checkpoint) -> torch.dtype:
+    if dtype == "auto":
+        return _stated_dtype(checkpoint.folder) or main_dtype(s for s, _ in checkpoint.places)
+    return model_dtype(dtype)
+
+
+def model_dtype(dtype: str | torch.dtype) -> torch.dtype:
+    """The dtype meant by a name of `MODEL_DTYPES`, or the given one if it is among them.
+
+    Raises:
+        ValueError: a model cannot be held in it.
+    """
+    if isinstance(dtype, torch.dtype):
+        found = dtype if dtype in MODEL_DTYPES.values() else None
+    else:
+        found = MODEL_DTYPES.get(dtype)
+    if found is None:
+        raise ValueError(f"dtype is {dtype}: expected auto, {', '.join(MODEL_DTYPES)}")
+    return found
+
+
+def _stated_dtype(folder: Path) -> torch.dtype | None:
+    """`torch_dtype` (lately `dtype`) if config.json itself says it; our default does not count."""
+    data = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    stated = data.get("torch_dtype", data.get("dtype"))
+    return MODEL_DTYPES.get(stated) if isinstance(stated, str) else None
+
+
+def _allocate(skeleton: VL2Model, dtype: torch.dtype, device: torch.device) -> dict[str, Tensor]:
+    dtypes = stored_dtypes(skeleton, dtype)
+    return {
+        key: torch.empty(tensor.shape, dtype=dtypes[key], device=device)
+        for key, tensor in skeleton.state_dict().items()
+    }
+
+
+def _fill(
+    checkpoint: Checkpoint, state: Mapping[str, Tensor], on_progress: Callable[[int, int], None]
+) -> None:
+    by_file: dict[Path, list[tuple[StoredTensor, Tensor]]] = {}
+    for stored, slot in checkpoint.places:
+        by_file.setdefault(stored.file, []).append((stored, slot.of(state)))
+    total, done = checkpoint.nbytes, 0
+
+    def on_bytes(count: int) -> None:
+        nonlocal done
+        done += count
+        on_progress(done, total)
+
+    for file, wanted in by_file.items():
+        read_tensors(file, wanted, on_bytes)

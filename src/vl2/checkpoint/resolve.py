@@ -1,0 +1,75 @@
+"""Where a model is: the embedded one by its name, a local folder, or a hub id."""
+
+from __future__ import annotations
+
+import re
+from importlib import resources
+from pathlib import Path
+
+from huggingface_hub import snapshot_download
+
+from vl2.logs import get_logger
+
+log = get_logger(__name__)
+
+EMBEDDED = "nano"
+"""Name of the model inside the package."""
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.\-]*/[\w.\-]+")
+_DESCRIPTION = ["*.json"]
+_WEIGHTS = ["*.json", "*.safetensors"]
+
+
+def resolve(path: str | Path, *, weights: bool = True) -> Path:
+    """The folder of a model.
+
+    Args:
+        path: "nano", a local folder, or a hub id "organisation/name". A hub id is fetched into the
+            hub's own cache, only JSON and safetensors of it; `HF_HOME`, `HF_TOKEN` and
+            `HF_HUB_OFFLINE` are respected, and a cached copy serves when the hub is out of reach.
+        weights: False fetches the description of a hub model without its weights.
+
+    Raises:
+        ValueError: nothing is there, or the hub does not give it.
+    """
+    name = str(path)
+    if name == EMBEDDED:
+        return embedded_folder()
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        return folder
+    if folder.exists():
+        raise ValueError(f"{name} is a file: give the folder that holds config.json")
+    if isinstance(path, str) and _HUB_ID.fullmatch(path):
+        return _fetch(path, _WEIGHTS if weights else _DESCRIPTION)
+    raise ValueError(
+        f"no model at {name}: give a folder, a hub id (organisation/name) or {EMBEDDED!r}"
+    )
+
+
+def embedded_folder() -> Path:
+    """Folder of the model inside the package.
+
+    Raises:
+        ValueError: this installation came without it.
+    """
+    folder = Path(str(resources.files("vl2") / "assets" / EMBEDDED))
+    if not (folder / "config.json").is_file():
+        raise ValueError(
+            f"the embedded model is not in this installation ({folder}): reinstall vl2"
+        )
+    return folder
+
+
+def _fetch(hub_id: str, patterns: list[str]) -> Path:
+    log.info("looking for %s in the hub's cache and on the hub", hub_id)
+    try:
+        # Folders inside a repository (other formats, demos) are never part of the model.
+        found = snapshot_download(hub_id, allow_patterns=patterns, ignore_patterns=["*/*"])
+    except Exception as error:  # each transport has its own errors; all mean the same to a user
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(
+            f"cannot get {hub_id}: neither a folder here nor to be had from the hub or its cache "
+            f"({reason[:160]}); check the name and the network, or give a local folder"
+        ) from None
+    return Path(found)

@@ -1,0 +1,270 @@
+"""Text to ids and back, and the line between control tokens and text.
+
+The encoder that sees text holds no control token at all, so no text can ever become one; control
+strings are recognised only by `split_controls`, which the trusted path alone calls.
+"""
+
+from __future__ import annotations
+
+import codecs
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+
+FILE = "tokenizer.json"
+
+SPECIAL_TOKENS: dict[str, str] = {
+    "bos": "<｜begin▁of▁sentence｜>",
+    "eos": "<｜end▁of▁sentence｜>",
+    "pad": "<｜▁pad▁｜>",
+    "image": "<image>",
+    "ref": "<|ref|>",
+    "ref_end": "<|/ref|>",
+    "det": "<|det|>",
+    "det_end": "<|/det|>",
+    "grounding": "<|grounding|>",
+    "user": "<|User|>",
+    "assistant": "<|Assistant|>",
+}
+"""Short name to the released string. The first three have full-width bars, the others ASCII bars."""
+
+GROUNDING_TOKENS = ("ref", "ref_end", "det", "det_end", "grounding")
+"""The tokens that `allow_grounding_tokens` lets text from outside use."""
+
+_CONTROL_SHAPE = re.compile(r"<.+>", re.DOTALL)
+
+
+class Tokenizer:
+    """A byte-level tokenizer.json with the special tokens of DeepSeek-VL2, resolved by name.
+
+    Attributes:
+        bos_id, eos_id, pad_id, image_id, ref_id, ref_end_id, det_id, det_end_id, grounding_id,
+            user_id, assistant_id: ids of `SPECIAL_TOKENS`.
+        control_ids: ids that only our own code, or the trusted path, may put into a prompt.
+        vocab_size: number of ids, added tokens included.
+    """
+
+    def __init__(
+        self,
+        data: Mapping[str, Any],
+        *,
+        add_missing: bool = False,
+        names: Mapping[str, str] | None = None,
+    ) -> None:
+        """Build from the content of a tokenizer.json.
+
+        Args:
+            data: the parsed file.
+            add_missing: give missing special tokens the next free ids instead of refusing.
+            names: replaces strings of `SPECIAL_TOKENS`, for instance {"pad": "<pad>"}.
+
+        Raises:
+            ValueError: not a byte-level tokenizer, or special tokens are missing (all are listed).
+        """
+        _check_kind(data)
+        strings = {**SPECIAL_TOKENS, **(names or {})}
+        self._data = _with_tokens(data, strings.values(), add_missing=add_missing)
+        added: dict[str, int] = {t["content"]: t["id"] for t in self._data["added_tokens"]}
+        self._controls = {t["content"]: t["id"] for t in self._data["added_tokens"] if _is_control(t)}
+        self.control_ids = frozenset(self._controls.values())
+        self._tokens: dict[int, str] = {i: t for t, i in self._data["model"]["vocab"].items()}
+        self._tokens.update((i, t) for t, i in added.items())
+        self._added_ids = frozenset(added.values())
+        self.vocab_size = max(self._tokens) + 1
+        self._encoder = _text_encoder(self._data, self._controls)
+        self._pattern = _any_of(self._controls)
+        self._ids = {name: self._controls[string] for name, string in strings.items()}
+        self.bos_id, self.eos_id, self.pad_id = (self._ids[n] for n in ("bos", "eos", "pad"))
+        self.image_id, self.grounding_id = self._ids["image"], self._ids["grounding"]
+        self.ref_id, self.ref_end_id = self._ids["ref"], self._ids["ref_end"]
+        self.det_id, self.det_end_id = self._ids["det"], self._ids["det_end"]
+        self.user_id, self.assistant_id = self._ids["user"], self._ids["assistant"]
+        self.grounding_ids = frozenset(self._ids[name] for name in GROUNDING_TOKENS)
+        self._bytes: dict[int, bytes] = {}
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path: str | Path,
+        *,
+        add_missing: bool = False,
+        names: Mapping[str, str] | None = None,
+    ) -> Tokenizer:
+        """Read `tokenizer.json` from a folder, or the file itself.
+
+        Raises:
+            ValueError: no such file, not JSON, not byte-level, or special tokens are missing.
+        """
+        file = Path(path)
+        file = file / FILE if file.is_dir() else file
+        try:
+            data = json.loads(file.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise ValueError(f"no {FILE} at {file}: give a model folder") from None
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{file} cannot be read as JSON: {error}") from None
+        return cls(data, add_missing=add_missing, names=names)
+
+    def save(self, folder: str | Path) -> None:
+        """Write `tokenizer.json` into `folder`."""
+        text = json.dumps(self._data, ensure_ascii=False, indent=2) + "\n"
+        (Path(folder) / FILE).write_text(text, encoding="utf-8")
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of text from outside. A control string in it stays text.
+
+        Raises:
+            ValueError: half a surrogate pair, which is no text.
+        """
+        if not text:
+            return []
+        try:
+            ids = self._encoder.encode(text, add_special_tokens=False).ids
+        except (TypeError, UnicodeEncodeError):
+            raise ValueError(
+                "text holds a lone surrogate, which is no character: decode its source with errors='replace'"
+            ) from None
+        assert self.control_ids.isdisjoint(ids), "the vocabulary reaches a control token by merges"
+        return ids
+
+    def encode_trusted(self, text: str) -> list[int]:
+        """Ids of our own text: control strings in it become control ids."""
+        ids: list[int] = []
+        for piece in self.split_controls(text):
+            ids += [piece] if isinstance(piece, int) else self.encode(piece)
+        return ids
+
+    def split_controls(self, text: str, only: Iterable[int] | None = None) -> list[str | int]:
+        """Cut trusted text at control strings: text pieces and control ids in order.
+
+        Args:
+            text: what to cut.
+            only: recognise no other ids than these; the rest stays text.
+        """
+        allowed = self.control_ids if only is None else frozenset(only)
+        pattern = self._pattern if only is None else _any_of(self._strings_of(allowed))
+        pieces: list[str | int] = []
+        at = 0
+        for found in pattern.finditer(text):
+            pieces += [text[at : found.start()], self._controls[found[0]]]
+            at = found.end()
+        return [piece for piece in [*pieces, text[at:]] if piece != ""]
+
+    def decode(self, ids: Sequence[int], skip_special: bool = False) -> str:
+        """Text of ids; broken characters become U+FFFD, ids beyond the vocabulary nothing."""
+        return b"".join(self._visible(ids, skip_special)).decode("utf-8", errors="replace")
+
+    def token_bytes(self, token: int) -> bytes:
+        """The bytes one id stands for; empty for an id beyond the vocabulary."""
+        known = self._bytes.get(token)
+        if known is None:
+            known = self._bytes[token] = self._spell(token)
+        return known
+
+    def _visible(self, ids: Sequence[int], skip_special: bool) -> Iterable[bytes]:
+        hidden = self.control_ids if skip_special else ()
+        return (self.token_bytes(i) for i in ids if i not in hidden)
+
+    def _spell(self, token: int) -> bytes:
+        text = self._tokens.get(token, "")
+        if token in self._added_ids or not _BYTES.keys() >= set(text):
+            return text.encode()
+        return bytes(_BYTES[char] for char in text)
+
+    def _strings_of(self, ids: Iterable[int]) -> list[str]:
+        wanted = frozenset(ids)
+        return [string for string, number in self._controls.items() if number in wanted]
+
+
+class TextDecoder:
+    """Ids to text while they arrive; a character is handed out once it is whole.
+
+    The joined pieces equal `tokenizer.decode(all_ids, skip_special)`.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, *, skip_special: bool = False) -> None:
+        self._tokenizer = tokenizer
+        self._hidden = tokenizer.control_ids if skip_special else frozenset()
+        self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
+
+    def push(self, token: int) -> str:
+        """Take one id; returns the characters that it completes, often none."""
+        return "" if token in self._hidden else self._utf8.decode(self._tokenizer.token_bytes(token))
+
+    def finish(self) -> str:
+        """The ids have ended: an incomplete character comes out as U+FFFD."""
+        return self._utf8.decode(b"", final=True)
+
+
+def _byte_alphabet() -> dict[str, int]:
+    """GPT-2's table of printable stand-ins for bytes, as ByteLevel vocabularies are written in."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    table = {chr(byte): byte for byte in printable}
+    table.update((chr(256 + n), byte) for n, byte in enumerate(others))
+    return table
+
+
+_BYTES = _byte_alphabet()
+
+
+def _check_kind(data: Mapping[str, Any]) -> None:
+    kind = (data.get("model") or {}).get("type"), (data.get("decoder") or {}).get("type")
+    if kind != ("BPE", "ByteLevel"):
+        raise ValueError(
+            f"tokenizer.json is model {kind[0]!r} with decoder {kind[1]!r}: "
+            "expected a byte-level BPE ('BPE' with 'ByteLevel') as DeepSeek's are"
+        )
+
+
+def _with_tokens(
+    data: Mapping[str, Any], strings: Iterable[str], *, add_missing: bool
+) -> dict[str, Any]:
+    """The file's content with every special token among its added tokens."""
+    added = [dict(token) for token in data.get("added_tokens") or ()]
+    known = {token["content"] for token in added}
+    missing = [string for string in strings if string not in known]
+    if missing and not add_missing:
+        raise ValueError(
+            f"tokenizer.json lacks {len(missing)} special tokens: {' '.join(missing)}; "
+            "use the tokenizer of a DeepSeek-VL2 checkpoint or pass add_missing=True"
+        )
+    vocab = data["model"]["vocab"]
+    free = 1 + max([*vocab.values(), *(token["id"] for token in added)], default=-1)
+    for string in missing:
+        number = vocab.get(string, free)
+        free += number == free
+        flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+        added.append({"id": number, "content": string, **flags, "special": True})
+    return {**data, "added_tokens": added}
+
+
+def _is_control(token: Mapping[str, Any]) -> bool:
+    """Special, or shaped like `<...>`: DeepSeek marks `<｜User｜>` and its kin as not special."""
+    return bool(token["special"]) or bool(_CONTROL_SHAPE.fullmatch(token["content"]))
+
+
+def _text_encoder(data: Mapping[str, Any], controls: Mapping[str, int]) -> tokenizers.Tokenizer:
+    """The tokenizer without its control tokens; other added tokens (runs of spaces, say) stay."""
+    for token in data["added_tokens"]:
+        if token["content"] in controls and (token["lstrip"] or token["rstrip"] or token["single_word"]):
+            raise ValueError(
+                f"tokenizer.json: special token {token['content']!r} has lstrip, rstrip or single_word "
+                "set: expected none, as in DeepSeek's files"
+            )
+    plain = [token for token in data["added_tokens"] if token["content"] not in controls]
+    text = json.dumps({**data, "added_tokens": plain, "post_processor": None}, ensure_ascii=False)
+    try:
+        return tokenizers.Tokenizer.from_str(text)
+    except Exception as error:  # the library raises bare Exception
+        raise ValueError(f"tokenizer.json cannot be used: {error}") from None
+
+
+def _any_of(strings: Iterable[str]) -> re.Pattern[str]:
+    """Matches any of the strings, the longest first as the tokenizers library does."""
+    ordered = sorted(strings, key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, ordered)) or r"(?!)")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Self
 
 import torch
 import torch.nn.functional as F
@@ -46,7 +45,7 @@ class Router(nn.Module):
         logits = F.linear(x.float(), self.weight.float())
         return route(logits, self.config, self.e_score_correction_bias)
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Router:
         """Move with the module, but stay float32: bfloat16 would round 0.001 steps away."""
         bias = self.e_score_correction_bias
         super()._apply(fn, recurse)

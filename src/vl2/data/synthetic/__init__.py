@@ -2,7 +2,8 @@
 
 from vl2.data.synthetic.colours import COLOURS
 from vl2.data.synthetic.composing import draw_scene
-from vl2.data.synthetic.fonts import LETTERS, fetch_fonts, font_split
+from vl2.data.synthetic.font_packages import fetch_fonts
+from vl2.data.synthetic.fonts import LETTERS, font_split
 from vl2.data.synthetic.labels import dense_labels
 from vl2.data.synthetic.questions import QUESTION_KINDS, Question, ask
 from vl2.data.synthetic.scene import CharBox, Scene, SceneObject, SceneRecipe

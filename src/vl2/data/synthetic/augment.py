@@ -21,7 +21,7 @@ def _blurred(rng: np.random.Generator, image: Image.Image) -> Image.Image:
 
 def _noisy(rng: np.random.Generator, image: Image.Image) -> Image.Image:
     pixels = np.asarray(image).astype(np.float32)
-    sigma = np.float32(between(rng, 2, 9))
+    sigma = np.float32(between(rng, 2.0, 9.0))
     pixels += sigma * rng.standard_normal(pixels.shape, dtype=np.float32)
     return Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8), "RGB")
 

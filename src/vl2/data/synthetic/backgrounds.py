@@ -17,7 +17,7 @@ def _solid(rng: np.random.Generator, x: np.ndarray, y: np.ndarray) -> np.ndarray
 
 
 def _along(rng: np.random.Generator, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    angle = between(rng, 0.0, 2 * np.pi)
+    angle = between(rng, 0.0, 2.0 * np.pi)
     return np.float32(np.cos(angle)) * x + np.float32(np.sin(angle)) * y
 
 
@@ -31,24 +31,24 @@ def _linear(rng: np.random.Generator, x: np.ndarray, y: np.ndarray) -> np.ndarra
 
 
 def _radial(rng: np.random.Generator, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    centre_x, centre_y = between(rng, 0, x.shape[1]), between(rng, 0, y.shape[0])
+    centre_x, centre_y = between(rng, 0.0, x.shape[1]), between(rng, 0.0, y.shape[0])
     return _unit(np.sqrt((x - np.float32(centre_x)) ** 2 + (y - np.float32(centre_y)) ** 2))
 
 
 def _stripes(rng: np.random.Generator, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    period = np.float32(between(rng, 5, 28))
+    period = np.float32(between(rng, 5.0, 28.0))
     return ((_along(rng, x, y) / period) % 1 < np.float32(between(rng, 0.2, 0.8))).astype(
         np.float32
     )
 
 
 def _waves(rng: np.random.Generator, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    period = np.float32(between(rng, 8, 40) / (2 * np.pi))
+    period = np.float32(between(rng, 8.0, 40.0) / (2 * np.pi))
     return np.float32(0.5) + np.float32(0.5) * np.sin(_along(rng, x, y) / period)
 
 
 def _checks(rng: np.random.Generator, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    period = between(rng, 5, 24)
+    period = between(rng, 5.0, 24.0)
     return ((x // period + y // period) % 2).astype(np.float32)
 
 
@@ -57,7 +57,7 @@ def _noise(rng: np.random.Generator, x: np.ndarray, y: np.ndarray) -> np.ndarray
 
 
 def _dots(rng: np.random.Generator, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    period = between(rng, 6, 16)
+    period = between(rng, 6.0, 16.0)
     radius = between(rng, 0.12, 0.3)
     distance = ((x / period) % 1 - 0.5) ** 2 + ((y / period) % 1 - 0.5) ** 2
     return (distance < radius**2).astype(np.float32)
@@ -77,9 +77,9 @@ def _rules(rng: np.random.Generator, x: np.ndarray, y: np.ndarray) -> np.ndarray
 def _blobs(rng: np.random.Generator, x: np.ndarray, y: np.ndarray) -> np.ndarray:
     total = np.zeros((y.shape[0], x.shape[1]), np.float32)
     for _ in range(int(rng.integers(3, 8))):
-        spread = np.float32(2 * between(rng, 8, 30) ** 2)
-        across = np.exp(-((x - np.float32(between(rng, 0, x.shape[1]))) ** 2) / spread)
-        total += across * np.exp(-((y - np.float32(between(rng, 0, y.shape[0]))) ** 2) / spread)
+        spread = np.float32(2 * between(rng, 8.0, 30.0) ** 2)
+        across = np.exp(-((x - np.float32(between(rng, 0.0, x.shape[1]))) ** 2) / spread)
+        total += across * np.exp(-((y - np.float32(between(rng, 0.0, y.shape[0]))) ** 2) / spread)
     return _unit(total)
 
 
@@ -125,6 +125,8 @@ TRAIN_BACKGROUNDS: dict[str, Pattern] = {
 }
 HELDOUT_BACKGROUNDS: dict[str, Pattern] = {"clouds": _clouds, "paper": _paper, "weave": _weave}
 
+BACKGROUNDS = {"train": TRAIN_BACKGROUNDS, "heldout": HELDOUT_BACKGROUNDS}
+
 
 def draw_background(
     rng: np.random.Generator, size: tuple[int, int], *, split: str
@@ -136,19 +138,22 @@ def draw_background(
         size: width and height in pixels.
         split: "train" or "heldout"; the two share no family.
     """
-    families = TRAIN_BACKGROUNDS if split == "train" else HELDOUT_BACKGROUNDS
+    if split not in BACKGROUNDS:
+        raise ValueError(f"unknown split {split!r}; use one of {sorted(BACKGROUNDS)}")
+    families = BACKGROUNDS[split]
     name = pick(rng, tuple(families))
     x = np.arange(size[0], dtype=np.float32)[None]
     y = np.arange(size[1], dtype=np.float32)[:, None]
-    mix = families[name](rng, x, y)[..., None]
+    mix = families[name](rng, x, y)
     first, second = _colour_pair(rng)
-    pixels = first + (second - first) * mix
-    return np.clip(pixels + np.float32(0.5), 0, 255).astype(np.uint8), name
+    steps = np.linspace(0, 1, 256, dtype=np.float32)[:, None]
+    shades = np.rint(first + (second - first) * steps).astype(np.uint8)
+    return shades[(mix * np.float32(255)).astype(np.uint8)], name
 
 
 def _colour_pair(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """Two muted colours that differ little, mostly light, sometimes dark or in between."""
-    hue, saturation = between(rng, 0, 1), between(rng, 0, 0.28)
+    hue, saturation = between(rng, 0.0, 1.0), between(rng, 0.0, 0.28)
     value = between(rng, 0.82, 1.0) if chance(rng, 0.7) else between(rng, 0.08, 0.82)
     shift = between(rng, 0.05, 0.16)
     other = value - shift if value > 0.3 else value + shift

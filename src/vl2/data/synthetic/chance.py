@@ -7,7 +7,7 @@ import numpy as np
 
 T = TypeVar("T")
 
-Weighted = tuple[tuple[T, float], ...]
+Weighted = tuple[tuple[T, float | int], ...]
 """Choices with their weights; the weights need not sum to one."""
 
 
@@ -26,12 +26,12 @@ def pick_weighted(rng: np.random.Generator, options: Weighted[T]) -> T:
     return options[-1][0]
 
 
-def chance(rng: np.random.Generator, probability: float) -> bool:
+def chance(rng: np.random.Generator, probability: float | int) -> bool:
     """True with the given probability."""
     return float(rng.random()) < probability
 
 
-def between(rng: np.random.Generator, low: float, high: float) -> float:
+def between(rng: np.random.Generator, low: float | int, high: float | int) -> float:
     """A float drawn evenly from [low, high)."""
     return low + (high - low) * float(rng.random())
 

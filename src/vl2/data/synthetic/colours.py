@@ -1,6 +1,7 @@
 """Named colours, their jitter, and how different two colours look."""
 
 import colorsys
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -14,8 +15,8 @@ COLOUR_RANGES: dict[str, tuple[float, float, float, float, float, float]] = {
     "orange": (25, 33, 0.88, 1.0, 0.94, 1.0),
     "yellow": (51, 57, 0.75, 1.0, 0.92, 1.0),
     "green": (108, 145, 0.65, 1.0, 0.45, 0.75),
-    "blue": (212, 230, 0.75, 1.0, 0.62, 0.95),
-    "purple": (273, 287, 0.65, 0.9, 0.45, 0.72),
+    "blue": (208, 223, 0.75, 1.0, 0.62, 0.95),
+    "purple": (277, 290, 0.65, 0.9, 0.45, 0.72),
     "pink": (326, 344, 0.32, 0.50, 0.96, 1.0),
     "brown": (21, 30, 0.65, 0.85, 0.32, 0.46),
     "black": (0, 360, 0.0, 0.2, 0.0, 0.10),
@@ -56,13 +57,15 @@ def sampled_lab(pixels: np.ndarray, step: int = 8) -> np.ndarray:
     return lab(pixels[step // 2 :: step, step // 2 :: step].reshape(-1, 3))
 
 
-def contrast(colour: Colour, samples: np.ndarray) -> float:
-    """Difference (CIE76) of a colour to the closest tenth of the L*a*b* samples."""
-    distance = np.sqrt(((samples - lab(np.array(colour))) ** 2).sum(-1))
-    return float(np.partition(distance, len(distance) // 10)[len(distance) // 10])
+def contrasts(colours: Sequence[Colour], samples: np.ndarray) -> list[float]:
+    """Difference (CIE76) of each colour to the closest tenth of the L*a*b* samples [n, 3]."""
+    distances = np.sqrt(((lab(np.array(colours))[:, None] - samples) ** 2).sum(-1))
+    tenth = len(samples) // 10
+    return np.partition(distances, tenth, axis=1)[:, tenth].tolist()
 
 
 def lightness_contrast(colour: Colour, samples: np.ndarray) -> float:
-    """Difference in L* (0..100) of a colour to the closest tenth of the samples."""
-    distance = np.abs(samples[:, 0] - lab(np.array(colour))[0])
-    return float(np.partition(distance, len(distance) // 10)[len(distance) // 10])
+    """Difference in L* (0..100) of a colour to the closest tenth of the samples [n, 3]."""
+    distances = np.abs(samples[:, 0] - lab(np.array(colour))[0])
+    tenth = len(samples) // 10
+    return float(np.partition(distances, tenth)[tenth])

@@ -1,68 +1,23 @@
-"""Fonts for synthetic text: fetched from pinned packages, split by family, loaded once per size."""
+"""Fonts in use: split by family, loaded once per size, and what a reader can tell apart in them."""
 
 import hashlib
-import os
 import re
-import subprocess
-import sys
-import zipfile
 from collections.abc import Iterable
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from PIL import ImageFont
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
 
 HELDOUT_SHARE = 0.15
-FONT_SUFFIXES = (".ttf", ".otf")
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789abcdefghijklmnopqrstuvwxyz"
+CAPITALS_ONLY = ("AllerDisplay", "Amatic-Bold", "AmaticSC-Regular", "BEBAS___")
+"""Fonts that draw lower-case letters as capitals."""
+REGULAR_WEIGHT = 400
+TWIN_OVERLAP = 0.8
+"""Two glyphs that overlap at least this much (ink in common over ink in either) look the same."""
 
 Font = ImageFont.FreeTypeFont
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class FontPackage:
-    """A pure-Python wheel that carries font files."""
-
-    name: str
-    version: str
-    sha256: str
-    skip: tuple[str, ...] = ()
-    """Stems of files that are unfit for reading: no lower case, torn or hair-thin letters."""
-
-    @property
-    def requirement(self) -> str:
-        """What pip is asked for."""
-        return f"{self.name}=={self.version}"
-
-
-FONT_PACKAGES: tuple[FontPackage, ...] = (
-    FontPackage(
-        name="trdg",
-        version="1.8.0",
-        sha256="0283e855bd6713a05bd0c798bbb5486c793186ce6f149bf21e09af6c797d1dde",
-        skip=("SourceHanSans-Normal", "TakaoMincho"),
-    ),
-)
-
-
-def default_cache_dir() -> Path:
-    """`$VL2_CACHE/fonts`, or `~/.cache/vl2/fonts`."""
-    return Path(os.environ.get("VL2_CACHE") or Path.home() / ".cache" / "vl2") / "fonts"
-
-
-def fetch_fonts(cache_dir: Path | None = None) -> list[Path]:
-    """Paths of all usable fonts, downloading the packages that are not in the cache yet.
-
-    Args:
-        cache_dir: where fonts are kept; `default_cache_dir()` when None.
-
-    Raises:
-        RuntimeError: a package cannot be downloaded or is not the pinned file.
-    """
-    root = default_cache_dir() if cache_dir is None else cache_dir
-    paths = [path for package in FONT_PACKAGES for path in _package_fonts(package, root)]
-    return sorted(paths, key=lambda path: path.name)
 
 
 def font_split(paths: Iterable[Path], split: str) -> list[Path]:
@@ -72,37 +27,44 @@ def font_split(paths: Iterable[Path], split: str) -> list[Path]:
     """
     if split not in ("train", "heldout"):
         raise ValueError(f"unknown split {split!r}; use 'train' or 'heldout'")
-    return [path for path in paths if is_heldout(family(path)) == (split == "heldout")]
+    return [path for path in paths if _is_heldout(family(path)) == (split == "heldout")]
 
 
 def family(path: Path) -> str:
-    """The family of a font file: its first word, so that close relatives stay together."""
+    """The family of a font file: its name's first word, so that close relatives stay together."""
     match = re.match(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[^_\W]+", path.stem)
     return (match.group() if match else path.stem).lower()
 
 
-def is_heldout(family_name: str) -> bool:
-    """Whether fonts of this family are kept for evaluation only."""
-    digest = hashlib.sha256(f"vl2 font {family_name}".encode()).digest()
-    return int.from_bytes(digest[:4], "big") / 2**32 < HELDOUT_SHARE
-
-
-def by_family(paths: Iterable[Path]) -> tuple[tuple[Path, ...], ...]:
-    """The fonts grouped by family, in a fixed order."""
-    groups: dict[str, list[Path]] = {}
-    for path in sorted(paths, key=lambda path: path.name):
+@lru_cache(maxsize=64)
+def by_family(fonts: tuple[Path | None, ...]) -> tuple[tuple[Path | None, ...], ...]:
+    """The fonts grouped by family, in a fixed order; None, the built-in font, is one of its own."""
+    groups: dict[str, list[Path | None]] = {}
+    for path in sorted((font for font in fonts if font), key=lambda path: path.name):
         groups.setdefault(family(path), []).append(path)
+    if None in fonts:
+        groups[""] = [None]
     return tuple(tuple(group) for group in groups.values())
 
 
 @lru_cache(maxsize=4096)
 def load_font(path: Path | None, size: int) -> Font:
-    """The font file at `size` pixels per em, or Pillow's built-in font when `path` is None."""
-    if path is not None:
-        return ImageFont.truetype(path, size, layout_engine=ImageFont.Layout.BASIC)
-    font = ImageFont.load_default(size)
-    if not isinstance(font, ImageFont.FreeTypeFont):
-        raise RuntimeError("Pillow was built without FreeType; install a wheel from PyPI")
+    """The font file at `size` pixels per em, or Pillow's built-in font when `path` is None.
+
+    Variable fonts are set to regular weight; some of them start at their thinnest.
+    """
+    if path is None:
+        font = ImageFont.load_default(size)
+        if not isinstance(font, ImageFont.FreeTypeFont):
+            raise RuntimeError("Pillow has no FreeType; install Pillow from a PyPI wheel")
+        return font
+    font = ImageFont.truetype(path, size, layout_engine=ImageFont.Layout.BASIC)
+    if "wght" in path.stem:
+        weights = [
+            float(REGULAR_WEIGHT if axis.get("name") == b"Weight" else axis["default"] or 0)
+            for axis in font.get_variation_axes()
+        ]
+        font.set_variation_by_axes(weights)
     return font
 
 
@@ -113,49 +75,29 @@ def capital_height(path: Path | None) -> float:
     return (bottom - top) / 200
 
 
-def _package_fonts(package: FontPackage, root: Path) -> list[Path]:
-    folder = root / f"{package.name}-{package.version}"
-    if not (folder / "complete").exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        wheel = _download(package, folder)
-        _unzip_fonts(wheel, folder)
-        wheel.unlink()
-        (folder / "complete").touch()
-    return [
-        path
-        for path in folder.iterdir()
-        if path.suffix.lower() in FONT_SUFFIXES and path.stem not in package.skip
-    ]
+@lru_cache(maxsize=4096)
+def look_alike(path: Path | None, first: str, second: str) -> bool:
+    """Whether two characters are drawn so alike that nobody can tell them apart."""
+    boxes = [_ink(load_font(path, 64), char) for char in (first, second)]
+    height = max(box.shape[0] for box in boxes)
+    width = max(box.shape[1] for box in boxes)
+    one, two = (_centred(box, height, width) for box in boxes)
+    return bool((one & two).sum() >= TWIN_OVERLAP * (one | two).sum())
 
 
-def _download(package: FontPackage, folder: Path) -> Path:
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-input"]
-    command += ["--disable-pip-version-check", "--only-binary=:all:", "--dest", str(folder)]
-    result = subprocess.run(
-        [*command, package.requirement], capture_output=True, text=True, check=False
-    )
-    wheels = sorted(folder.glob("*.whl"))
-    if result.returncode != 0 or len(wheels) != 1:
-        errors = [line for line in result.stderr.splitlines() if line.startswith("ERROR")]
-        raise RuntimeError(
-            f"pip could not download {package.requirement} (fonts): "
-            f"{errors[-1] if errors else 'no wheel came'}; check the network or pip's index"
-        )
-    digest = hashlib.sha256(wheels[0].read_bytes()).hexdigest()
-    if digest != package.sha256:
-        wheels[0].unlink()
-        raise RuntimeError(
-            f"{package.requirement} has sha256 {digest}, expected {package.sha256}; "
-            "the index serves another file than the pinned one, so it was not used"
-        )
-    return wheels[0]
+def _is_heldout(family_name: str) -> bool:
+    digest = hashlib.sha256(f"vl2 fonts 8 {family_name}".encode()).digest()
+    return int.from_bytes(digest[:4], "big") / 2**32 < HELDOUT_SHARE
 
 
-def _unzip_fonts(wheel: Path, folder: Path) -> None:
-    """Write each font file of the archive into `folder` under its bare, checked name."""
-    with zipfile.ZipFile(wheel) as archive:
-        for entry in archive.infolist():
-            name = re.split(r"[/\\]", entry.filename)[-1]
-            plain = re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9 _.,\[\]-]*", name)
-            if plain and name.lower().endswith(FONT_SUFFIXES):
-                (folder / name).write_bytes(archive.read(entry))
+def _ink(font: Font, char: str) -> np.ndarray:
+    layer = Image.new("L", (128, 128))
+    ImageDraw.Draw(layer).text((32, 32), char, fill=255, font=font)
+    pixels = np.asarray(layer) > 127
+    rows, columns = np.flatnonzero(pixels.any(1)), np.flatnonzero(pixels.any(0))
+    return pixels[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+
+
+def _centred(ink: np.ndarray, height: int, width: int) -> np.ndarray:
+    down, across = height - ink.shape[0], width - ink.shape[1]
+    return np.pad(ink, ((down // 2, down - down // 2), (across // 2, across - across // 2)))

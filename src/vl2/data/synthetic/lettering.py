@@ -25,7 +25,7 @@ def font_size(font: Path | None, cap_height: float) -> int:
 
 def largest_cap_height(text: str, font: Path | None, room: tuple[int, int]) -> float:
     """The capital height in pixels at which `text` just fits into `room` (width, height)."""
-    size = font_size(font, 40)
+    size = font_size(font, 40.0)
     _, top, right, bottom = load_font(font, size).getbbox(text)
     scale = min(room[0] / max(right, 1), room[1] / max(bottom - min(top, 0), 1))
     return 40 * scale

@@ -58,9 +58,10 @@ def _askers(scene: Scene, rng: np.random.Generator) -> list[Asker]:
         "shapes": [_locate],
     }[scene.kind]
     texts: list[Asker] = [_locate_text, _grounded_read, _colour_of_text, _position]
-    shapes: list[Asker] = [_locate, _count, _colour, _shape, _position, _relation, _absent]
-    captions: list[Asker] = [_caption, _grounded_caption]
-    others = (texts if scene.texts else []) + (shapes * 2 if scene.shapes else []) + captions
+    shapes: list[Asker] = [_locate, _count, _absent, _relation]
+    shapes += [_colour, _shape, _position] * 2
+    others: list[Asker] = [_caption, _grounded_caption]
+    others += (texts if scene.texts else []) + (shapes if scene.shapes else [])
     return first + shuffled(rng, others)
 
 
@@ -111,12 +112,14 @@ def _locating(rng: np.random.Generator, name: str) -> str:
 
 def _absent(scene: Scene, rng: np.random.Generator) -> Question | None:
     """A question about something that is not there; asked rarely."""
-    shape = pick(rng, SHAPES)
-    if chance(rng, 0.75) or any(item.shape == shape for item in scene.shapes):
+    if chance(rng, 0.75):
         return None
-    if chance(rng, 0.5):
+    shape, seen = pick(rng, SHAPES), {item.shape for item in scene.shapes}
+    if shape not in seen and chance(rng, 0.5):
         return Question(text=phrased(rng, "count", plural(shape)), answer="0", kind="count")
-    name = f"{pick(rng, COLOURS)} {shape}"
+    name = f"{pick(rng, COLOURS)} {pick(rng, sorted(seen)) if chance(rng, 0.4) else shape}"
+    if any(item.name == name for item in scene.shapes):
+        return None
     return Question(text=_locating(rng, name), answer=f"There is no {name}.", kind="locate")
 
 

@@ -96,5 +96,5 @@ class SceneRecipe:
     """Which background families: "train" or "heldout"."""
     max_shapes: int = 5
     max_count: int = 4
-    augment: float = 0.4
+    augment: float | int = 0.4
     """Share of scenes that are blurred, made noisy, compressed or dimmed."""

@@ -3,11 +3,13 @@
 import math
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image, ImageChops, ImageDraw
 
 Points = list[tuple[float, float]]
 
 SUPERSAMPLING = 4
+MAX_CORNERS = 12
+"""Outlines of more points are smooth: their corners need no rounding."""
 INK_THRESHOLD = 96
 """A pixel counts as drawn when the ink covers at least this much of 255."""
 
@@ -67,17 +69,17 @@ SHAPES: tuple[str, ...] = tuple(SHAPE_POINTS)
 
 MAX_ROTATION: dict[str, float] = {
     # degrees to either side for which the name stays true and the shape easy to name
-    "circle": 0,
-    "square": 12,
-    "triangle": 180,
-    "star": 180,
-    "heart": 25,
-    "cross": 12,
-    "diamond": 8,
-    "pentagon": 180,
-    "ring": 0,
-    "arrow": 180,
-    "moon": 25,
+    "circle": 0.0,
+    "square": 12.0,
+    "triangle": 180.0,
+    "star": 180.0,
+    "heart": 25.0,
+    "cross": 12.0,
+    "diamond": 8.0,
+    "pentagon": 180.0,
+    "ring": 0.0,
+    "arrow": 180.0,
+    "moon": 25.0,
 }
 RING_HOLE = 0.52
 """Inner over outer diameter of a ring."""
@@ -105,11 +107,14 @@ def shape_masks(
         ring_inner = _placed(_regular(64, 0.5 * RING_HOLE), size, angle)
         hole = [((x - left) * SUPERSAMPLING, (y - top) * SUPERSAMPLING) for x, y in ring_inner]
     canvas = (width * SUPERSAMPLING, height * SUPERSAMPLING)
-    body = _filled(canvas, scaled, hole, line_width)
-    box = tight_box(body)
+    body = _filled(canvas, scaled, hole)
     if line_width == 0:
-        return body.crop(box), None
-    return body.crop(box), _lined(canvas, scaled, hole, line_width).crop(box)
+        whole = body.reduce(SUPERSAMPLING)
+        return whole.crop(tight_box(whole)), None
+    line = _lined(canvas, scaled, hole, line_width)
+    whole = ImageChops.lighter(body, line).reduce(SUPERSAMPLING)
+    box = tight_box(whole)
+    return whole.crop(box), line.reduce(SUPERSAMPLING).crop(box)
 
 
 def tight_box(mask: Image.Image) -> tuple[int, int, int, int]:
@@ -130,19 +135,13 @@ def _placed(points: Points, size: float, angle: float) -> Points:
     return [(x * cos - y * sin, x * sin + y * cos) for x, y in points]
 
 
-def _filled(
-    canvas: tuple[int, int], points: Points, hole: Points | None, line_width: float
-) -> Image.Image:
+def _filled(canvas: tuple[int, int], points: Points, hole: Points | None) -> Image.Image:
     mask = Image.new("L", canvas)
     draw = ImageDraw.Draw(mask)
     draw.polygon(points, fill=255)
     if hole:
         draw.polygon(hole, fill=0)
-    if line_width:
-        _stroke(draw, points, line_width)
-        if hole:
-            _stroke(draw, hole, line_width)
-    return mask.reduce(SUPERSAMPLING)
+    return mask
 
 
 def _lined(
@@ -150,12 +149,8 @@ def _lined(
 ) -> Image.Image:
     mask = Image.new("L", canvas)
     draw = ImageDraw.Draw(mask)
-    _stroke(draw, points, line_width)
-    if hole:
-        _stroke(draw, hole, line_width)
-    return mask.reduce(SUPERSAMPLING)
-
-
-def _stroke(draw: ImageDraw.ImageDraw, points: Points, line_width: float) -> None:
-    closed = [*points, *points[:2]]
-    draw.line(closed, fill=255, width=round(line_width * SUPERSAMPLING), joint="curve")
+    for outline in (points, hole) if hole else (points,):
+        joint = "curve" if len(outline) <= MAX_CORNERS else None
+        width = round(line_width * SUPERSAMPLING)
+        draw.line([*outline, *outline[:2]], fill=255, width=width, joint=joint)
+    return mask

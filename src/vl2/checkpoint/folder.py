@@ -59,9 +59,8 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def has_weights(folder: Path) -> bool:
-    """Whether a folder holds any weights, whole or not, pickled ones included."""
-    suffixes = (".safetensors", *PICKLES)
-    return (folder / INDEX).exists() or any(file.suffix in suffixes for file in folder.glob("*"))
+    """Whether a folder holds any file of weights, whole or not, pickled ones included."""
+    return any(file.suffix in (".safetensors", *PICKLES) for file in folder.glob("*"))
 
 
 def _check_numbers(folder: Path, shards: list[Path]) -> None:

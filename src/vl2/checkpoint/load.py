@@ -19,6 +19,7 @@ from vl2.checkpoint.container import CheckpointError, StoredTensor, main_dtype, 
 from vl2.checkpoint.folder import scan_folder
 from vl2.checkpoint.layout import Slot, layout_of, stored_dtypes, table
 from vl2.checkpoint.resolve import resolve
+from vl2.checkpoint.skeleton import build_skeleton
 from vl2.config import VL2Config
 from vl2.logs import get_logger
 from vl2.model.vl2 import VL2Model
@@ -105,8 +106,7 @@ def open_checkpoint(folder: Path) -> Checkpoint:
             f"{folder / 'config.json'} asks for {layers} layers but the files hold {len(stored)} "
             "tensors: config and weights are of different models"
         )
-    with torch.device("meta"):
-        skeleton = VL2Model(config)
+    skeleton = build_skeleton(config)
     return Checkpoint(
         folder=folder, config=config, skeleton=skeleton, places=_match(skeleton, stored, folder)
     )

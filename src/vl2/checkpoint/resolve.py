@@ -53,12 +53,21 @@ def embedded_folder() -> Path:
     Raises:
         ValueError: this installation came without it.
     """
-    folder = Path(str(resources.files("vl2") / "assets" / EMBEDDED))
-    if not (folder / "config.json").is_file():
+    folder = _assets()
+    if not has_embedded():
         raise ValueError(
             f"the embedded model is not in this installation ({folder}): reinstall vl2"
         )
     return folder
+
+
+def has_embedded() -> bool:
+    """Whether this installation carries the embedded model."""
+    return (_assets() / "config.json").is_file()
+
+
+def _assets() -> Path:
+    return Path(str(resources.files("vl2") / "assets" / EMBEDDED))
 
 
 def _fetch(hub_id: str, patterns: list[str]) -> Path:

@@ -1,0 +1,55 @@
+"""`vl2 convert`: write a checkpoint in another dtype or layout."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
+from vl2.checkpoint.sizes import format_bytes, parse_bytes
+
+
+def convert(
+    src: Annotated[str, typer.Argument(help="nano, a model folder, or a hub id.")],
+    dst: Annotated[Path, typer.Argument(help="New or empty folder to write.")],
+    dtype: Annotated[
+        str, typer.Option(help="float32, bfloat16 or float16; auto keeps each tensor's own.")
+    ] = "auto",
+    max_shard_size: Annotated[str, typer.Option(help="Most bytes in one file.")] = "5GB",
+    layout: Annotated[
+        str, typer.Option(help="released: one tensor per expert; stacked: ours.")
+    ] = "released",
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace the model in a folder that is not empty.")
+    ] = False,
+) -> None:
+    """Write a model in another dtype or layout, with the fields and files other engines need.
+
+    Runs tensor by tensor: a model larger than memory can be converted.
+    """
+    from vl2.checkpoint.convert import convert_checkpoint
+    from vl2.checkpoint.folder import scan_folder
+    from vl2.checkpoint.report import stored_bytes
+
+    shard_bytes = parse_bytes(max_shard_size)
+    columns = (TextColumn("converting"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        task = progress.add_task("converting", total=None)
+        folder = convert_checkpoint(
+            src,
+            dst,
+            dtype,
+            layout=layout,
+            max_shard_bytes=shard_bytes,
+            force=force,
+            on_progress=lambda done, total: progress.update(task, completed=done, total=total),
+        )
+    stored = scan_folder(folder)
+    held = ", ".join(
+        f"{format_bytes(n)} {name}" for name, n in stored_bytes(stored.values()).items()
+    )
+    print(f"{folder}: {len(stored):,} tensors, {held}")

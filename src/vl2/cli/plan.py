@@ -1,0 +1,73 @@
+"""`vl2 plan`: which form of a model fits into some memory, and with how much context."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any
+
+import typer
+
+from vl2.checkpoint.sizes import format_bytes, parse_bytes
+
+_COLUMNS = "{:<9} {:>10} {:>10} {:>11} {:>10}  {:<4} {:>11}  {}"
+
+
+def plan(
+    model: Annotated[
+        str, typer.Argument(help="tiny, small, base, nano, a model folder, or a hub id.")
+    ],
+    memory: Annotated[str, typer.Option(help="Memory to use, such as 24GiB or 80GB.")],
+    context: Annotated[
+        int | None, typer.Option(help="Tokens of a conversation; by default the model's longest.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Show which form of a model fits into an amount of memory, and with how much context.
+
+    For one conversation; the formulas stand in vl2/checkpoint/budget.py.
+    """
+    from vl2.checkpoint.budget import plan_model
+
+    budget = plan_model(model, parse_bytes(memory), context)
+    print(json.dumps(budget, indent=2) if as_json else _text(budget))
+
+
+def _text(budget: dict[str, Any]) -> str:
+    lines = [
+        f"{budget['model']} in {format_bytes(budget['memory'])}, one conversation of "
+        f"{budget['context']:,} tokens (trained for {budget['trained_context']:,})",
+        "",
+        _COLUMNS.format(
+            *("form", "weights", "cache", "activations", "needed", "fits", "max context"),
+            "bytes/weight",
+        ),
+    ]
+    for scheme in budget["schemes"]:
+        sizes = (scheme[name] for name in ("weights", "kv", "activations", "needed"))
+        lines.append(
+            _COLUMNS.format(
+                scheme["name"],
+                *map(format_bytes, sizes),
+                "yes" if scheme["fits"] else "no",
+                f"{scheme['max_context']:,}" if scheme["max_context"] else "-",
+                scheme["bytes_per_weight"],
+            )
+        )
+    wide, narrow = (scheme["kv_per_token"] for scheme in budget["schemes"][:2])
+    lines += [
+        "",
+        f"cache: {wide:,} bytes/token in float32, else {narrow:,}",
+        f"activations: {format_bytes(budget['reserve'])} for the runtime, a chunk of "
+        f"{budget['prefill_chunk']:,} tokens, one picture of the most tiles",
+        _verdict(budget),
+    ]
+    return "\n".join(lines)
+
+
+def _verdict(budget: dict[str, Any]) -> str:
+    if budget["best"] is None:
+        least = min(budget["schemes"], key=lambda scheme: scheme["needed"])
+        return f"nothing fits: {least['name']} needs {format_bytes(least['needed'])}"
+    loadable = {scheme["name"]: scheme["loadable"] for scheme in budget["schemes"]}
+    later = "" if loadable[budget["best"]] else " (this version cannot load it yet)"
+    return f"most exact that fits: {budget['best']}{later}"

@@ -182,7 +182,7 @@ def test_parameter_counts_of_v1() -> None:
     assert count("downsamples.") == 5_898_240
     assert sum(sizes.values()) == 96_356_609
     assert sam.output_side(SamConfig(), 1024) == 24
-    assert tower.width == 1024
+    assert sam.output_width(SamConfig()) == 1024
 
 
 def test_names_are_those_of_v1() -> None:

@@ -224,6 +224,11 @@ def make_downsamples(config: SamConfig) -> nn.Sequential:
     )
 
 
+def output_width(config: SamConfig) -> int:
+    """Channels of the tower's features: 1024 in v1."""
+    return (config.neck_channels, *config.downsample_channels)[-1]
+
+
 def output_side(config: SamConfig, image_size: int) -> int:
     """Features along one side: 24 for 1024 pixels.
 
@@ -239,9 +244,9 @@ class SamTower(nn.Module):
     """SAM-B with the v1 neck, downsampling and extra branch.
 
     `forward(images [n, 3, S, S])` takes pixels normalised with CLIP's mean and deviation and gives
-    `[n, side * side, width]` with `side = output_side(config, S)`: [n, 576, 1024] for v1 at 1024
-    pixels. S may differ from `config.image_size` (position tables are resampled), but must be a
-    multiple of the patch size.
+    `[n, side * side, C]`, `side = output_side(config, S)` and `C = output_width(config)`: for v1 at
+    1024 pixels [n, 576, 1024]. S may differ from `config.image_size` (position tables are
+    resampled), but must be a multiple of the patch size.
     """
 
     def __init__(self, config: SamConfig) -> None:
@@ -259,7 +264,6 @@ class SamTower(nn.Module):
         self.neck_hd = make_neck(config)
         self.downsamples = make_downsamples(config)
         self.hd_alpha_downsamples = nn.Parameter(torch.zeros(1))
-        self.width = (config.neck_channels, *config.downsample_channels)[-1]
 
     def forward(self, images: Float[Tensor, "n 3 s s"]) -> Float[Tensor, "n positions c"]:
         """Encode CLIP-normalised pictures.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,8 +13,10 @@ from torch import Tensor, nn
 from vl2.config import VL2Config
 from vl2.geometry import TileGrid
 from vl2.model.adaptor import Adaptor, arrange_tokens
+from vl2.model.hybrid import HybridProjector, encode_high
 from vl2.model.init import init_weights
 from vl2.model.language import Language, LanguageOutput
+from vl2.model.sam import SamTower
 from vl2.model.siglip import SiglipTower
 from vl2.ops.loss import next_token_loss
 from vl2.ops.moe import balance_loss
@@ -42,6 +45,9 @@ class VL2Model(nn.Module):
         self.vision = SiglipTower(config.vision_config)
         self.projector = Adaptor(config.projector_config)
         self.language = Language(config.language_config)
+        sam = config.vision_config.sam  # given with tower == "hybrid" only
+        self.vision_high = SamTower(sam) if sam else None
+        self.projector_high = HybridProjector.from_config(config) if sam else None
         self.image_newline = nn.Parameter(torch.empty(hidden))
         self.view_seperator = nn.Parameter(torch.empty(hidden))  # sic: the released name
 
@@ -50,34 +56,58 @@ class VL2Model(nn.Module):
         """Fill every parameter and buffer by the table in model/init.py."""
         init_weights(self, self.config, generator)
 
-    def encode_tiles(self, tiles: Float[Tensor, "n 3 hh ww"]) -> Float[Tensor, "n q h"]:
-        """Tiles to language-space tokens."""
-        return self.projector(self.vision(tiles.to(self.image_newline.dtype)))
-
     def encode_images(
-        self, images: Float[Tensor, "b n 3 hh ww"], images_spatial_crop: Int[Tensor, "b i 2"]
+        self,
+        images: Float[Tensor, "b n 3 hh ww"],
+        images_spatial_crop: Int[Tensor, "b i 2"],
+        images_high: Float[Tensor, "m 3 s s"] | None = None,
     ) -> list[Float[Tensor, "..."]]:
         """Token sequence [t, h] of every real picture of the batch, in order.
 
-        A picture of one tile has a local tile equal to its global view; such a pair is encoded once
-        (the official code encodes it twice).
+        `images_high` are the same m pictures for the hybrid tower, see `hybrid.encode_high`.
+
+        Raises:
+            ValueError: `images_high` does not fit the pictures or the tower.
         """
         pictures = _split_pictures(images, images_spatial_crop)
+        if images_high is not None:
+            _check_high(images_high, len(pictures), self.config.vision_config.tower)
         if not pictures:
             return []
-        repeats = [grid.tiles == 2 and torch.equal(t[0], t[1]) for t, grid in pictures]
-        needed = [t[:1] if same else t for (t, _), same in zip(pictures, repeats, strict=True)]
-        parts = self.encode_tiles(torch.cat(needed)).split([len(t) for t in needed])
         return [
             arrange_tokens(
-                part.expand(grid.tiles, -1, -1),
+                views,
                 grid,
                 newline=self.image_newline,
                 separator=self.view_seperator,
                 global_first=self.config.global_view_pos == "head",
             )
-            for part, (_, grid) in zip(parts, pictures, strict=True)
+            for views, (_, grid) in zip(
+                self._encode_views(pictures, images_high), pictures, strict=True
+            )
         ]
+
+    def _encode_views(
+        self, pictures: list[tuple[Tensor, TileGrid]], images_high: Tensor | None
+    ) -> list[Tensor]:
+        """Tokens [tiles, q, h] of each picture, the global view first.
+
+        A picture of one tile has a local tile equal to its global view; such a pair is encoded once
+        (the official code encodes it twice).
+        """
+        repeats = [grid.tiles == 2 and torch.equal(t[0], t[1]) for t, grid in pictures]
+        needed = [t[:1] if same else t for (t, _), same in zip(pictures, repeats, strict=True)]
+        counts = [len(t) for t in needed]
+        tiles = torch.cat(needed).to(self.image_newline.dtype)
+        features = self.vision(tiles)
+        parts = self.projector(features).split(counts)
+        views = [p.expand(len(t), -1, -1) for p, (t, _) in zip(parts, pictures, strict=True)]
+        if self.vision_high is None or self.projector_high is None:
+            return views
+        first = list(itertools.accumulate(counts[:-1], initial=0))
+        high = encode_high(self.vision_high, tiles[first], images_high)
+        fused = self.projector_high(high, features[first])
+        return [torch.cat((f[None], v[1:])) for f, v in zip(fused, views, strict=True)]
 
     def embed_inputs(
         self,
@@ -85,6 +115,7 @@ class VL2Model(nn.Module):
         images: Float[Tensor, "b n 3 hh ww"] | None = None,
         images_seq_mask: Bool[Tensor, "b t"] | None = None,
         images_spatial_crop: Int[Tensor, "b i 2"] | None = None,
+        images_high: Float[Tensor, "m 3 s s"] | None = None,
     ) -> Float[Tensor, "b t h"]:
         """Token embeddings with picture features in place of the placeholders.
 
@@ -94,7 +125,7 @@ class VL2Model(nn.Module):
         embeds = self.language.embed(input_ids)
         if images is None or images_seq_mask is None or images_spatial_crop is None:
             return embeds
-        features = self.encode_images(images, images_spatial_crop)
+        features = self.encode_images(images, images_spatial_crop, images_high)
         count, places = sum(len(f) for f in features), int(images_seq_mask.sum())
         if count != places:
             raise ValueError(
@@ -113,6 +144,7 @@ class VL2Model(nn.Module):
         images_seq_mask: Bool[Tensor, "b t"] | None = None,
         images_spatial_crop: Int[Tensor, "b i 2"] | None = None,
         *,
+        images_high: Float[Tensor, "m 3 s s"] | None = None,
         attention_mask: Int[Tensor, "b t"] | Bool[Tensor, "b t"] | None = None,
         labels: Int[Tensor, "b t"] | None = None,
         position_ids: Int[Tensor, "b t"] | None = None,
@@ -127,6 +159,7 @@ class VL2Model(nn.Module):
             images: tiles, global view first, zero-padded: [b, tiles, 3, image_size, image_size].
             images_seq_mask: True at placeholders.
             images_spatial_crop: (tiles wide, tiles high) per picture; zero rows are padding.
+            images_high: every picture at high resolution, for the hybrid tower only.
             attention_mask: 1 where a token is real; padding may stand left or right.
             labels: next-token targets at their own positions, -100 where nothing is learnt.
             position_ids: rotary positions; by default real tokens are counted from 0.
@@ -137,7 +170,9 @@ class VL2Model(nn.Module):
         Raises:
             ValueError: the placeholders do not match the pictures.
         """
-        embeds = self.embed_inputs(input_ids, images, images_seq_mask, images_spatial_crop)
+        embeds = self.embed_inputs(
+            input_ids, images, images_seq_mask, images_spatial_crop, images_high
+        )
         out = self.language(
             embeds,
             attention_mask=attention_mask,
@@ -176,3 +211,13 @@ def _split_pictures(images: Tensor, crops: Tensor) -> list[tuple[Tensor, TileGri
             pictures.append((tiles[start : start + grid.tiles], grid))
             start += grid.tiles
     return pictures
+
+
+def _check_high(images_high: Tensor, pictures: int, tower: str) -> None:
+    if tower != "hybrid":
+        raise ValueError(f"images_high given to a {tower!r} tower: only the hybrid tower takes it")
+    if len(images_high) != pictures:
+        raise ValueError(
+            f"images_high has {len(images_high)} pictures, images_spatial_crop {pictures}: "
+            "give one high-resolution picture per real row of images_spatial_crop, in order"
+        )

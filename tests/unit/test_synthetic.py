@@ -1,6 +1,5 @@
 """Synthetic pictures: what is drawn, what is labelled and what is answered must agree."""
 
-import dataclasses
 import hashlib
 import re
 import subprocess
@@ -56,9 +55,6 @@ def answer_boxes(answer: str) -> list[list[int]]:
     return [[int(number) for number in box] for box in numbers]
 
 
-# --- pictures ---------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("kind", SCENE_KINDS)
 @pytest.mark.parametrize("split", ["train", "heldout"])
 def test_same_seed_gives_the_same_bytes_and_questions(kind, split):
@@ -72,10 +68,11 @@ def test_same_seed_gives_the_same_bytes_and_questions(kind, split):
 
 
 @pytest.mark.parametrize("kind", SCENE_KINDS)
-def test_boxes_are_exactly_the_drawn_pixels(kind, monkeypatch):
+def test_boxes_are_exactly_the_drawn_pixels_and_stay_apart(kind, monkeypatch):
     monkeypatch.setattr(composing, "draw_background", flat_background)
     for scene in scenes(kind, 40, augment=0.0, text_styles=EVERY_STYLE):
         drawn = (np.asarray(scene.image) != 205).any(-1)
+        covered = np.zeros(drawn.shape, int)
         for item in scene.objects:
             x1, y1, x2, y2 = item.box
             assert 0 <= x1 < x2 <= scene.image.width
@@ -83,7 +80,9 @@ def test_boxes_are_exactly_the_drawn_pixels(kind, monkeypatch):
             ink = drawn[y1:y2, x1:x2]
             assert all(edge.any() for edge in (ink[0], ink[-1], ink[:, 0], ink[:, -1]))
             drawn[y1:y2, x1:x2] = False
+            covered[y1:y2, x1:x2] += 1
         assert not drawn.any(), "ink outside every box"
+        assert covered.max() == 1, "boxes overlap"
 
 
 def test_character_boxes_make_up_the_text_box_and_spell_the_text():
@@ -106,15 +105,6 @@ def test_shape_masks_are_cropped_to_their_ink_and_about_as_big_as_asked(shape):
                 assert 0.6 * size < max(body.size) < 1.3 * size + 2 * line_width
 
 
-def test_objects_do_not_overlap():
-    for scene in scenes("count", 40) + scenes("mixed", 40):
-        covered = np.zeros((scene.image.height, scene.image.width), int)
-        for item in scene.objects:
-            x1, y1, x2, y2 = item.box
-            covered[y1:y2, x1:x2] += 1
-        assert covered.max() <= 1
-
-
 def test_shape_scenes_never_repeat_a_name_and_counted_shapes_stay_in_range():
     for scene in scenes("shapes", 60):
         assert max(Counter(item.name for item in scene.objects).values()) == 1
@@ -124,11 +114,10 @@ def test_shape_scenes_never_repeat_a_name_and_counted_shapes_stay_in_range():
         assert max(Counter(item.shape for item in scene.shapes).values()) <= 6
 
 
-def test_letters_are_high_enough_to_read(monkeypatch):
-    monkeypatch.setattr(composing, "draw_background", flat_background)
+def test_letters_are_high_enough_to_read():
     heights = [
         char.box[3] - char.box[1]
-        for scene in scenes("text", 150)
+        for scene in scenes("text", 80)
         for char in scene.texts[0].chars
         if char.char not in "QJ"
     ]
@@ -169,9 +158,6 @@ def test_strange_recipes_are_refused():
         scenes("text", 1, split="test")
 
 
-# --- texts ------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("style", "pattern"),
     [
@@ -190,18 +176,10 @@ def test_texts_have_the_form_of_their_style(style, pattern):
         assert re.fullmatch(pattern, text), text
 
 
-def test_words_are_plain_and_distinct():
-    assert len(set(COMMON_WORDS)) == len(COMMON_WORDS) > 500
-    assert all(word.isalpha() and word.islower() for word in COMMON_WORDS)
-
-
-# --- questions --------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("kind", SCENE_KINDS)
 def test_every_scene_gives_two_to_five_different_questions(kind):
     rng = np.random.default_rng(2)
-    for scene in scenes(kind, 100):
+    for scene in scenes(kind, 40):
         questions = ask(scene, rng)
         assert 2 <= len(questions) <= 5
         assert len({question.text for question in questions}) == len(questions)
@@ -209,16 +187,10 @@ def test_every_scene_gives_two_to_five_different_questions(kind):
         assert all(question.answer for question in questions)
 
 
-def test_main_phrasing_is_used_about_half_of_the_time():
-    rng = np.random.default_rng(2)
-    asked = [q.text for s in scenes("text", 300) for q in ask(s, rng) if q.kind == "read"]
-    assert 0.45 < asked.count("Read the text.") / len(asked) < 0.7
-
-
 @pytest.mark.parametrize("kind", SCENE_KINDS)
 def test_answers_agree_with_the_objects(kind):
     rng = np.random.default_rng(4)
-    for scene in scenes(kind, 150):
+    for scene in scenes(kind, 60):
         for question in ask(scene, rng):
             check_answer(scene, question.kind, question.text, question.answer)
 
@@ -247,9 +219,8 @@ def check_answer(scene: Scene, kind: str, text: str, answer: str) -> None:
         assert all(f'"{item.text}"' in answer for item in scene.texts)
     else:
         assert text.startswith("<|grounding|>")
-        assert len(answer_boxes(answer)) == (len(scene.objects) if "text" not in text else 1) or (
-            len(answer_boxes(answer)) == len(scene.texts)
-        )
+        reads = any(answer.startswith(f"<|ref|>{item.text}<|") for item in scene.texts)
+        assert len(answer_boxes(answer)) == (1 if reads else len(scene.objects))
 
 
 def check_position(scene: Scene, text: str, answer: str) -> None:
@@ -305,9 +276,6 @@ def test_places_follow_a_grid_of_nine_and_stay_silent_near_its_lines(box, word):
     assert place_word(scene.objects[0], scene) == word
 
 
-# --- dense labels -----------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("size", [(112, 112), (224, 112), (112, 224), (97, 203), (230, 81)])
 def test_dense_labels_lie_where_pad_puts_the_objects(size):
     side, patch = 112, 8
@@ -354,9 +322,6 @@ def test_dense_characters_follow_the_plain_rule():
                 expected = 1 + LETTERS.index(min(holding)[1]) if holding else 0
                 assert labels["char_id"][row, column] == expected
         assert not labels["shape_id"].any()
-
-
-# --- fonts ------------------------------------------------------------------------------------
 
 
 def test_font_families_stay_on_one_side_of_the_split():
@@ -430,13 +395,6 @@ def test_no_network_gives_one_clear_line(monkeypatch, tmp_path):
     assert "\n" not in str(error.value)
 
 
-# --- contact sheet ----------------------------------------------------------------------------
-
-
 def test_contact_sheet_shows_every_scene():
-    recipe = SceneRecipe(sizes=(((112, 112), 1.0),))
-    rng = np.random.default_rng(0)
-    drawn = [draw_scene(rng, recipe=dataclasses.replace(recipe, augment=0.0)) for _ in range(5)]
-    sheet = contact_sheet(drawn, columns=3)
-    assert sheet.width == 3 * (2 * 112 + 6)
-    assert sheet.height == 2 * (2 * 112 + 18)
+    sheet = contact_sheet(scenes("mixed", 5, sizes=(((112, 112), 1.0),)), columns=3)
+    assert sheet.size == (3 * (2 * 112 + 6), 2 * (2 * 112 + 18))

@@ -14,6 +14,10 @@ LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789abcdefghijklmnopqrstuvwxyz"
 CAPITALS_ONLY = ("AllerDisplay", "Amatic-Bold", "AmaticSC-Regular", "BEBAS___")
 """Fonts that draw lower-case letters as capitals."""
 REGULAR_WEIGHT = 400
+PROBE_SIZE = 200
+"""Font size in pixels at which a font is measured once for all sizes."""
+MIN_SPACE = 0.28
+"""Width of a space in font sizes; narrow fonts have spaces that nobody would notice."""
 TWIN_OVERLAP = 0.8
 """Two glyphs that overlap at least this much (ink in common over ink in either) look the same."""
 
@@ -71,8 +75,23 @@ def load_font(path: Path | None, size: int) -> Font:
 @lru_cache(maxsize=4096)
 def capital_height(path: Path | None) -> float:
     """Height of a capital H as a fraction of the font size."""
-    _, top, _, bottom = load_font(path, 200).getbbox("H")
-    return (bottom - top) / 200
+    _, top, _, bottom = load_font(path, PROBE_SIZE).getbbox("H")
+    return (bottom - top) / PROBE_SIZE
+
+
+@lru_cache(maxsize=4096)
+def line_height(path: Path | None) -> float:
+    """Height from the highest letter to the lowest tail as a fraction of the font size."""
+    _, top, _, bottom = load_font(path, PROBE_SIZE).getbbox(LETTERS)
+    return (bottom - top) / PROBE_SIZE
+
+
+@lru_cache(maxsize=2**17)
+def advance(path: Path | None, char: str, following: str) -> float:
+    """From the start of `char` to that of `following` (may be empty), in font sizes."""
+    font = load_font(path, PROBE_SIZE)
+    length = (font.getlength(char + following) - font.getlength(following)) / PROBE_SIZE
+    return max(length, MIN_SPACE) if char == " " else length
 
 
 @lru_cache(maxsize=4096)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from PIL import Image, ImageChops, ImageDraw
 
-from vl2.data.synthetic.fonts import capital_height, load_font
+from vl2.data.synthetic.fonts import advance, capital_height, line_height, load_font
 from vl2.data.synthetic.scene import CharBox
 from vl2.data.synthetic.shapes import tight_box
 
@@ -25,10 +25,8 @@ def font_size(font: Path | None, cap_height: float) -> int:
 
 def largest_cap_height(text: str, font: Path | None, room: tuple[int, int]) -> float:
     """The capital height in pixels at which `text` just fits into `room` (width, height)."""
-    size = font_size(font, 40.0)
-    _, top, right, bottom = load_font(font, size).getbbox(text)
-    scale = min(room[0] / max(right, 1), room[1] / max(bottom - min(top, 0), 1))
-    return 40 * scale
+    width = sum(advance(font, char, after) for char, after in _with_following(text))
+    return capital_height(font) * min(room[0] / width, room[1] / line_height(font))
 
 
 def letter(
@@ -67,10 +65,9 @@ def _character_layers(
     font = load_font(path, size)
     margin = size // 2
     starts, x = [], float(margin)
-    for i, char in enumerate(text):
+    for char, following in _with_following(text):
         starts.append(x)
-        following = text[i + 1 : i + 2]
-        x += font.getlength(char + following) - font.getlength(following) + spacing
+        x += size * advance(path, char, following) + spacing
     canvas = (round(x) + margin, round(1.5 * size) + margin)
     layers = []
     for char, start in zip(text, starts, strict=True):
@@ -79,3 +76,8 @@ def _character_layers(
             ImageDraw.Draw(layer).text((start, margin // 2), char, fill=255, font=font)
             layers.append((char, layer))
     return layers
+
+
+def _with_following(text: str) -> list[tuple[str, str]]:
+    """Each character with the one after it, empty after the last."""
+    return list(zip(text, [*text[1:], ""], strict=True))

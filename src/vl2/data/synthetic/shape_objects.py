@@ -10,7 +10,7 @@ from vl2.data.synthetic.shapes import MAX_ROTATION, SHAPES, shape_masks
 
 MIN_SIDE, MAX_SIDE, MAX_COUNTED_SIDE = 18.0, 60.0, 40.0
 """Pixels; counted shapes are smaller so that several fit."""
-MIN_CONTRAST = 32.0
+MIN_CONTRAST = 38.0
 """CIE76 difference between a shape and what is behind it."""
 MAX_DISTRACTORS = 3
 

@@ -15,7 +15,7 @@ from vl2.data.synthetic.strings import random_text
 
 MIN_CAP_HEIGHT, MAX_CAP_HEIGHT, MAX_SHORT_CAP_HEIGHT = 16.0, 70.0, 30.0
 """Height of a capital H in pixels; short texts share the picture with shapes."""
-MIN_CONTRAST = 38.0
+MIN_CONTRAST = 42.0
 """Difference in lightness L* between the letters and what is behind them."""
 SHORT_LENGTH = 4
 

@@ -101,7 +101,7 @@ class VL2Model(nn.Module):
         tiles = torch.cat(needed).to(self.image_newline.dtype)
         features = self.vision(tiles)
         parts = self.projector(features).split(counts)
-        views = [p.expand(len(t), -1, -1) for p, (t, _) in zip(parts, pictures, strict=True)]
+        views = [p.expand(g.tiles, -1, -1) for p, (_, g) in zip(parts, pictures, strict=True)]
         if self.vision_high is None or self.projector_high is None:
             return views
         first = list(itertools.accumulate(counts[:-1], initial=0))

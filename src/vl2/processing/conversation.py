@@ -1,7 +1,8 @@
-"""A conversation as turns of segments: control ids, text and pictures, never one rendered string.
+r"""A conversation as turns of segments: control ids, text, pictures; never one rendered string.
 
-The stream (released `format_messages_v2`): BOS; a user turn is `<|User|>: {text}\\n\\n<|Assistant|>:`; an
-assistant turn is its text and EOS; a system text may only come first and stands alone.
+The stream of the released `format_messages_v2`: BOS once; a user turn is
+`<|User|>: {text}\n\n<|Assistant|>:`; an assistant turn is its text and EOS; a system text may only
+come first and stands alone. Contents are stripped of outer white space.
 """
 
 from __future__ import annotations
@@ -10,57 +11,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from vl2.processing.parts import PartReader
+from vl2.processing.segments import Control, Picture, Prompt, Segment, Text, Turn, joined
 from vl2.processing.tokenizer import Tokenizer
 
-
-@dataclass(frozen=True, slots=True)
-class Control:
-    """One control token. Only our own code, or the trusted path, makes one."""
-
-    id: int
-
-
-@dataclass(frozen=True, slots=True)
-class Text:
-    """Text whose control strings, if any, stay text."""
-
-    text: str
-
-
-@dataclass(frozen=True, slots=True)
-class Picture:
-    """The place of the `index`-th picture."""
-
-    index: int
-
-
-Segment = Control | Text | Picture
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Turn:
-    """Segments that are learnt, or not, as a whole."""
-
-    segments: tuple[Segment, ...]
-    supervised: bool = False
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Prompt:
-    """A whole conversation, and its pictures in order."""
-
-    turns: tuple[Turn, ...]
-    sources: tuple[Any, ...] = ()
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class EncodedPrompt:
-    """Ids of one sample, one label and one picture mark per id."""
-
-    input_ids: list[int]
-    labels: list[int]
-    image_mask: list[bool]
-
+Message = Mapping[str, Any]
+"""{"role", "content"}."""
 
 _ROLES = {
     "user": "user",
@@ -72,81 +28,115 @@ _ROLES = {
 }
 
 
-def from_conversation(
-    conversation: Sequence[Mapping[str, Any]],
-    tokenizer: Tokenizer,
-    images: int,
-    *,
-    open_end: bool,
-) -> Prompt:
-    """The official format: control strings and `<image>` inside the text are obeyed. Trusted only.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EncodedPrompt:
+    """Ids of one sample, with a label and a picture mark for each."""
 
-    Args:
-        conversation: messages {"role", "content"} with string content.
-        tokenizer: resolves control strings.
-        images: number of pictures that belong to the conversation.
-        open_end: leave out the EOS of the last assistant turn, so that the model goes on.
-
-    Raises:
-        ValueError: unknown role, misplaced system text or `<image>`, or another number of `<image>`
-            than of pictures.
-    """
-    turns = [_opening(tokenizer)]
-    seen = 0
-    for index, message in enumerate(_checked(conversation)):
-        role, content = _role(message, index), message["content"]
-        if not isinstance(content, str):
-            raise ValueError(
-                f"message {index} has content of type {type(content).__name__}: expected a string in "
-                "the official format; content parts go through processor(messages)"
-            )
-        segments: list[Segment] = []
-        for piece in tokenizer.split_controls(content.strip()):
-            if piece == tokenizer.image_id:
-                segments.append(Picture(seen))
-                seen += 1
-            else:
-                segments.append(Control(piece) if isinstance(piece, int) else Text(piece))
-        if role != "user" and any(isinstance(s, Picture) for s in segments):
-            raise ValueError(f"message {index} has <image> in {role} text: only user text may hold it")
-        last = index == len(conversation) - 1
-        turns.append(_turn(role, segments, tokenizer, open_end=open_end and last))
-    if seen != images:
-        raise ValueError(f"{seen} <image> in the conversation for {images} pictures: they must agree")
-    return Prompt(turns=tuple(turns))
+    input_ids: list[int]
+    labels: list[int]
+    image_mask: list[bool]
 
 
 def from_messages(
-    messages: Sequence[Mapping[str, Any]],
+    messages: Sequence[Message],
     tokenizer: Tokenizer,
     *,
     add_generation_prompt: bool,
     allow_grounding_tokens: bool = False,
 ) -> Prompt:
-    """Chat messages with content parts; nothing in their text can become a control token.
+    """Chat messages with content parts. Nothing in their text can become a control token.
 
     Args:
-        messages: {"role", "content"}; content is a string or a list of parts
-            {"type": "text", "text"}, {"type": "image", "image"}, {"type": "grounding", "query"}.
+        messages: content is a string or a list of parts, see `PartReader`.
         tokenizer: gives the control ids.
         add_generation_prompt: end where the model answers: after `<|Assistant|>:`, or inside a last
-            assistant message, which is then continued. Otherwise end with what was said.
-        allow_grounding_tokens: let text use the five grounding tokens, and no other.
+            assistant message, which the model then continues. Otherwise end with what was said.
+        allow_grounding_tokens: let text use the five grounding tokens, and no others.
 
     Raises:
-        ValueError: unknown role or part, or a part where it may not stand.
+        ValueError: an unknown role or part, or one where it may not stand.
     """
-    reader = _PartReader(tokenizer, allow_grounding_tokens)
+    roles = _roles(messages, answer_next=add_generation_prompt)
+    reader = PartReader(tokenizer, allow_grounding_tokens=allow_grounding_tokens)
     turns = [_opening(tokenizer)]
-    for index, message in enumerate(_checked(messages)):
-        role = _role(message, index)
+    for index, (role, message) in enumerate(zip(roles, messages, strict=True)):
         segments = reader.read(message["content"], role, index)
         open_end = add_generation_prompt and index == len(messages) - 1
         turns.append(_turn(role, segments, tokenizer, open_end=open_end))
-    if not add_generation_prompt and _role(messages[-1], 0) == "user":
-        unasked = turns[-1].segments[:-2]  # without `<|Assistant|>` and `:`
-        turns[-1] = Turn(segments=unasked)
+    if roles[-1] == "user" and not add_generation_prompt:
+        turns[-1] = Turn(segments=turns[-1].segments[:-2])  # without `<|Assistant|>` and `:`
     return Prompt(turns=tuple(turns), sources=tuple(reader.sources))
+
+
+def from_conversation(
+    conversation: Sequence[Message], tokenizer: Tokenizer, images: Sequence[Any], *, open_end: bool
+) -> Prompt:
+    """The official format: control strings and `<image>` inside text are obeyed. Trusted text only.
+
+    Args:
+        conversation: messages with string content.
+        tokenizer: recognises control strings.
+        images: the pictures in the order of their `<image>`.
+        open_end: leave out the EOS of a last assistant turn, so that the model goes on.
+
+    Raises:
+        ValueError: an unknown role, a system text or `<image>` in the wrong place, or another
+            number of `<image>` than of pictures.
+    """
+    roles = _roles(conversation, answer_next=open_end)
+    turns = [_opening(tokenizer)]
+    seen = 0
+    for index, (role, message) in enumerate(zip(roles, conversation, strict=True)):
+        text = message["content"]
+        if not isinstance(text, str):
+            raise ValueError(
+                f"message {index} has content of type {type(text).__name__}: the official format "
+                "has strings; give content parts to processor(messages)"
+            )
+        segments = trusted_segments(text.strip(), tokenizer, first_picture=seen)
+        found = sum(isinstance(segment, Picture) for segment in segments)
+        if found and role != "user":
+            raise ValueError(
+                f"message {index} has <image> in {role} text: only users send pictures"
+            )
+        seen += found
+        last = index == len(conversation) - 1
+        turns.append(_turn(role, segments, tokenizer, open_end=open_end and last))
+    _check_count(seen, images)
+    return Prompt(turns=tuple(turns), sources=tuple(images))
+
+
+def from_document(
+    text: str, tokenizer: Tokenizer, images: Sequence[Any], *, open_end: bool
+) -> Prompt:
+    """Plain or interleaved text without turns, all of it learnt (the official `prompt=`). Trusted.
+
+    Args:
+        text: with `<image>` where the pictures stand.
+        tokenizer: recognises control strings.
+        images: the pictures in the order of their `<image>`.
+        open_end: leave out the EOS, so that the model goes on.
+
+    Raises:
+        ValueError: another number of `<image>` than of pictures.
+    """
+    segments = trusted_segments(text, tokenizer)
+    _check_count(sum(isinstance(segment, Picture) for segment in segments), images)
+    end = () if open_end else (Control(tokenizer.eos_id),)
+    body = Turn(segments=(*segments, *end), supervised=True)
+    return Prompt(turns=(_opening(tokenizer), body), sources=tuple(images))
+
+
+def trusted_segments(text: str, tokenizer: Tokenizer, *, first_picture: int = 0) -> list[Segment]:
+    """Our own text cut at its control strings; its `<image>` are numbered from `first_picture`."""
+    segments: list[Segment] = []
+    for piece in tokenizer.split_controls(text):
+        if piece == tokenizer.image_id:
+            segments.append(Picture(first_picture))
+            first_picture += 1
+        else:
+            segments.append(Control(piece) if isinstance(piece, int) else Text(piece))
+    return segments
 
 
 def encode(
@@ -161,120 +151,65 @@ def encode(
 
     Args:
         prompt: the turns.
-        tokenizer: encodes text.
-        image_tokens: placeholders of each picture.
-        mask_prompt: learn only answers (and BOS, harmless after the shift) instead of all text.
-        ignore_id: label of what is not learnt; placeholders always carry it.
+        tokenizer: encodes the text.
+        image_tokens: number of placeholders of each picture.
+        mask_prompt: learn answers only (and BOS, which the shift drops), else all text.
+        ignore_id: label of what is not learnt; placeholders always have it.
     """
     ids: list[int] = []
     labels: list[int] = []
     mask: list[bool] = []
     for turn in prompt.turns:
-        learnt = turn.supervised or not mask_prompt
-        for segment in _joined(turn.segments):
+        for segment in joined(turn.segments):
+            learnt = turn.supervised or not mask_prompt
             match segment:
-                case Picture(index=index):
-                    new, target = [tokenizer.image_id] * image_tokens[index], False
                 case Control(id=number):
-                    new, target = [number], learnt
+                    new = [number]
                 case Text(text=text):
-                    new, target = tokenizer.encode(text), learnt
+                    new = tokenizer.encode(text)
+                case Picture(index=index):
+                    new, learnt = [tokenizer.image_id] * image_tokens[index], False
             ids += new
-            labels += new if target else [ignore_id] * len(new)
+            labels += new if learnt else [ignore_id] * len(new)
             mask += [isinstance(segment, Picture)] * len(new)
     return EncodedPrompt(input_ids=ids, labels=labels, image_mask=mask)
 
 
-class _PartReader:
-    """Turns message content into segments and collects the pictures on the way."""
-
-    def __init__(self, tokenizer: Tokenizer, allow_grounding_tokens: bool) -> None:
-        self.sources: list[Any] = []
-        self._tokenizer = tokenizer
-        self._allowed = tokenizer.grounding_ids if allow_grounding_tokens else frozenset[int]()
-
-    def read(self, content: Any, role: str, index: int) -> list[Segment]:
-        """Segments of one message, its outer white space stripped as the released code does."""
-        if isinstance(content, str):
-            return self._text(content.strip())
-        if not isinstance(content, list | tuple):
-            raise ValueError(
-                f"message {index} has content of type {type(content).__name__}: "
-                "expected a string or a list of parts"
-            )
-        segments: list[Segment] = []
-        kinds = [self._kind(part, role, index) for part in content]
-        for part, kind, before in zip(content, kinds, ["", *kinds], strict=False):
-            new = self._part(part, kind, index)
-            if new and segments and _needs_newline(segments[-1], new[0], before, kind):
-                segments.append(Text("\n"))
-            segments += new
-        if "grounding" in kinds and "text" not in kinds and part_has_query(content):
-            segments.append(Text("."))  # as in the official examples
-        return _stripped(segments)
-
-    def _kind(self, part: Any, role: str, index: int) -> str:
-        kind = part.get("type") if isinstance(part, Mapping) else None
-        if kind not in ("text", "image", "grounding"):
-            raise ValueError(
-                f"message {index} has a part of type {kind!r}: expected 'text', 'image' or 'grounding'"
-            )
-        if kind != "text" and role != "user":
-            raise ValueError(f"message {index} has a part {kind!r} in {role} content: only a user may send it")
-        return kind
-
-    def _part(self, part: Mapping[str, Any], kind: str, index: int) -> list[Segment]:
-        if kind == "image":
-            if part.get("image") is None:
-                raise ValueError(f"message {index} has an image part without 'image': give a path, bytes or a PIL image")
-            self.sources.append(part["image"])
-            return [Picture(len(self.sources) - 1)]
-        name = "text" if kind == "text" else "query"
-        text = part.get(name)
-        if kind == "grounding" and text is None:
-            return [Control(self._tokenizer.grounding_id)]
-        if not isinstance(text, str):
-            raise ValueError(f"message {index} has a {kind} part whose {name!r} is {type(text).__name__}: expected a string")
-        if kind == "text":
-            return self._text(text)
-        ids = self._tokenizer
-        return [Control(ids.ref_id), Text(text.strip()), Control(ids.ref_end_id)]
-
-    def _text(self, text: str) -> list[Segment]:
-        if not self._allowed:
-            return [Text(text)] if text else []
-        pieces = self._tokenizer.split_controls(text, only=self._allowed)
-        return [Control(p) if isinstance(p, int) else Text(p) for p in pieces]
-
-
-def part_has_query(content: Iterable[Mapping[str, Any]]) -> bool:
-    """Whether a grounding part names something to find."""
-    return any(part["type"] == "grounding" and part.get("query") is not None for part in content)
-
-
-def _checked(messages: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
+def _roles(messages: Sequence[Message], *, answer_next: bool) -> list[str]:
+    """The role of each message under its short name; the order is checked."""
     if not messages:
         raise ValueError("the conversation is empty: give at least one message")
-    for index, message in enumerate(messages):
-        if not isinstance(message, Mapping) or not {"role", "content"} <= message.keys():
-            raise ValueError(f"message {index} is no object with 'role' and 'content'")
-    return messages
-
-
-def _role(message: Mapping[str, Any], index: int) -> str:
-    role = _ROLES.get(message["role"]) if isinstance(message["role"], str) else None
-    if role is None:
-        raise ValueError(f"message {index} has role {message['role']!r}: expected user, assistant or system")
-    if role == "system" and index > 0:
+    roles = [_role(message, index) for index, message in enumerate(messages)]
+    if "system" in roles[1:]:
+        index = roles.index("system", 1)
         raise ValueError(f"message {index} has role 'system': a system message may only come first")
+    if answer_next and roles[-1] == "system":
+        raise ValueError("the conversation is a system message alone: add a user message to answer")
+    return roles
+
+
+def _role(message: Message, index: int) -> str:
+    if not isinstance(message, Mapping) or not {"role", "content"} <= message.keys():
+        raise ValueError(f"message {index} is no object with 'role' and 'content'")
+    name = message["role"]
+    role = _ROLES.get(name) if isinstance(name, str) else None
+    if role is None:
+        raise ValueError(f"message {index} has role {name!r}: expected user, assistant or system")
     return role
+
+
+def _check_count(seen: int, images: Sequence[Any]) -> None:
+    if seen != len(images):
+        raise ValueError(
+            f"{seen} <image> in the text for {len(images)} pictures: write one for each picture"
+        )
 
 
 def _opening(tokenizer: Tokenizer) -> Turn:
     return Turn(segments=(Control(tokenizer.bos_id),), supervised=True)
 
 
-def _turn(role: str, content: Sequence[Segment], tokenizer: Tokenizer, *, open_end: bool) -> Turn:
+def _turn(role: str, content: Iterable[Segment], tokenizer: Tokenizer, *, open_end: bool) -> Turn:
     if role == "system":
         return Turn(segments=tuple(content))
     if role == "assistant":
@@ -283,32 +218,3 @@ def _turn(role: str, content: Sequence[Segment], tokenizer: Tokenizer, *, open_e
     before = (Control(tokenizer.user_id), Text(": "))
     after = (Text("\n\n"), Control(tokenizer.assistant_id), Text(":"))
     return Turn(segments=(*before, *content, *after))
-
-
-def _joined(segments: Iterable[Segment]) -> list[Segment]:
-    """Neighbouring texts become one, because the tokenizer merges across them."""
-    joined: list[Segment] = []
-    for segment in segments:
-        if isinstance(segment, Text) and joined and isinstance(joined[-1], Text):
-            joined[-1] = Text(joined[-1].text + segment.text)
-        else:
-            joined.append(segment)
-    return joined
-
-
-def _needs_newline(last: Segment, first: Segment, before: str, kind: str) -> bool:
-    """Parts stand on lines of their own unless white space is there; a query stands in its sentence."""
-    if "grounding" in (before, kind) and "image" not in (before, kind):
-        return False
-    ends = isinstance(last, Text) and last.text[-1:].isspace()
-    begins = isinstance(first, Text) and first.text[:1].isspace()
-    return not (ends or begins)
-
-
-def _stripped(segments: Sequence[Segment]) -> list[Segment]:
-    found = _joined(segments)
-    if found and isinstance(found[0], Text):
-        found[0] = Text(found[0].text.lstrip())
-    if found and isinstance(found[-1], Text):
-        found[-1] = Text(found[-1].text.rstrip())
-    return [s for s in found if not (isinstance(s, Text) and not s.text)]

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from PIL import Image, ImageDraw, ImageFont
+
 from vl2.geometry import Resolution
+from vl2.processing.tokenizer import GROUNDING_TOKENS, SPECIAL_TOKENS
 
 GRID = 999
-"""Coordinates in text run from 0 to this number over the width or height of the source picture."""
+"""Coordinates in text run from 0 to this over the width and the height of the source picture."""
 
 Coordinates = tuple[int, int, int, int]
-"""x1, y1, x2, y2: top left and bottom right."""
+"""x1, y1, x2, y2: the corner at the top left and the one at the bottom right."""
 
 
 @dataclass(frozen=True, slots=True)
 class Box:
-    """One located object in pixels of its source picture."""
+    """One located object, in pixels of its source picture."""
 
     label: str
     x1: int
@@ -28,36 +32,170 @@ class Box:
     image_index: int = 0
 
 
-_DET = re.compile(r"<\|det\|>(.*?)(?=<\|/det\|>|<\|ref\|>|<\|det\|>|\Z)", re.DOTALL)
-_NUMBER = r"\s{0,8}(-?\d{1,9}(?:\.\d{1,9})?)\s{0,8}"
+_BOXES = re.compile(r"<\|det\|>(.*?)(?=<\|/det\|>|<\|ref\|>|<\|det\|>|\Z)", re.DOTALL)
+_NUMBER = r"\s{0,8}(\d{1,9})(?:\.\d{0,9})?\s{0,8}"
 _BOX = re.compile(rf"\[{_NUMBER},{_NUMBER},{_NUMBER},{_NUMBER}\]")
 
+_ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth")
+_CHINESE = "一二三四五六七八九"
+_MENTION = re.compile(
+    rf"\b({'|'.join(_ORDINALS)})\s+(?:image|picture|photo)"
+    r"|\b(?:image|picture|photo)[ _#-]?(\d{1,2})\b"
+    rf"|第([{_CHINESE}])[张幅]",
+    re.IGNORECASE,
+)
 
-def parse_grounding(text: str, image_sizes: Sequence[Resolution]) -> list[Box]:
-    """Boxes of a grounded answer, in order. Never raises; what is no good box is left out."""
+
+def parse_grounding(
+    text: str, image_sizes: Sequence[Resolution], *, question: str = ""
+) -> list[Box]:
+    """Boxes of a grounded answer in order. Never raises: what is no good box is left out.
+
+    Left out are boxes that are not four numbers within 0..999 with x1 <= x2 and y1 <= y2. A box
+    whose answer breaks off, or whose `<|ref|>` is missing, still counts. With several pictures a box
+    belongs to the one that the answer named last before it ("in the second image", "image 2",
+    "第二张"), else to the one that the question named last, else to the first.
+
+    Args:
+        text: the model's answer with its special tokens.
+        image_sizes: (width, height) of the source pictures.
+        question: what was asked, to learn which picture is meant.
+    """
     boxes: list[Box] = []
-    start = 0
-    for found in _DET.finditer(text):
-        label = _label(text[start : found.start()])
-        start = found.end()
+    start, index = 0, _mentioned(question, len(image_sizes), default=0)
+    for found in _BOXES.finditer(text if image_sizes else ""):
+        before, start = text[start : found.start()], found.end()
+        index = _mentioned(before, len(image_sizes), default=index)
         for numbers in _BOX.findall(found[1]):
-            box = tuple(int(float(n)) for n in numbers)
-            if image_sizes and _is_good(box):
-                boxes.append(Box(label, *to_pixels(box, image_sizes[0])))
+            x1, y1, x2, y2 = map(int, numbers)
+            if x1 <= x2 <= GRID and y1 <= y2 <= GRID:
+                pixels = to_pixels((x1, y1, x2, y2), image_sizes[index])
+                boxes.append(Box(_label(before), *pixels, image_index=index))
     return boxes
 
 
 def to_pixels(box999: Sequence[int], size: Resolution) -> Coordinates:
-    """Pixels of a box of 0..999, as the released demo computes them: int(v / 999 * size)."""
-    x1, y1, x2, y2 = (int(v / GRID * size[n % 2]) for n, v in enumerate(box999))
+    """Pixels of a box of 0..999 as the released demo computes them: int(v / 999 * size).
+
+    Args:
+        box999: x1, y1, x2, y2.
+        size: (width, height) of the source picture.
+    """
+    x1, y1, x2, y2 = (_pixel(v, size[n % 2]) for n, v in enumerate(box999))
     return x1, y1, x2, y2
 
 
+def to_999(box_px: Sequence[float], size: Resolution) -> Coordinates:
+    """The numbers 0..999 that `to_pixels` brings back nearest to a box.
+
+    Exact for whole pixels of pictures up to 999 pixels wide and high.
+
+    Args:
+        box_px: x1, y1, x2, y2 in pixels of the source picture.
+        size: its (width, height).
+
+    Raises:
+        ValueError: the box is not inside the picture, or its corners are in the wrong order.
+    """
+    x1, y1, x2, y2 = box_px
+    inside = 0 <= x1 <= x2 <= size[0] and 0 <= y1 <= y2 <= size[1]  # False for NaN, too
+    if not inside:
+        raise ValueError(
+            f"box {tuple(box_px)} does not lie inside its picture of {size[0]} x {size[1]} pixels: "
+            "expected 0 <= x1 <= x2 <= width and 0 <= y1 <= y2 <= height"
+        )
+    a, b, c, d = (_nearest(v, size[n % 2]) for n, v in enumerate(box_px))
+    return a, b, c, d
+
+
+def grounding_text(label: str, boxes_px: Sequence[Sequence[float]], size: Resolution) -> str:
+    """A label and its boxes as the model writes them, for training answers on the trusted path.
+
+    Raises:
+        ValueError: a box outside the picture, or a label that holds a grounding token.
+    """
+    held = [SPECIAL_TOKENS[n] for n in GROUNDING_TOKENS if SPECIAL_TOKENS[n] in label]
+    if held:
+        raise ValueError(f"label {label!r} holds {held[0]}: give the plain name of the object")
+    boxes = ", ".join(str(list(to_999(box, size))) for box in boxes_px)
+    return f"<|ref|>{label}<|/ref|><|det|>[{boxes}]<|/det|>"
+
+
+def draw_boxes(
+    image: Image.Image, boxes: Sequence[Box], *, image_index: int | None = None
+) -> Image.Image:
+    """A copy of the picture with boxes and labels drawn on it.
+
+    Args:
+        image: the source picture of the boxes.
+        boxes: in its pixels.
+        image_index: draw only the boxes of this picture; all by default.
+    """
+    sheet = image.convert("RGB")
+    pen = ImageDraw.Draw(sheet)
+    width = max(2, round(min(sheet.size) / 250))
+    font = ImageFont.load_default(max(11, min(sheet.size) / 32))
+    colours: dict[str, str] = {}
+    for number, box in enumerate(boxes, start=1):
+        if image_index in (None, box.image_index):
+            colour = colours.setdefault(box.label, _COLOURS[len(colours) % len(_COLOURS)])
+            edges = (box.x1, box.y1, max(box.x1, box.x2 - 1), max(box.y1, box.y2 - 1))
+            pen.rectangle(edges, outline=colour, width=width)
+            _draw_label(pen, sheet.size, box, _legible(box.label, number), (colour, font))
+    return sheet
+
+
+_COLOURS = ("#d62728", "#1f77b4", "#2ca02c", "#9467bd", "#b35900", "#c2185b", "#00796b", "#4e342e")
+"""Dark enough for white letters."""
+
+
+def _draw_label(
+    pen: ImageDraw.ImageDraw,
+    size: Resolution,
+    box: Box,
+    text: str,
+    style: tuple[str, ImageFont.FreeTypeFont | ImageFont.ImageFont],
+) -> None:
+    """White letters on the box's colour: above the box, or inside where there is no room above."""
+    colour, font = style
+    left, top, right, bottom = pen.textbbox((0, 0), text, font)
+    wide, high = right - left + 6, bottom - top + 6
+    x = max(0, min(box.x1, int(size[0] - wide)))
+    y = box.y1 - high if box.y1 >= high else min(box.y1, max(0, int(size[1] - high)))
+    pen.rectangle((x, y, x + wide, y + high), fill=colour)
+    pen.text((x + 3 - left, y + 3 - top), text, "white", font)
+
+
+def _legible(label: str, number: int) -> str:
+    """The label, or the box's number where the built-in font (Latin) cannot write it."""
+    text = " ".join(label.split())
+    if not text or any(ord(char) >= 0x250 for char in text):
+        return f"#{number}"
+    return text if len(text) <= 40 else text[:37] + "..."
+
+
+def _pixel(value: int, side: int) -> int:
+    return int(value / GRID * side)
+
+
+def _nearest(pixel: float, side: int) -> int:
+    below = min(GRID, math.floor(pixel * GRID / side))
+    return min((below, min(GRID, below + 1)), key=lambda value: abs(_pixel(value, side) - pixel))
+
+
 def _label(before: str) -> str:
-    found = before.rpartition("<|ref|>")
-    return found[2].partition("<|/ref|>")[0].strip() if found[1] else ""
+    """Text of the last `<|ref|>` before a group of boxes; its end may be missing."""
+    _, mark, after = before.rpartition("<|ref|>")
+    return after.partition("<|/ref|>")[0].strip() if mark else ""
 
 
-def _is_good(box: Sequence[int]) -> bool:
-    x1, y1, x2, y2 = box
-    return 0 <= x1 <= x2 <= GRID and 0 <= y1 <= y2 <= GRID
+def _mentioned(text: str, images: int, *, default: int) -> int:
+    """Index of the picture that a text names last."""
+    for ordinal, digits, chinese in reversed(_MENTION.findall(text) if images > 1 else []):
+        if ordinal:
+            index = _ORDINALS.index(ordinal.lower())
+        else:
+            index = _CHINESE.index(chinese) if chinese else int(digits) - 1
+        if 0 <= index < images:
+            return index
+    return default

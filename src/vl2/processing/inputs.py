@@ -9,7 +9,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from vl2.geometry import Resolution
+from vl2 import geometry
+from vl2.geometry import Resolution, TileGrid
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -65,6 +66,32 @@ _TENSORS = (
     "images_spatial_crop",
     "attention_mask",
 )
+
+
+def check_inputs(inputs: ModelInputs, *, side: int) -> None:
+    """Check that the placeholders of a sample are exactly as many as the features of its pictures.
+
+    Args:
+        inputs: one sample.
+        side: side of a tile in tokens.
+
+    Raises:
+        ValueError: another number of placeholders than features, or of tiles than the crops need.
+    """
+    crops = [TileGrid(wide=w, high=h) for w, h in inputs.images_spatial_crop.tolist() if w and h]
+    features = sum(geometry.image_tokens(side, grid) for grid in crops)
+    places = int(inputs.images_seq_mask.sum())
+    if places != features:
+        raise ValueError(
+            f"{places} image placeholders for {features} image features: one of them was changed "
+            "after processing; build the sample again"
+        )
+    tiles = sum(grid.tiles for grid in crops) or 1
+    if len(inputs.images) != tiles:
+        raise ValueError(
+            f"{len(inputs.images)} tiles for crops {inputs.images_spatial_crop.tolist()}: expected "
+            f"{tiles} (the global view and the local tiles of each picture)"
+        )
 
 
 def collate(samples: Sequence[ModelInputs], *, pad_id: int, ignore_id: int = -100) -> Batch:

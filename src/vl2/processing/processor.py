@@ -1,13 +1,11 @@
-"""The processor: pictures and messages to model inputs, one class for asking and for training."""
+"""The processor: pictures and messages to model inputs, the same for answering and for training."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from collections.abc import Sequence
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
-from typing import Any
 
 import torch
 from PIL import Image
@@ -16,56 +14,36 @@ from vl2 import geometry
 from vl2.config import VL2Config
 from vl2.geometry import Resolution
 from vl2.processing import conversation as talk
-from vl2.processing.conversation import Prompt
-from vl2.processing.image_gate import MESSAGES, REFERENCE, Admitted, ImagePolicy, Source, admit
-from vl2.processing.inputs import Batch, ModelInputs, collate
-from vl2.processing.tiling import TileLayout, Tiling, choose_canvas, cut_views, to_pixels
-from vl2.processing.tokenizer import SPECIAL_TOKENS, Tokenizer
+from vl2.processing import tiling as tiles
+from vl2.processing.conversation import Message
+from vl2.processing.image_gate import MESSAGES, REFERENCE, ImagePolicy, Source, admit
+from vl2.processing.inputs import Batch, ModelInputs, check_inputs, collate
+from vl2.processing.layout import TileLayout
+from vl2.processing.segments import Prompt
+from vl2.processing.settings import ProcessorConfig
+from vl2.processing.tiling import Tiling
+from vl2.processing.tokenizer import Tokenizer
 
-FILE = "processor_config.json"
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ProcessorConfig:
-    """`processor_config.json` with the released field names; unknown fields are kept in `extra`."""
-
-    candidate_resolutions: tuple[Resolution, ...]
-    patch_size: int
-    downsample_ratio: int
-    image_mean: tuple[float, ...] = (0.5, 0.5, 0.5)
-    image_std: tuple[float, ...] = (0.5, 0.5, 0.5)
-    normalize: bool = True
-    image_token: str = SPECIAL_TOKENS["image"]
-    pad_token: str = SPECIAL_TOKENS["pad"]
-    add_special_token: bool = False
-    sft_format: str = "deepseek"
-    mask_prompt: bool = True
-    ignore_id: int = -100
-    processor_class: str = "DeepseekVLV2Processor"
-    tiling: str = "released"  # ours: "content" spends fewer tiles where the picture allows it
-    max_tiled_images: int = 2  # ours: with more pictures none is tiled; 2 as released
-    extra: Mapping[str, Any] = field(default_factory=dict)
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> ProcessorConfig:
-        """Read the released JSON form."""
-        names = {f.name for f in fields(cls)} - {"extra"}
-        known = {k: _tuples(v) for k, v in data.items() if k in names}
-        missing = {"candidate_resolutions", "patch_size", "downsample_ratio"} - known.keys()
-        if missing:
-            raise ValueError(f"{FILE} lacks {', '.join(sorted(missing))}: take them from config.json")
-        return cls(**known, extra={k: v for k, v in data.items() if k not in names})
-
-    def to_dict(self) -> dict[str, Any]:
-        """The released JSON form."""
-        named = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "extra"}
-        return {**named, **self.extra}
+__all__ = ["Batch", "ModelInputs", "Processor", "ProcessorConfig"]
 
 
 class Processor:
-    """Images and messages to `ModelInputs`, by the released rules."""
+    """Pictures and messages to `ModelInputs` by the released rules.
+
+    Attributes:
+        tokenizer: text to ids and back.
+        config: the settings; `with_settings` changes them.
+        layout: tiles and token counts that follow from the settings.
+    """
 
     def __init__(self, tokenizer: Tokenizer, config: ProcessorConfig, *, image_size: int) -> None:
+        """Put the parts together.
+
+        Args:
+            tokenizer: of the model.
+            config: of the model.
+            image_size: side of a tile in pixels.
+        """
         self.tokenizer = tokenizer
         self.config = config
         self.layout = TileLayout(
@@ -79,69 +57,151 @@ class Processor:
 
     @classmethod
     def from_pretrained(cls, path: str | Path, *, add_missing: bool = False) -> Processor:
-        """Read processor_config.json (or, without it, config.json) and tokenizer.json of a folder."""
-        folder = Path(str(resources.files("vl2") / "assets" / "nano")) if path == "nano" else Path(path)
+        """Read processor_config.json, config.json (one of them is enough) and tokenizer.json.
+
+        Args:
+            path: a model folder, or "nano" for the embedded model.
+            add_missing: give special tokens that the tokenizer lacks the next free ids.
+
+        Raises:
+            ValueError: a file is missing or cannot be used, or the two configurations disagree.
+        """
+        embedded = str(resources.files("vl2") / "assets" / "nano")
+        folder = Path(embedded if path == "nano" else path).expanduser()
         model = VL2Config.from_pretrained(folder) if (folder / "config.json").is_file() else None
-        file = folder / FILE
-        if file.is_file():
-            config = ProcessorConfig.from_dict(json.loads(file.read_text(encoding="utf-8")))
-        elif model is not None:
-            config = config_for(model)
-        else:
-            raise ValueError(f"neither {FILE} nor config.json in {folder}: give a model folder")
+        config = ProcessorConfig.from_pretrained(folder, model)
+        names = {"image": config.image_token, "pad": config.pad_token}
+        tokenizer = Tokenizer.from_pretrained(folder, add_missing=add_missing, names=names)
         size = model.vision_config.image_size if model else config.candidate_resolutions[0][0]
-        tokenizer = Tokenizer.from_pretrained(folder, add_missing=add_missing)
         return cls(tokenizer, config, image_size=size)
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write processor_config.json and tokenizer.json into `folder`."""
+        """Write processor_config.json and tokenizer.json into an existing folder."""
+        self.config.save(folder)
         self.tokenizer.save(folder)
-        text = json.dumps(self.config.to_dict(), indent=2, ensure_ascii=False) + "\n"
-        (Path(folder) / FILE).write_text(text, encoding="utf-8")
+
+    def with_settings(
+        self, *, tiling: Tiling | None = None, max_tiled_images: int | None = None
+    ) -> Processor:
+        """The same processor with another tiling rule or limit; what is None stays."""
+        config = replace(
+            self.config,
+            tiling=self.config.tiling if tiling is None else tiling,
+            max_tiled_images=(
+                self.config.max_tiled_images if max_tiled_images is None else max_tiled_images
+            ),
+        )
+        return Processor(self.tokenizer, config, image_size=self.layout.image_size)
 
     def __call__(
         self,
-        messages: Sequence[Mapping[str, Any]],
+        messages: Sequence[Message],
         add_generation_prompt: bool = True,
         *,
         mask_prompt: bool | None = True,
         allow_grounding_tokens: bool = False,
         policy: ImagePolicy = MESSAGES,
     ) -> ModelInputs:
-        """Chat messages to inputs."""
+        """Chat messages to inputs. Their text is not trusted: control strings in it stay text.
+
+        Args:
+            messages: {"role": "user" | "assistant" | "system", "content": str or parts}, with parts
+                {"type": "text", "text"}, {"type": "image", "image": path, bytes or PIL image} and
+                {"type": "grounding", "query"}.
+            add_generation_prompt: end where the model answers; False for training.
+            mask_prompt: learn answers only; None takes the setting of processor_config.json.
+            allow_grounding_tokens: let text use the five grounding tokens, and no others.
+            policy: how pictures are admitted.
+
+        Raises:
+            ValueError: messages that do not follow the format.
+            ImageError: (a ValueError) a picture is refused.
+        """
         prompt = talk.from_messages(
             messages,
             self.tokenizer,
             add_generation_prompt=add_generation_prompt,
             allow_grounding_tokens=allow_grounding_tokens,
         )
-        pictures = [admit(source, policy) for source in prompt.sources]
-        return self._inputs(prompt, pictures, mask_prompt)
+        return self._inputs(prompt, policy, mask_prompt)
 
     def from_conversation(
         self,
-        conversation: Sequence[Mapping[str, Any]],
-        images: Sequence[Source],
+        conversation: Sequence[Message],
+        images: Sequence[Source] = (),
         inference_mode: bool = True,
         *,
         mask_prompt: bool | None = True,
         policy: ImagePolicy = REFERENCE,
     ) -> ModelInputs:
-        """The official format to inputs. Trusted: control strings in the text are obeyed."""
+        """The official repository's format to inputs. Trusted: control strings are obeyed.
+
+        Args:
+            conversation: {"role": "<|User|>" | "<|Assistant|>" | "system", "content": str}, with
+                `<image>` in user text where a picture stands.
+            images: the pictures in that order.
+            inference_mode: end where the model answers; False for training.
+            mask_prompt: learn answers only; None takes the setting of processor_config.json.
+            policy: how pictures are admitted; as the official code does by default.
+
+        Raises:
+            ValueError: a conversation that does not follow the format, or whose `<image>` are not
+                as many as the pictures.
+            ImageError: (a ValueError) a picture is refused.
+        """
         prompt = talk.from_conversation(
-            conversation, self.tokenizer, len(images), open_end=inference_mode
+            conversation, self.tokenizer, images, open_end=inference_mode
         )
-        return self._inputs(prompt, [admit(source, policy) for source in images], mask_prompt)
+        return self._inputs(prompt, policy, mask_prompt)
+
+    def from_document(
+        self,
+        text: str,
+        images: Sequence[Source] = (),
+        inference_mode: bool = False,
+        *,
+        policy: ImagePolicy = REFERENCE,
+    ) -> ModelInputs:
+        """Plain or interleaved text for pretraining, all of it learnt. Trusted.
+
+        Args:
+            text: with `<image>` where a picture stands.
+            images: the pictures in that order.
+            inference_mode: leave the end open for the model.
+            policy: how pictures are admitted.
+
+        Raises:
+            ValueError: `<image>` are not as many as the pictures.
+            ImageError: (a ValueError) a picture is refused.
+        """
+        prompt = talk.from_document(text, self.tokenizer, images, open_end=inference_mode)
+        return self._inputs(prompt, policy, True)
 
     def collate(self, samples: Sequence[ModelInputs]) -> Batch:
-        """Samples to one left-padded batch."""
+        """Samples to one batch, padded on the left.
+
+        Raises:
+            ValueError: no sample.
+        """
         return collate(samples, pad_id=self.tokenizer.pad_id, ignore_id=self.config.ignore_id)
 
-    def _inputs(
-        self, prompt: Prompt, pictures: Sequence[Admitted], mask_prompt: bool | None
-    ) -> ModelInputs:
+    def draw_layout(self, image: Image.Image, tiling: Tiling | None = None) -> Image.Image:
+        """A drawing of how a single picture is cut, by this or another rule, with token counts."""
+        return tiles.draw_layout(image.convert("RGB"), self.layout, tiling or self._tiling)
+
+    @property
+    def _tiling(self) -> Tiling:
+        return "content" if self.config.tiling == "content" else "released"
+
+    def _canvases(self, images: Sequence[Image.Image]) -> list[Resolution]:
+        if len(images) > self.config.max_tiled_images:
+            return [self.layout.one_tile] * len(images)
+        return [tiles.choose_canvas(image, self.layout, self._tiling) for image in images]
+
+    def _inputs(self, prompt: Prompt, policy: ImagePolicy, mask_prompt: bool | None) -> ModelInputs:
         layout, config = self.layout, self.config
-        images = [picture.image for picture in pictures]
+        admitted = [admit(source, policy) for source in prompt.sources]
+        images = [picture.image for picture in admitted]
         canvases = self._canvases(images)
         encoded = talk.encode(
             prompt,
@@ -150,35 +210,17 @@ class Processor:
             mask_prompt=config.mask_prompt if mask_prompt is None else mask_prompt,
             ignore_id=config.ignore_id,
         )
-        views = [v for i, c in zip(images, canvases, strict=True) for v in cut_views(i, c, layout)]
+        pairs = zip(images, canvases, strict=True)
+        views = [view for image, canvas in pairs for view in tiles.cut_views(image, canvas, layout)]
         grids = [layout.grid(canvas) for canvas in canvases]
-        size = layout.image_size
-        return ModelInputs(
+        inputs = ModelInputs(
             input_ids=torch.tensor(encoded.input_ids),
             labels=torch.tensor(encoded.labels),
-            images=to_pixels(views, layout) if views else torch.zeros(1, 3, size, size),
+            images=tiles.to_pixels(views, layout) if views else torch.zeros(1, 3, *layout.one_tile),
             images_seq_mask=torch.tensor(encoded.image_mask),
             images_spatial_crop=torch.tensor([(g.wide, g.high) for g in grids] or [(0, 0)]),
             image_sizes=tuple(image.size for image in images),
-            notes=tuple(note for picture in pictures for note in picture.notes),
+            notes=tuple(note for picture in admitted for note in picture.notes),
         )
-
-    def _canvases(self, images: Sequence[Image.Image]) -> list[Resolution]:
-        size = self.layout.image_size
-        if len(images) > self.config.max_tiled_images:
-            return [(size, size)] * len(images)
-        tiling: Tiling = "content" if self.config.tiling == "content" else "released"
-        return [choose_canvas(image, self.layout, tiling) for image in images]
-
-
-def config_for(model: VL2Config) -> ProcessorConfig:
-    """The processor's settings that follow from a model's configuration."""
-    return ProcessorConfig(
-        candidate_resolutions=model.candidate_resolutions,
-        patch_size=model.vision_config.patch_size,
-        downsample_ratio=model.projector_config.downsample_ratio,
-    )
-
-
-def _tuples(value: Any) -> Any:
-    return tuple(_tuples(v) for v in value) if isinstance(value, list) else value
+        check_inputs(inputs, side=layout.side)
+        return inputs

@@ -6,84 +6,106 @@ Source: DeepSeek-VL2 paper section 2 and the released processor (`ImageOps.pad`,
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 import torch
 from jaxtyping import Float
-from PIL import Image, ImageOps
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 from torch import Tensor
 
 from vl2 import geometry
-from vl2.geometry import Resolution, TileGrid
+from vl2.geometry import Resolution
+from vl2.processing.adaptive import choose_by_content
 from vl2.processing.image_gate import ImageError
+from vl2.processing.layout import TileLayout
 
 Tiling = Literal["released", "content"]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TileLayout:
-    """Everything that turns a picture into tiles, and how many tokens they become."""
-
-    candidates: tuple[Resolution, ...]  # (width, height); the order decides exact ties
-    image_size: int  # side of a tile in pixels
-    side: int  # side of a tile in tokens
-    mean: tuple[float, ...] = (0.5, 0.5, 0.5)
-    std: tuple[float, ...] = (0.5, 0.5, 0.5)
-    normalize: bool = True
-
-    def __post_init__(self) -> None:
-        """Check that every candidate is made of tiles."""
-        for canvas in self.candidates:
-            geometry.grid_of(canvas, self.image_size)
-
-    def grid(self, canvas: Resolution) -> TileGrid:
-        """Tile grid of a candidate."""
-        return geometry.grid_of(canvas, self.image_size)
-
-    def tokens(self, canvas: Resolution) -> int:
-        """Placeholders of a picture on this canvas."""
-        return geometry.image_tokens(self.side, self.grid(canvas))
-
-    @property
-    def fill(self) -> tuple[int, ...]:
-        """Colour around the picture: the mean, truncated to bytes."""
-        return tuple(int(value * 255) for value in self.mean)
-
-
-def choose_canvas(image: Image.Image, layout: TileLayout, tiling: Tiling) -> Resolution:
-    """Canvas of the local view under either rule."""
+def choose_canvas(
+    image: Image.Image, layout: TileLayout, tiling: Tiling = "released"
+) -> Resolution:
+    """Canvas of the local view: the released rule, or the cheaper one that keeps the detail."""
+    if tiling == "content":
+        return choose_by_content(image, layout)
     return geometry.select_resolution(image.size, layout.candidates)
 
 
 def cut_views(image: Image.Image, canvas: Resolution, layout: TileLayout) -> list[Image.Image]:
-    """The global view, then the tiles of the canvas, outer loop over rows.
+    """The global view, then the tiles of the canvas, row by row.
 
     Raises:
-        ImageError: the picture is so thin that nothing of it would be left in any view.
+        ImageError: ("too_thin") nothing of the picture would be left in any view.
     """
-    _check_thickness(image.size, canvas, layout.image_size)
-    size = layout.image_size
-    whole = ImageOps.pad(image, (size, size), color=layout.fill)
+    _check_thickness(image.size, (layout.one_tile, canvas))
+    whole = ImageOps.pad(image, layout.one_tile, color=layout.fill)
     local = ImageOps.pad(image, canvas, color=layout.fill)
+    size = layout.image_size
     corners = [(x, y) for y in range(0, canvas[1], size) for x in range(0, canvas[0], size)]
     return [whole, *(local.crop((x, y, x + size, y + size)) for x, y in corners)]
 
 
 def to_pixels(views: Sequence[Image.Image], layout: TileLayout) -> Float[Tensor, "n 3 size size"]:
-    """Views of equal size as float32, normalised to (x / 255 - mean) / std."""
+    """RGB views of equal size as float32, normalised to (value / 255 - mean) / std."""
     stacked = np.stack([np.asarray(view) for view in views])
     pixels = torch.from_numpy(stacked).permute(0, 3, 1, 2).to(torch.float32).div_(255)
     if layout.normalize:
-        mean, std = (torch.tensor(v).view(3, 1, 1) for v in (layout.mean, layout.std))
+        mean, std = (torch.tensor(values).view(3, 1, 1) for values in (layout.mean, layout.std))
         pixels = pixels.sub_(mean).div_(std)
     return pixels.contiguous()
 
 
-def _check_thickness(size: Resolution, canvas: Resolution, tile: int) -> None:
-    """`ImageOps.contain` rounds a side to zero for extreme shapes and leaves an empty view."""
-    for wide, high in ((tile, tile), canvas):
+def draw_layout(
+    image: Image.Image, layout: TileLayout, tiling: Tiling = "released", *, max_side: int = 1200
+) -> Image.Image:
+    """A drawing of the global view and of the canvas with its tile edges, with the token count.
+
+    Args:
+        image: RGB, any size.
+        layout: the processor's.
+        tiling: which rule chooses the canvas.
+        max_side: the canvas is drawn at most this wide and high.
+
+    Raises:
+        ImageError: ("too_thin") nothing of the picture would be left in any view.
+    """
+    canvas = choose_canvas(image, layout, tiling)
+    views = cut_views(image, canvas, layout)
+    grid = layout.grid(canvas)
+    tile = max(8, min(max(layout.image_size, 256), max_side // max(grid.wide, grid.high)))
+    gap, line = max(3, tile // 64), max(16, min(28, tile // 12))
+    font = ImageFont.load_default(line * 0.8)
+    captions = _captions(image.size, canvas, layout, tiling)
+    wide = tile * (grid.wide + 1) + gap * (grid.wide - 1) + line
+    wide = max(wide, *(int(font.getlength(text)) for text in captions))
+    high = tile * grid.high + gap * (grid.high - 1)
+    sheet = Image.new("RGB", (wide + 2 * line, high + 4 * line), "white")
+    pen = ImageDraw.Draw(sheet)
+    for row, text in enumerate(captions):
+        pen.text((line, line * (0.4 + 1.2 * row)), text, "black", font)
+    local = [(x, y) for y in range(grid.high) for x in range(grid.wide)]
+    spots = [(2 * line + tile + (tile + gap) * x, 3 * line + (tile + gap) * y) for x, y in local]
+    for number, (view, (x, y)) in enumerate(zip(views, [(line, 3 * line), *spots], strict=True)):
+        sheet.paste(view.resize((tile, tile)), (x, y))
+        pen.rectangle((x - 1, y - 1, x + tile, y + tile), outline="red" if number else "blue")
+    return sheet
+
+
+def _captions(
+    size: Resolution, canvas: Resolution, layout: TileLayout, tiling: Tiling
+) -> tuple[str, str]:
+    grid = layout.grid(canvas)
+    tiles = f"{grid.wide} x {grid.high} tiles" if grid.local_tiles > 1 else "1 tile"
+    return (
+        f"{tiling}: {layout.tokens(canvas)} tokens, global view and {tiles}",
+        f"{size[0]} x {size[1]} on {canvas[0]} x {canvas[1]} pixels",
+    )
+
+
+def _check_thickness(size: Resolution, canvases: Sequence[Resolution]) -> None:
+    """`ImageOps.pad` rounds a side to zero for extreme shapes and leaves an empty view."""
+    for wide, high in canvases:
         scale = min(wide / size[0], high / size[1])
         if round(size[0] * scale) >= 1 and round(size[1] * scale) >= 1:
             return

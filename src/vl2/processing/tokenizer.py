@@ -18,9 +18,9 @@ import tokenizers
 FILE = "tokenizer.json"
 
 SPECIAL_TOKENS: dict[str, str] = {
-    "bos": "<｜begin▁of▁sentence｜>",
-    "eos": "<｜end▁of▁sentence｜>",
-    "pad": "<｜▁pad▁｜>",
+    "bos": "<｜begin▁of▁sentence｜>",  # noqa: RUF001
+    "eos": "<｜end▁of▁sentence｜>",  # noqa: RUF001
+    "pad": "<｜▁pad▁｜>",  # noqa: RUF001
     "image": "<image>",
     "ref": "<|ref|>",
     "ref_end": "<|/ref|>",
@@ -30,7 +30,7 @@ SPECIAL_TOKENS: dict[str, str] = {
     "user": "<|User|>",
     "assistant": "<|Assistant|>",
 }
-"""Short name to the released string. The first three have full-width bars, the others ASCII bars."""
+"""Short name to the released string; the bars are full-width in the first three, else ASCII."""
 
 GROUNDING_TOKENS = ("ref", "ref_end", "det", "det_end", "grounding")
 """The tokens that `allow_grounding_tokens` lets text from outside use."""
@@ -69,7 +69,11 @@ class Tokenizer:
         strings = {**SPECIAL_TOKENS, **(names or {})}
         self._data = _with_tokens(data, strings.values(), add_missing=add_missing)
         added: dict[str, int] = {t["content"]: t["id"] for t in self._data["added_tokens"]}
-        self._controls = {t["content"]: t["id"] for t in self._data["added_tokens"] if _is_control(t)}
+        self._controls = {
+            token["content"]: token["id"]
+            for token in self._data["added_tokens"]
+            if _is_control(token)
+        }
         self.control_ids = frozenset(self._controls.values())
         self._tokens: dict[int, str] = {i: t for t, i in self._data["model"]["vocab"].items()}
         self._tokens.update((i, t) for t, i in added.items())
@@ -126,7 +130,7 @@ class Tokenizer:
             ids = self._encoder.encode(text, add_special_tokens=False).ids
         except (TypeError, UnicodeEncodeError):
             raise ValueError(
-                "text holds a lone surrogate, which is no character: decode its source with errors='replace'"
+                "text holds a lone surrogate, which is no character: decode with errors='replace'"
             ) from None
         assert self.control_ids.isdisjoint(ids), "the vocabulary reaches a control token by merges"
         return ids
@@ -193,7 +197,9 @@ class TextDecoder:
 
     def push(self, token: int) -> str:
         """Take one id; returns the characters that it completes, often none."""
-        return "" if token in self._hidden else self._utf8.decode(self._tokenizer.token_bytes(token))
+        if token in self._hidden:
+            return ""
+        return self._utf8.decode(self._tokenizer.token_bytes(token))
 
     def finish(self) -> str:
         """The ids have ended: an incomplete character comes out as U+FFFD."""
@@ -244,17 +250,18 @@ def _with_tokens(
 
 
 def _is_control(token: Mapping[str, Any]) -> bool:
-    """Special, or shaped like `<...>`: DeepSeek marks `<｜User｜>` and its kin as not special."""
-    return bool(token["special"]) or bool(_CONTROL_SHAPE.fullmatch(token["content"]))
+    """Special, or shaped like `<...>`: DeepSeek's chat and tool tokens are not marked special."""
+    return bool(token.get("special")) or bool(_CONTROL_SHAPE.fullmatch(token["content"]))
 
 
 def _text_encoder(data: Mapping[str, Any], controls: Mapping[str, int]) -> tokenizers.Tokenizer:
     """The tokenizer without its control tokens; other added tokens (runs of spaces, say) stay."""
     for token in data["added_tokens"]:
-        if token["content"] in controls and (token["lstrip"] or token["rstrip"] or token["single_word"]):
+        greedy = [flag for flag in ("lstrip", "rstrip", "single_word") if token.get(flag)]
+        if token["content"] in controls and greedy:
             raise ValueError(
-                f"tokenizer.json: special token {token['content']!r} has lstrip, rstrip or single_word "
-                "set: expected none, as in DeepSeek's files"
+                f"tokenizer.json: special token {token['content']!r} has {greedy[0]} set: "
+                "expected none of lstrip, rstrip, single_word, as in DeepSeek's files"
             )
     plain = [token for token in data["added_tokens"] if token["content"] not in controls]
     text = json.dumps({**data, "added_tokens": plain, "post_processor": None}, ensure_ascii=False)

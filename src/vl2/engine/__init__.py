@@ -1,0 +1,1 @@
+"""Answering: sampling parameters, the generation loop, completions with boxes."""

@@ -1,0 +1,53 @@
+"""The documentation is executed: commands parse, the Python example runs."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import typer
+
+from vl2.cli import app
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+def blocks(text: str, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE)
+
+
+def commands() -> list[str]:
+    """Every `vl2 ...` line of a shell block, and every complete one inside a sentence."""
+    found = []
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        lines = [line for block in blocks(text, "sh") for line in block.splitlines()]
+        found += [line for line in lines if line.startswith("vl2 ")]
+        found += re.findall(r"`(vl2 [a-z]+ [^`]+)`", text)
+    return sorted(set(found))
+
+
+@pytest.mark.parametrize("line", commands())
+def test_commands_exist_with_their_options(line: str):
+    _, name, *arguments = shlex.split(line, comments=True)
+    typer.main.get_command(app).commands[name].make_context(name, arguments)
+
+
+def test_make_targets_exist():
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    for page in PAGES:
+        for target in re.findall(
+            r"(?:^    |`)make ([a-z]+)", page.read_text(encoding="utf-8"), re.M
+        ):
+            assert f"\n{target}:" in makefile, f"{page.name}: make {target}"
+
+
+def test_the_python_example_runs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
+    [example] = blocks(README, "python")
+    monkeypatch.chdir(ROOT)
+    exec(compile(example, "README.md", "exec"), {})
+    assert capsys.readouterr().out.strip()

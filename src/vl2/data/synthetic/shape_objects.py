@@ -13,6 +13,8 @@ MIN_SIDE, MAX_SIDE, MAX_COUNTED_SIDE = 18.0, 60.0, 40.0
 MIN_CONTRAST = 38.0
 """CIE76 difference between a shape and what is behind it."""
 MAX_DISTRACTORS = 3
+REPEATS = {"white": 2, "grey": 4}
+"""How often a colour counts that few backgrounds let stand out."""
 
 NamedColour = tuple[str, Colour]
 
@@ -38,11 +40,12 @@ def add_counted(rng: np.random.Generator, board: Board, most: int) -> None:
 
 
 def visible_colours(rng: np.random.Generator, board: Board) -> list[NamedColour]:
-    """One shade of every named colour that stands out from the background."""
+    """One shade of every named colour that stands out; those that rarely do count more often."""
     shades = [(name, jittered(rng, name)) for name in COLOURS]
     values = contrasts([colour for _, colour in shades], board.behind)
     pairs = zip(shades, values, strict=True)
-    return [shade for shade, value in pairs if value >= MIN_CONTRAST]
+    visible = [shade for shade, value in pairs if value >= MIN_CONTRAST]
+    return [shade for shade in visible for _ in range(REPEATS.get(shade[0], 1))]
 
 
 def add_shape(

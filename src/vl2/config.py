@@ -9,25 +9,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 from vl2 import geometry
+from vl2.config_json import read_section, unknown_fields, write_section
 from vl2.geometry import Resolution
 from vl2.logs import get_logger
+from vl2.presets import BASE, NANO, RELEASED_RESOLUTIONS, SMALL, TINY
 
 log = get_logger(__name__)
-
-RELEASED_RESOLUTIONS: tuple[Resolution, ...] = tuple(
-    (wide * 384, high * 384)
-    for wide, high in (
-        *((1, 1), (1, 2), (2, 1), (1, 3), (3, 1), (1, 4), (4, 1), (2, 2), (1, 5), (5, 1), (1, 6)),
-        *((6, 1), (2, 3), (3, 2), (1, 7), (7, 1), (1, 8), (8, 1), (2, 4), (4, 2), (1, 9), (9, 1)),
-        (3, 3),
-    )
-)
-"""The 23 canvases of the released models in their order, which decides exact ties."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -108,9 +100,7 @@ class ProjectorConfig:
 
     def __post_init__(self) -> None:
         """Check what the adaptor cannot be built from."""
-        _one_of(
-            "projector_config.projector_type", self.projector_type, ("downsample_mlp_gelu",)
-        )
+        _one_of("projector_config.projector_type", self.projector_type, ("downsample_mlp_gelu",))
         _one_of("projector_config.token_pooling", self.token_pooling, (False,))
 
 
@@ -189,9 +179,16 @@ class LanguageConfig:
         _one_of("language_config.attention_bias", self.attention_bias, (False,))
         _one_of("language_config.attention_dropout", self.attention_dropout, (0, 0.0))
         if self.use_mla and self.kv_lora_rank is None:
-            raise ValueError("language_config.kv_lora_rank is null but use_mla is true: give a rank")
+            raise ValueError(
+                "language_config.kv_lora_rank is null but use_mla is true: give a rank"
+            )
         if not self.use_mla:
-            _multiple("language_config.hidden_size", self.hidden_size, "num_attention_heads", self.num_attention_heads)
+            _multiple(
+                "language_config.hidden_size",
+                self.hidden_size,
+                "num_attention_heads",
+                self.num_attention_heads,
+            )
         if self.n_routed_experts is not None:
             _check_experts(self)
 
@@ -247,8 +244,18 @@ class VL2Config:
         _one_of("torch_dtype", self.torch_dtype, ("float32", "bfloat16", "float16"))
         for canvas in self.candidate_resolutions:
             geometry.grid_of(canvas, self.vision_config.image_size)
-        _equal("projector_config.input_dim", self.projector_config.input_dim, "vision_config.width", self.vision_config.width)
-        _equal("projector_config.n_embed", self.projector_config.n_embed, "language_config.hidden_size", self.language_config.hidden_size)
+        _equal(
+            "projector_config.input_dim",
+            self.projector_config.input_dim,
+            "vision_config.width",
+            self.vision_config.width,
+        )
+        _equal(
+            "projector_config.n_embed",
+            self.projector_config.n_embed,
+            "language_config.hidden_size",
+            self.language_config.hidden_size,
+        )
 
     @property
     def tokens_per_side(self) -> int:
@@ -257,20 +264,20 @@ class VL2Config:
         return geometry.tokens_per_side(vision.image_size, vision.patch_size, ratio)
 
     @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+    def from_dict(cls, data: Mapping[str, Any]) -> VL2Config:
         """Read the released JSON form; unknown fields are kept and reported once.
 
         Raises:
             ValueError: a value of the wrong type or out of range, named with its field.
         """
-        config = _read(cls, data, "config.json")
-        unknown = sorted(_unknown_fields(config))
+        config = read_section(cls, data, "config.json", _SECTIONS)
+        unknown = sorted(unknown_fields(config, _SECTIONS))
         if unknown:
             log.info("config.json: kept but not used: %s", ", ".join(unknown))
         return config
 
     @classmethod
-    def from_pretrained(cls, path: str | Path) -> Self:
+    def from_pretrained(cls, path: str | Path) -> VL2Config:
         """Read `config.json` from a folder, or the file itself.
 
         Raises:
@@ -290,7 +297,7 @@ class VL2Config:
 
     def to_dict(self) -> dict[str, Any]:
         """The released JSON form with every field written out and unknown fields put back."""
-        return _write(self)
+        return write_section(self, _SECTIONS)
 
     def save(self, folder: str | Path) -> None:
         """Write `config.json` into `folder`."""
@@ -298,72 +305,25 @@ class VL2Config:
         (Path(folder) / "config.json").write_text(text, encoding="utf-8")
 
     @classmethod
-    def tiny(cls) -> Self:
+    def tiny(cls) -> VL2Config:
         """DeepSeek-VL2-Tiny: 3,370,501,440 parameters, plain multi-head attention."""
-        return cls(
-            projector_config=ProjectorConfig(n_embed=1280),
-            language_config=LanguageConfig(
-                vocab_size=129280, hidden_size=1280, intermediate_size=6848, moe_intermediate_size=896,
-                num_hidden_layers=12, num_attention_heads=10, num_key_value_heads=10,
-                n_routed_experts=64, use_mla=False, kv_lora_rank=None, qk_nope_head_dim=0,
-                qk_rope_head_dim=0, v_head_dim=0, **_RELEASED, **_V3_TOKENS,
-            ),
-        )
+        return cls.from_dict(TINY)
 
     @classmethod
-    def small(cls) -> Self:
+    def small(cls) -> VL2Config:
         """DeepSeek-VL2-Small: 16,148,349,504 parameters."""
-        return cls(
-            projector_config=ProjectorConfig(n_embed=2048),
-            language_config=LanguageConfig(
-                vocab_size=102400, hidden_size=2048, intermediate_size=10944,
-                moe_intermediate_size=1408, num_hidden_layers=27, num_attention_heads=16,
-                num_key_value_heads=16, n_routed_experts=64, **_RELEASED,
-            ),
-        )
+        return cls.from_dict(SMALL)
 
     @classmethod
-    def base(cls) -> Self:
+    def base(cls) -> VL2Config:
         """DeepSeek-VL2: 27,480,134,248 parameters, sigmoid routing with a correction bias."""
-        return cls(
-            projector_config=ProjectorConfig(n_embed=2560),
-            language_config=LanguageConfig(
-                vocab_size=129280, hidden_size=2560, intermediate_size=12288,
-                moe_intermediate_size=1536, num_hidden_layers=30, num_attention_heads=32,
-                num_key_value_heads=32, n_routed_experts=72, **_RELEASED_BASE, **_V3_TOKENS,
-            ),
-        )
+        return cls.from_dict(BASE)
 
     @classmethod
-    def nano(cls) -> Self:
+    def nano(cls) -> VL2Config:
         """The embedded model: Base's mechanisms at a size that trains on two CPU cores."""
-        return cls(
-            vision_config=VisionConfig(
-                model_name="nano_vit_patch14_112", image_size=112, width=160, layers=5, heads=5, mlp_ratio=3.0
-            ),
-            projector_config=ProjectorConfig(input_dim=160, n_embed=160),
-            language_config=LanguageConfig(
-                vocab_size=2048, hidden_size=160, intermediate_size=448, moe_intermediate_size=112,
-                num_hidden_layers=5, num_attention_heads=5, num_key_value_heads=5,
-                n_routed_experts=12, kv_lora_rank=64, qk_nope_head_dim=32,
-                qk_rope_head_dim=16, v_head_dim=32,
-                **{**_RELEASED_BASE, "num_experts_per_tok": 2, "n_shared_experts": 1}, **_V3_TOKENS,
-            ),
-            candidate_resolutions=tuple(
-                (wide * 112, high * 112) for wide, high in ((1, 1), (1, 2), (2, 1), (2, 2))
-            ),
-        )
+        return cls.from_dict(NANO)
 
-
-_RELEASED: dict[str, Any] = dict(
-    n_shared_experts=2, num_experts_per_tok=6, first_k_dense_replace=1, topk_method="greedy",
-    n_group=1, topk_group=1, q_lora_rank=None, max_position_embeddings=4096,
-)
-_RELEASED_BASE: dict[str, Any] = {
-    **_RELEASED, "topk_method": "noaux_tc", "scoring_func": "sigmoid", "norm_topk_prob": True,
-    "routed_scaling_factor": 2.0,
-}
-_V3_TOKENS: dict[str, Any] = dict(bos_token_id=0, eos_token_id=1)
 
 _SECTIONS: dict[str, type] = {
     "vision_config": VisionConfig,
@@ -393,59 +353,12 @@ def _check_experts(c: LanguageConfig) -> None:
     experts, top_k = c.n_routed_experts, c.num_experts_per_tok
     assert experts is not None
     if top_k is None or not 1 <= top_k <= experts:
-        raise ValueError(f"language_config.num_experts_per_tok is {top_k}: expected 1..{experts} (n_routed_experts)")
+        raise ValueError(
+            f"language_config.num_experts_per_tok is {top_k}: expected 1..{experts} (n_routed_experts)"
+        )
     if c.topk_method != "greedy":
         _multiple("language_config.n_routed_experts", experts, "n_group", c.n_group or 0)
         if not 1 <= (c.topk_group or 0) <= (c.n_group or 0):
-            raise ValueError(f"language_config.topk_group is {c.topk_group}: expected 1..{c.n_group} (n_group)")
-
-
-def _read(cls: type, data: Mapping[str, Any], where: str) -> Any:
-    known = {f.name: f for f in fields(cls) if f.name != "extra"}
-    values: dict[str, Any] = {}
-    for name, value in data.items():
-        if name not in known:
-            continue
-        if name in _SECTIONS and value is not None:
-            if not isinstance(value, Mapping):
-                raise ValueError(f"{where}: {name} is {value!r}: expected an object")
-            values[name] = _read(_SECTIONS[name], value, f"{where}: {name}")
-        else:
-            values[name] = _checked(f"{where}: {name}", value, _example(known[name]), str(known[name].type))
-    return cls(**values, extra={k: v for k, v in data.items() if k not in known})
-
-
-def _example(f: Any) -> object:
-    return f.default_factory() if f.default is MISSING else f.default
-
-
-def _checked(where: str, value: Any, default: object, annotation: str) -> Any:
-    """Convert lists to tuples and refuse a JSON type that the field cannot hold."""
-    if isinstance(value, list):
-        value = tuple(tuple(v) if isinstance(v, list) else v for v in value)
-    if value is None and "None" in annotation:
-        return None
-    wanted = {"int": int, "float": (int, float), "bool": bool, "str": str, "tuple": tuple}
-    kind = annotation.split(" | ")[0].split("[")[0]
-    right = isinstance(value, wanted[kind]) and (kind == "bool" or not isinstance(value, bool))
-    if not right:
-        raise ValueError(f"{where} is {value!r}: expected {kind} (for instance {default!r})")
-    return value
-
-
-def _write(config: Any) -> dict[str, Any]:
-    data: dict[str, Any] = {}
-    for f in fields(config):
-        value = getattr(config, f.name)
-        if f.name == "extra" or (value is None and f.name in ("sam", "architectures")):
-            continue
-        data[f.name] = _write(value) if f.name in _SECTIONS and value is not None else value
-    return {**data, **config.extra}
-
-
-def _unknown_fields(config: Any, prefix: str = "") -> list[str]:
-    names = [prefix + name for name in config.extra]
-    for f in fields(config):
-        if f.name in _SECTIONS and getattr(config, f.name) is not None:
-            names += _unknown_fields(getattr(config, f.name), f"{prefix}{f.name}.")
-    return names
+            raise ValueError(
+                f"language_config.topk_group is {c.topk_group}: expected 1..{c.n_group} (n_group)"
+            )

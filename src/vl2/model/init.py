@@ -3,12 +3,13 @@
 Sources: DeepSeek-VL2 `modeling_deepseek.py` (language model N(0, initializer_range), router
 kaiming-uniform with a = sqrt(5)) and `modeling_deepseek_vl_v2.py` (newline and separator
 N(0, 1) / sqrt(hidden)). The vision tower was never trained from scratch there; ours draws from
-N(0, 1 / fan_in).
+N(0, 1 / fan_in), positions from sines and cosines.
 """
 
 from __future__ import annotations
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from vl2.config import VL2Config
@@ -29,8 +30,6 @@ def standard_deviation(name: str, shape: torch.Size, config: VL2Config) -> float
         return (3 * fan_in) ** -0.5  # of the uniform distribution on +-1/sqrt(fan_in)
     if name.startswith("language."):
         return language.initializer_range
-    if name.endswith("pos_embed"):
-        return 0.02
     return fan_in**-0.5
 
 
@@ -43,10 +42,27 @@ def init_weights(
     for name, parameter in model.named_parameters():
         if name in norms:
             parameter.fill_(1.0)
+        elif name.endswith("vision.pos_embed"):
+            parameter.copy_(sine_cosine_grid(round(parameter.shape[1] ** 0.5), parameter.shape[2]))
         else:
             _fill(parameter, name, standard_deviation(name, parameter.shape, config), generator)
     for buffer in model.buffers():
         buffer.zero_()
+
+
+def sine_cosine_grid(side: int, width: int) -> Float[Tensor, "1 p w"]:
+    """Positions of a square grid as sines and cosines of row and column, amplitude 1.
+
+    A small tower trained from scratch finds neighbours sooner from these than from noise
+    (arXiv 2205.01580). Wave lengths go from 2 pi up to the size of the grid, not further.
+    """
+    quarter = -(-width // 4)
+    rates = (2.0 * side) ** -torch.linspace(0, 1, quarter)
+    waves = torch.arange(side)[:, None] * rates  # (S, Q)
+    line = torch.cat((waves.sin(), waves.cos()), dim=1)  # (S, 2Q)
+    rows = line[:, None].expand(-1, side, -1)
+    columns = line[None].expand(side, -1, -1)
+    return torch.cat((rows, columns), dim=-1).flatten(0, 1)[None, :, :width]
 
 
 def _is_norm(module: nn.Module) -> bool:

@@ -135,9 +135,7 @@ def balance_loss(
     return config.aux_loss_alpha * (frequency * probability).sum(dim=-1).mean()
 
 
-def expert_load(
-    routing: Routing, mask: Bool[Tensor, "b t"], experts: int
-) -> Float[Tensor, " e"]:
+def expert_load(routing: Routing, mask: Bool[Tensor, "b t"], experts: int) -> Float[Tensor, " e"]:
     """How many real tokens chose each expert, as float32 counts."""
     chosen = routing.experts[mask.flatten()].flatten()
     return torch.bincount(chosen, minlength=experts).float()

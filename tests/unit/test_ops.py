@@ -1,0 +1,217 @@
+from dataclasses import replace
+
+import pytest
+import torch
+
+from vl2.config import LanguageConfig, RopeScaling, VL2Config
+from vl2.ops.attention import attention, attention_ref, decoder_mask
+from vl2.ops.kv_cache import KVCache
+from vl2.ops.loss import next_token_loss, next_token_loss_ref
+from vl2.ops.moe import (
+    Routing,
+    balance_loss,
+    expert_load,
+    expert_mlp,
+    expert_mlp_ref,
+    route,
+    update_bias,
+)
+from vl2.ops.rope import apply_rope, deinterleave, inverse_frequencies, rope_tables
+
+BASE = VL2Config.base().language_config
+
+
+def moe_config(**changes) -> LanguageConfig:
+    return replace(BASE, **{"n_routed_experts": 8, "num_experts_per_tok": 3, **changes})
+
+
+# --- attention
+
+CASES = [(4, 4, 16, 16), (4, 2, 16, 16), (4, 4, 24, 16)]
+
+
+@pytest.mark.parametrize(("heads", "kv_heads", "width", "value_width"), CASES)
+@pytest.mark.parametrize("masked", [False, True])
+def test_attention_equals_its_plain_twin(heads, kv_heads, width, value_width, masked):
+    q = torch.randn(2, heads, 5, width)
+    k, v = torch.randn(2, kv_heads, 5, width), torch.randn(2, kv_heads, 5, value_width)
+    mask = None
+    if masked:
+        real = torch.tensor([[False, False, True, True, True], [True] * 5])
+        mask = decoder_mask(5, 5, device=q.device, attention_mask=real)
+    got = attention(q, k, v, scale=0.2, mask=mask, causal=not masked)
+    want = attention_ref(q, k, v, scale=0.2, mask=mask, causal=not masked)
+    torch.testing.assert_close(got, want, atol=1e-5, rtol=0)  # worst measured 4e-7
+    assert got.isfinite().all()
+
+
+def test_decoder_mask_hides_the_future_padding_and_other_segments():
+    real = torch.tensor([[False, True, True, True, True]])
+    segments = torch.tensor([[0, 0, 1, 2, 2]])
+    mask = decoder_mask(2, 5, device=torch.device("cpu"), attention_mask=real, segment_ids=segments)
+    assert mask[0, 0].tolist() == [
+        [False, True, False, True, False],
+        [False, True, False, True, True],
+    ]
+
+
+# --- rope
+
+
+def test_rope_is_a_rotation_by_the_position():
+    config = replace(BASE, qk_rope_head_dim=8)
+    cos, sin = rope_tables(torch.tensor([[0, 7]]), config)
+    x = torch.randn(1, 2, 3, 8)
+    turned = apply_rope(x, cos, sin)
+    assert torch.equal(turned[:, 0], x[:, 0])
+    angle = 7.0 * inverse_frequencies(8, 10000.0)
+    pairs = torch.complex(x[0, 1, :, :4], x[0, 1, :, 4:]) * torch.polar(torch.ones(4), angle)
+    torch.testing.assert_close(turned[0, 1], torch.cat((pairs.real, pairs.imag), -1))
+
+
+def test_every_position_of_the_context_has_its_own_angle_whatever_the_model_dtype():
+    cos, sin = rope_tables(torch.arange(4096)[None], BASE)
+    assert cos.dtype == torch.float32
+    assert len(torch.unique(torch.cat((cos, sin), -1)[0], dim=0)) == 4096
+
+
+def test_deinterleave_puts_evens_first():
+    assert deinterleave(torch.arange(6.0)).tolist() == [0, 2, 4, 1, 3, 5]
+
+
+def test_yarn_leaves_fast_channels_and_divides_slow_ones():
+    scaling = RopeScaling(factor=4.0, original_max_position_embeddings=1024)
+    plain, stretched = inverse_frequencies(64, 10000.0), inverse_frequencies(64, 10000.0, scaling)
+    assert stretched[0] == plain[0]
+    torch.testing.assert_close(stretched[-1], plain[-1] / 4)
+    assert (stretched <= plain).all()
+
+
+# --- cache
+
+
+def test_the_cache_refuses_more_than_it_holds():
+    cache = KVCache.empty(BASE, 1, 3)
+    assert cache.layers[0].shape == (1, 3, 576)
+    cache.append(0, torch.zeros(1, 2, 576))
+    cache.advance(2)
+    with pytest.raises(ValueError, match="holds 3 tokens but 4 are needed"):
+        cache.append(0, torch.zeros(1, 2, 576))
+
+
+# --- routing
+
+
+def test_softmax_greedy_weights_are_the_scores():
+    config = moe_config(
+        topk_method="greedy",
+        scoring_func="softmax",
+        norm_topk_prob=False,
+        routed_scaling_factor=1.0,
+    )
+    logits = torch.randn(5, 8)
+    got = route(logits, config)
+    wanted = logits.softmax(-1).topk(3)
+    assert torch.equal(got.experts.sort().values, wanted.indices.sort().values)
+    torch.testing.assert_close(got.weights.sum(-1), wanted.values.sum(-1))
+
+
+def test_noaux_bias_chooses_but_does_not_weigh():
+    config = moe_config()
+    logits, bias = torch.randn(50, 8), torch.zeros(8)
+    bias[3] = 10.0
+    got = route(logits, config, bias)
+    assert (got.experts == 3).any(-1).all()
+    torch.testing.assert_close(got.weights.sum(-1), torch.full((50,), 2.0))
+    share = logits.sigmoid().gather(-1, got.experts)
+    torch.testing.assert_close(got.weights, 2.0 * share / share.sum(-1, keepdim=True))
+
+
+def test_group_limits_keep_whole_groups():
+    config = moe_config(
+        topk_method="group_limited_greedy", scoring_func="softmax", n_group=4, topk_group=2
+    )
+    got = route(torch.randn(64, 8), config)
+    assert all(len(set((row // 2).tolist())) <= 2 for row in got.experts)
+
+
+def test_a_dropped_group_loses_even_against_negative_scores():
+    """The official code writes 0.0 for dropped groups, which beats a negative biased score."""
+    config = moe_config(n_group=4, topk_group=2)
+    bias = torch.full((8,), -5.0)
+    got = route(torch.randn(64, 8), config, bias)
+    assert all(len(set((row // 2).tolist())) <= 2 for row in got.experts)
+
+
+@pytest.mark.parametrize("tokens", [1, 7, 64])
+def test_grouped_experts_equal_the_loop_forward_and_backward(tokens):
+    weights = [torch.randn(8, 16, 12), torch.randn(8, 16, 12), torch.randn(8, 12, 16)]
+    x = torch.randn(tokens, 12)
+    logits = torch.randn(tokens, 8)
+    logits[:, 5] = -9.0  # an expert that nobody chooses
+    results = []
+    for experts in (expert_mlp, expert_mlp_ref):
+        leaves = [t.clone().requires_grad_() for t in (x, logits, *weights)]
+        out = experts(leaves[0], route(leaves[1], moe_config()), *leaves[2:])
+        out.square().sum().backward()
+        results.append([out, *(leaf.grad for leaf in leaves)])
+    for got, want in zip(*results, strict=True):
+        torch.testing.assert_close(got, want, atol=2e-4, rtol=1e-4)  # worst measured 6e-5 of 300
+
+
+def test_balance_loss_is_alpha_when_even_and_grows_when_skewed():
+    config = moe_config(num_experts_per_tok=1, aux_loss_alpha=1.0)
+    mask = torch.ones(1, 8, dtype=torch.bool)
+    uniform = torch.full((8, 8), 1 / 8)
+    even = Routing(torch.arange(8)[:, None], torch.ones(8, 1), uniform)
+    assert balance_loss(even, mask, config).item() == pytest.approx(1.0)
+    peaked = torch.zeros(8, 8)
+    peaked[:, 0] = 1.0
+    skewed = Routing(torch.zeros(8, 1, dtype=torch.int64), torch.ones(8, 1), peaked)
+    assert balance_loss(skewed, mask, config).item() == pytest.approx(8.0)
+
+
+def test_padding_does_not_count_in_balance_or_load():
+    config = moe_config()
+    routing = route(torch.randn(12, 8), config)
+    mask = torch.tensor([[False, False, True, True, True, True]] * 2)
+    kept = Routing(*(t.view(2, 6, -1)[:, 2:].flatten(0, 1) for t in routing))
+    whole = torch.ones(2, 4, dtype=torch.bool)
+    torch.testing.assert_close(
+        balance_loss(routing, mask, config), balance_loss(kept, whole, config)
+    )
+    assert torch.equal(expert_load(routing, mask, 8), expert_load(kept, whole, 8))
+
+
+def test_bias_update_lowers_the_overloaded():
+    bias = update_bias(torch.zeros(4), torch.tensor([9.0, 1.0, 1.0, 1.0]), 0.001)
+    torch.testing.assert_close(bias, torch.tensor([-0.001, 0.001, 0.001, 0.001]))
+
+
+# --- loss
+
+
+def test_chunked_loss_and_gradient_equal_the_plain_twin():
+    labels = torch.randint(0, 30, (2, 9))
+    labels[:, :4] = -100
+    results = []
+    for chunk in (None, 3):
+        torch.manual_seed(1)
+        hidden, head = (
+            torch.randn(2, 9, 8, requires_grad=True),
+            torch.randn(30, 8, requires_grad=True),
+        )
+        if chunk is None:
+            loss = next_token_loss_ref(hidden @ head.T, labels)
+        else:
+            loss = next_token_loss(hidden, head, labels, chunk=chunk)
+        loss.backward()
+        results.append((loss, hidden.grad, head.grad))
+    for got, want in zip(*results, strict=True):
+        torch.testing.assert_close(got, want, atol=1e-6, rtol=1e-5)
+
+
+def test_nothing_supervised_is_zero_not_nan():
+    labels = torch.full((1, 4), -100)
+    assert next_token_loss(torch.randn(1, 4, 8), torch.randn(5, 8), labels).item() == 0.0
+    assert next_token_loss_ref(torch.randn(1, 4, 5), labels).item() == 0.0

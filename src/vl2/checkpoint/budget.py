@@ -30,7 +30,7 @@ from vl2.checkpoint.count import (
     Scheme,
     grid_tokens,
     kv_bytes_per_token,
-    released_slots,
+    model_shapes,
     weight_bytes,
 )
 from vl2.checkpoint.report import find_config
@@ -95,12 +95,12 @@ def plan_memory(config: VL2Config, memory: int, context: int | None = None) -> l
     for name, value in (("memory", memory), ("context", context)):
         if value < 1:
             raise ValueError(f"{name} is {value}: expected at least 1")
-    slots = released_slots(config)
+    shapes = model_shapes(config)
     language = config.language_config
     return [
         Budget(
             scheme=scheme,
-            weights=weight_bytes(slots, scheme),
+            weights=weight_bytes(shapes, scheme),
             kv_per_token=kv_bytes_per_token(language, scheme.rest),
             fixed=_fixed(config) * scheme.rest + 8 * language.vocab_size,
             per_token=_per_token(language) * scheme.rest + PREFILL_CHUNK * (1 + scheme.rest),

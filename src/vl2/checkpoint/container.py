@@ -31,6 +31,8 @@ NAMES: dict[torch.dtype, str] = {dtype: name for name, dtype in DTYPES.items()}
 
 MAX_HEADER_BYTES = 8 * 2**20
 """Longest header that is read; the largest released model would need 1 MiB in one file."""
+MAX_RANK = 8
+"""Most dimensions of a tensor; a model here has four."""
 CHUNK_BYTES = 8 * 2**20
 """Size of the buffer that carries data which changes its dtype or its device."""
 
@@ -179,7 +181,7 @@ def as_bytes(tensor: Tensor) -> memoryview:
 
 
 def _damaged(file: Path, why: str) -> CheckpointError:
-    return CheckpointError(f"{file} is no intact safetensors file: {why}; fetch it again")
+    return CheckpointError(f"{file} is no intact safetensors file: {why[:300]}; fetch it again")
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -207,7 +209,11 @@ def _is_count(value: object) -> bool:
 
 def _counts(file: Path, key: str, entry: Mapping[str, Any], name: str) -> list[int]:
     values = entry.get(name)
-    if not isinstance(values, list) or not all(_is_count(value) for value in values):
+    if (
+        not isinstance(values, list)
+        or len(values) > MAX_RANK
+        or not all(_is_count(value) for value in values)
+    ):
         raise _damaged(file, f"{name} of {key!r} is {values!r:.60}, expected a list of counts")
     return values
 
@@ -218,7 +224,7 @@ def _stored(file: Path, key: str, entry: object, data_start: int) -> StoredTenso
     name = entry.get("dtype")
     if not isinstance(name, str) or name not in DTYPES:
         raise CheckpointError(
-            f"{key} in {file} has dtype {name!r}, which cannot be loaded: "
+            f"{key!r:.200} in {file} has dtype {name!r:.40}, which cannot be loaded: "
             f"expected {', '.join(DTYPES)}; convert the checkpoint with the tool that wrote it"
         )
     shape, offsets = _counts(file, key, entry, "shape"), _counts(file, key, entry, "data_offsets")
@@ -232,7 +238,7 @@ def _stored(file: Path, key: str, entry: object, data_start: int) -> StoredTenso
     if len(offsets) != 2 or offsets[1] - offsets[0] != stored.nbytes:
         raise _damaged(
             file,
-            f"{key!r} of shape {shape} in {name} takes {stored.nbytes} bytes, offsets {offsets}",
+            f"{key!r} of {shape} {name} takes {stored.nbytes} bytes but has offsets {offsets}",
         )
     return stored
 

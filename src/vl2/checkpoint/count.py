@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from vl2 import geometry
-from vl2.checkpoint.layout import Slot, table
+from vl2.checkpoint.layout import is_stack
 from vl2.checkpoint.skeleton import build_skeleton
 from vl2.config import LanguageConfig, VL2Config
 
@@ -87,19 +87,25 @@ class GridTokens:
     tokens: int
 
 
-def released_slots(config: VL2Config) -> dict[str, Slot]:
-    """Every released key of a model with its shape, built without memory."""
-    return dict(table(build_skeleton(config).state_dict()))
+Shapes = Mapping[str, tuple[int, ...]]
+"""Shape of every tensor of a model by our key, routed experts stacked."""
 
 
-def count_parameters(config: VL2Config, slots: Mapping[str, Slot]) -> ParameterCount:
-    """Parameters by part; `slots` as of `released_slots(config)`."""
+def model_shapes(config: VL2Config) -> Shapes:
+    """Shapes of a model that is built without memory."""
+    state = build_skeleton(config).state_dict()
+    return {key: tuple(tensor.shape) for key, tensor in state.items()}
+
+
+def count_parameters(config: VL2Config, shapes: Shapes) -> ParameterCount:
+    """Parameters by part; `shapes` as of `model_shapes(config)`."""
     count: Counter[str] = Counter()
-    routed = 0
-    for key, slot in slots.items():
-        numbers = math.prod(slot.shape)
+    routed, tensors = 0, 0
+    for key, shape in shapes.items():
+        numbers = math.prod(shape)
         count[_part(key)] += numbers
-        routed += numbers if slot.expert is not None else 0
+        routed += numbers if is_stack(key) else 0
+        tensors += shape[0] if is_stack(key) else 1
     language = config.language_config
     embedding = language.vocab_size * language.hidden_size
     idle = 0
@@ -113,11 +119,11 @@ def count_parameters(config: VL2Config, slots: Mapping[str, Slot]) -> ParameterC
         projector=count["projector"],
         language=count["language"],
         language_active=count["language"] - embedding - idle,
-        tensors=len(slots),
+        tensors=tensors,
     )
 
 
-def weight_bytes(slots: Mapping[str, Slot], scheme: Scheme) -> int:
+def weight_bytes(shapes: Shapes, scheme: Scheme) -> int:
     """Bytes of all weights under a scheme.
 
     A matrix [out, in] of the language model's attention, MLPs and experts takes
@@ -129,7 +135,7 @@ def weight_bytes(slots: Mapping[str, Slot], scheme: Scheme) -> int:
     (input embedding, output head, router, norms, vision tower, adaptor) takes `rest` bytes per
     number, and the router's correction bias always four.
     """
-    return sum(_slot_bytes(key, slot, scheme) for key, slot in slots.items())
+    return sum(_bytes(key, shape, scheme) for key, shape in shapes.items())
 
 
 def kv_bytes_per_token(config: LanguageConfig, itemsize: int) -> int:
@@ -157,18 +163,17 @@ def _part(key: str) -> str:
     return first if first in ("vision", "language", "projector") else "special"
 
 
-def _is_quantised(key: str, slot: Slot) -> bool:
+def _is_quantised(key: str, shape: tuple[int, ...]) -> bool:
     inside = ".self_attn." in key or ".mlp." in key
-    return key.startswith("language.") and inside and len(slot.shape) == 2 and ".gate." not in key
+    return key.startswith("language.") and inside and len(shape) > 1 and ".gate." not in key
 
 
-def _slot_bytes(key: str, slot: Slot, scheme: Scheme) -> int:
-    numbers = math.prod(slot.shape)
+def _bytes(key: str, shape: tuple[int, ...], scheme: Scheme) -> int:
+    numbers = math.prod(shape)
     if key.endswith("e_score_correction_bias"):
         return 4 * numbers
-    if not _is_quantised(key, slot):
+    if not _is_quantised(key, shape):
         return scheme.rest * numbers
-    out, width = slot.shape
-    groups = -(-width // INT4_GROUP)
-    scales = out * scheme.row_bytes + out * groups * scheme.group_bytes
+    rows, groups = numbers // shape[-1], -(-shape[-1] // INT4_GROUP)
+    scales = rows * scheme.row_bytes + rows * groups * scheme.group_bytes
     return math.ceil(numbers * scheme.weight_bytes) + scales

@@ -85,14 +85,14 @@ def _indexed(folder: Path) -> dict[str, StoredTensor]:
                 raise _twice(key, stored[key].file, tensor.file)
             if weight_map.get(key) != name:
                 raise CheckpointError(
-                    f"{folder / name} holds {key} but {INDEX} says {weight_map.get(key)}: "
+                    f"{folder / name} holds {key!r:.200} but {INDEX} says {weight_map.get(key)}: "
                     "index and shards are of different models; fetch them again"
                 )
             stored[key] = tensor
     for key, name in weight_map.items():
         if key not in stored:
             raise CheckpointError(
-                f"{key} is missing: {INDEX} places it in {folder / name}, which does not hold it; "
+                f"{key!r:.200} is missing: {INDEX} places it in {folder / name}, which lacks it; "
                 "fetch both again"
             )
     return stored
@@ -115,7 +115,9 @@ def _read_index(file: Path) -> dict[str, str]:
             or Path(name).name != name
             or not name.endswith(".safetensors")
         ):
-            raise CheckpointError(f"{file} places {key} in {name!r:.80}: expected NAME.safetensors")
+            raise CheckpointError(
+                f"{file} places {key!r:.200} in {name!r:.80}: expected NAME.safetensors"
+            )
     return weight_map
 
 
@@ -128,5 +130,5 @@ def _shard(folder: Path, name: str) -> Path:
 
 def _twice(key: str, first: Path, second: Path) -> CheckpointError:
     return CheckpointError(
-        f"{key} is both in {first} and in {second.name}: remove the file that is not of this model"
+        f"{key!r:.200} is in {first} and in {second.name}: remove the file of another model"
     )

@@ -12,7 +12,7 @@ names and shapes of its state dict; `ours` is the inverse for one released key.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -67,9 +67,14 @@ def ours(released: str) -> tuple[str, int | None]:
     return (f"{match[1]}.{match[3]}", int(match[2])) if match else (released, None)
 
 
-def layout_of(keys: Mapping[str, object]) -> Layout:
+def is_stack(key: str) -> bool:
+    """Whether our key is of stacked experts: one tensor here, one per expert as released."""
+    return _OURS.fullmatch(key) is not None
+
+
+def layout_of(keys: Iterable[str]) -> Layout:
     """Which layout the keys of a checkpoint are in."""
-    return "stacked" if any(_OURS.fullmatch(key) for key in keys) else "released"
+    return "stacked" if any(map(is_stack, keys)) else "released"
 
 
 def stored_dtypes(model: nn.Module, dtype: torch.dtype) -> dict[str, torch.dtype]:

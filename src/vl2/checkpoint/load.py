@@ -132,8 +132,8 @@ def _match(
     unexpected = sorted(set(stored) - {tensor.key for tensor, _ in places})
     if unexpected:
         raise CheckpointError(
-            f"{unexpected[0]} in {stored[unexpected[0]].file} is not a tensor of the model of "
-            f"config.json ({len(unexpected)} such): config and weights are of different models"
+            f"{unexpected[0]!r:.200} in {stored[unexpected[0]].file} is not a tensor of the model "
+            f"of config.json ({len(unexpected)} such): they are of different models"
         )
     return tuple(places)
 

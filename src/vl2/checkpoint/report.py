@@ -13,7 +13,7 @@ from vl2.checkpoint.count import (
     count_parameters,
     grid_tokens,
     kv_bytes_per_token,
-    released_slots,
+    model_shapes,
     weight_bytes,
 )
 from vl2.checkpoint.folder import has_weights
@@ -52,8 +52,8 @@ def describe(model: str) -> dict[str, Any]:
         ValueError: there is no such model, or its files do not fit its config.
     """
     config, folder = find_config(model)
-    slots = released_slots(config)
-    count = count_parameters(config, slots)
+    shapes = model_shapes(config)
+    count = count_parameters(config, shapes)
     return {
         "model": model,
         "config": _summary(config),
@@ -67,7 +67,7 @@ def describe(model: str) -> dict[str, Any]:
             "language": count.language,
         },
         "released_tensors": count.tensors,
-        "weight_bytes": {scheme.name: weight_bytes(slots, scheme) for scheme in SCHEMES},
+        "weight_bytes": {scheme.name: weight_bytes(shapes, scheme) for scheme in SCHEMES},
         "kv_bytes_per_token": {
             scheme.name: kv_bytes_per_token(config.language_config, scheme.rest)
             for scheme in SCHEMES[:2]

@@ -69,7 +69,5 @@ def arrange_tokens(
     return torch.cat((first, separator[None], second))
 
 
-def _close_rows(
-    view: Float[Tensor, "y x h"], newline: Float[Tensor, " h"]
-) -> Float[Tensor, "t h"]:
+def _close_rows(view: Float[Tensor, "y x h"], newline: Float[Tensor, " h"]) -> Float[Tensor, "t h"]:
     return torch.cat((view, newline.expand(len(view), 1, -1)), dim=1).flatten(0, 1)

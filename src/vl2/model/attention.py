@@ -62,7 +62,9 @@ class MultiHeadAttention(nn.Module):
         self.v_proj = nn.Linear(hidden, config.num_key_value_heads * width, bias=False)
         self.o_proj = nn.Linear(config.num_attention_heads * width, hidden, bias=False)
 
-    def forward(self, x: Float[Tensor, "b t h"], context: AttentionContext) -> Float[Tensor, "b t h"]:
+    def forward(
+        self, x: Float[Tensor, "b t h"], context: AttentionContext
+    ) -> Float[Tensor, "b t h"]:
         """Attend from x to the cache and x."""
         width = self.config.head_dim
         q, k, v = (p(x).unflatten(-1, (-1, width)) for p in (self.q_proj, self.k_proj, self.v_proj))
@@ -102,7 +104,9 @@ class LatentAttention(nn.Module):
         self.kv_b_proj = nn.Linear(self.rank, expanded, bias=False)
         self.o_proj = nn.Linear(heads * config.v_head_dim, hidden, bias=False)
 
-    def forward(self, x: Float[Tensor, "b t h"], context: AttentionContext) -> Float[Tensor, "b t h"]:
+    def forward(
+        self, x: Float[Tensor, "b t h"], context: AttentionContext
+    ) -> Float[Tensor, "b t h"]:
         """Attend from x to the cache and x, in the form that the context asks for."""
         q_nope, q_rope = self._queries(x, context)
         rows = self._latent(x, context)
@@ -123,7 +127,9 @@ class LatentAttention(nn.Module):
 
     def _latent(self, x: Tensor, context: AttentionContext) -> Float[Tensor, "b t w"]:
         """What is cached of a token: normalised latent, then the rotated key that all heads share."""
-        latent, key = self.kv_a_proj_with_mqa(x).split([self.rank, self.config.qk_rope_head_dim], dim=-1)
+        latent, key = self.kv_a_proj_with_mqa(x).split(
+            [self.rank, self.config.qk_rope_head_dim], dim=-1
+        )
         key = apply_rope(deinterleave(key)[:, :, None], context.cos, context.sin)[:, :, 0]
         return torch.cat((self.kv_a_layernorm(latent), key), dim=-1)
 

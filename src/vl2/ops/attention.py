@@ -44,7 +44,7 @@ def attention(
     value: Float[Tensor, "b k s v"],
     *,
     scale: float,
-    mask: Bool[Tensor, "b 1 t s"] | None = None,
+    mask: Bool[Tensor, "#b 1 t s"] | None = None,
     causal: bool = False,
 ) -> Float[Tensor, "b h t v"]:
     """Softmax(query key^T * scale) value through PyTorch's fused kernels; k divides h.
@@ -73,7 +73,7 @@ def attention_ref(
     value: Float[Tensor, "b k s v"],
     *,
     scale: float,
-    mask: Bool[Tensor, "b 1 t s"] | None = None,
+    mask: Bool[Tensor, "#b 1 t s"] | None = None,
     causal: bool = False,
 ) -> Float[Tensor, "b h t v"]:
     """The plain twin of `attention`: all scores, softmax in float32."""

@@ -52,8 +52,8 @@ def parse_grounding(
     """Boxes of a grounded answer in order. Never raises: what is no good box is left out.
 
     Left out are boxes that are not four numbers within 0..999 with x1 <= x2 and y1 <= y2. A box
-    whose answer breaks off, or whose `<|ref|>` is missing, still counts. With several pictures a box
-    belongs to the one that the answer named last before it ("in the second image", "image 2",
+    whose answer breaks off, or whose `<|ref|>` is missing, still counts. With several pictures a
+    box belongs to the one that the answer named last before it ("in the second image", "image 2",
     "第二张"), else to the one that the question named last, else to the first.
 
     Args:

@@ -1,8 +1,8 @@
 """The one gate for pictures: bytes, files and PIL images become RGB, or one fixed refusal.
 
 Nothing about the source (an address, a path, a decoder's message) ever stands in an error, so that
-it may be shown to whoever sent the picture. Formats are allow-listed, pixels are counted before they
-are decoded, and at most one frame is decoded.
+it may be shown to whoever sent the picture. Formats are allow-listed, pixels are counted before
+they are decoded, and at most one frame is decoded.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 # Imported here so that PIL need not load every plugin it has: EPS, for one, starts a program.
 from PIL import (
@@ -27,7 +26,10 @@ from PIL import (
 )
 
 from vl2.geometry import Resolution
+from vl2.logs import get_logger
 from vl2.processing.colour import Alpha, orientation, to_rgb, upright
+
+log = get_logger(__name__)
 
 Source = str | Path | bytes | Image.Image
 """A path, the bytes of a file, or a PIL image. A string is always a path, never an address."""
@@ -140,6 +142,7 @@ def _fixed_refusals() -> Iterator[None]:
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise ImageError("too_many_pixels") from None
     except Exception:  # decoders raise anything
+        log.debug("a picture was refused because of this", exc_info=True)
         raise ImageError("unreadable") from None
 
 
@@ -164,7 +167,7 @@ def _header(source: Source, policy: ImagePolicy) -> Iterator[Image.Image]:
         yield image
 
 
-def _stream(source: str | Path | bytes, policy: ImagePolicy) -> BinaryIO:
+def _stream(source: str | Path | bytes, policy: ImagePolicy) -> io.BytesIO | io.BufferedReader:
     if isinstance(source, bytes):
         if len(source) > policy.max_bytes:
             raise ImageError("too_many_bytes")

@@ -48,11 +48,7 @@ class PartReader:
             if _stand_apart(before, kind) and _no_space_between(segments, new):
                 segments.append(Text("\n"))
             segments += new
-        asks = any(
-            kind == "grounding" and part.get("query")
-            for part, kind in zip(content, kinds, strict=True)
-        )
-        if asks and "text" not in kinds:
+        if "text" not in kinds and Control(self._ids.ref_end_id) in segments:
             segments.append(Text("."))
         return _stripped(segments)
 

@@ -104,9 +104,10 @@ def _captions(
 
 
 def _check_thickness(size: Resolution, canvases: Sequence[Resolution]) -> None:
-    """`ImageOps.pad` rounds a side to zero for extreme shapes and leaves an empty view."""
+    """`ImageOps.contain` rounds a side to zero for extreme shapes, which leaves an empty view."""
     for wide, high in canvases:
-        scale = min(wide / size[0], high / size[1])
-        if round(size[0] * scale) >= 1 and round(size[1] * scale) >= 1:
+        flat = size[0] / size[1] > wide / high
+        side = size[1] / size[0] * wide if flat else size[0] / size[1] * high
+        if round(side) >= 1:
             return
     raise ImageError("too_thin")

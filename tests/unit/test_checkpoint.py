@@ -38,8 +38,10 @@ SHARD = re.compile(r"model-\d{5}-of-\d{6}\.safetensors")
 
 def random_model(dtype: torch.dtype = torch.bfloat16) -> VL2Model:
     """A Base-like model with nothing left at a default: biases and norms are random, too."""
-    config = replace(VL2Config.from_pretrained(GOLDEN / "base_like"), torch_dtype=str(dtype)[6:])
-    model = VL2Model(config)
+    config = VL2Config.from_pretrained(GOLDEN / "base_like")
+    language = replace(config.language_config, num_hidden_layers=2, n_routed_experts=4)
+    vision = replace(config.vision_config, layers=1)
+    model = VL2Model(replace(config, language_config=language, vision_config=vision))
     with torch.no_grad():
         for tensor in model.state_dict().values():
             tensor.copy_(torch.randn(tensor.shape))

@@ -27,7 +27,7 @@ from vl2.checkpoint.hf import (
     table,
 )
 from vl2.checkpoint.skeleton import build_skeleton
-from vl2.config import VL2Config
+from vl2.config import SamConfig, VL2Config
 from vl2.model.vl2 import VL2Model
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "model"
@@ -173,6 +173,32 @@ def test_wrong_arguments_name_the_remedy():
         save_model(random_model(), "unused", layout="fused")
     with pytest.raises(ValueError, match=r"torch\.float64: only torch\.float32"):
         save_model(random_model().to(torch.float64), "unused")
+
+
+def test_hybrid_tower_round_trips(tmp_path: Path):
+    config = random_model().config
+    sam = SamConfig(
+        image_size=128, width=32, layers=2, heads=2, window_size=4,
+        global_attn_indexes=(0, 1), neck_channels=8, downsample_channels=(16, 16),
+    )  # fmt: skip
+    hybrid = replace(config, vision_config=replace(config.vision_config, tower="hybrid", sam=sam))
+    model = VL2Model(hybrid)
+    model.init_weights(torch.Generator().manual_seed(0))
+    assert any(key.startswith("vision_high.") for key in model.state_dict())
+    save_model(model, tmp_path)
+    assert_same(model, load_model(tmp_path))
+
+
+@pytest.mark.gpu
+def test_cuda_holds_the_same_bits(tmp_path: Path):
+    save_model(random_model(), tmp_path)
+    for dtype in ("bfloat16", "float32"):
+        here = load_model(tmp_path, dtype=dtype, device="cpu").state_dict()
+        there = load_model(tmp_path, dtype=dtype, device="auto")
+        assert all(tensor.is_cuda for tensor in there.state_dict().values())
+        assert all(torch.equal(here[key], t.cpu()) for key, t in there.state_dict().items())
+    save_model(there, tmp_path / "copy")
+    assert_same(load_model(tmp_path, "float32", "cpu"), load_model(tmp_path / "copy", device="cpu"))
 
 
 def test_progress_counts_every_byte(tmp_path: Path):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -173,3 +175,22 @@ def test_convert_refuses_wrong_targets_and_arguments(tmp_path: Path):
     with pytest.raises(ValueError, match="no model at"):
         convert("./nowhere", tmp_path / "new")
     assert not (tmp_path / "new").exists()
+
+
+def test_a_wrong_input_ends_with_one_line_and_code_2(tmp_path: Path):
+    source = str(GOLDEN / "tiny_like")
+    commands = [
+        ["inspect", "./nowhere"],
+        ["plan", "tiny", "--memory", "24"],
+        ["plan", "tiny"],
+        ["convert", source, source],
+        ["convert", str(GOLDEN), str(tmp_path / "target")],
+        ["convert", source, str(tmp_path / "target"), "--dtype", "bfloat16"],
+    ]
+    script = "import json, sys; from vl2.cli import main; "
+    script += "print([main(command) for command in json.loads(sys.argv[1])])"
+    run = [sys.executable, "-c", script, json.dumps(commands)]
+    done = subprocess.run(run, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[2, 2, 2, 2, 2, 0]"
+    assert len(done.stdout.splitlines()) == 2
+    assert [line.split(":")[0] for line in done.stderr.splitlines()] == ["error"] * 5

@@ -1,0 +1,93 @@
+"""The command line `vl2`: stdout is data, everything else goes to stderr."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+from typer.exceptions import TyperException
+
+import vl2
+from vl2.cli.ask import ask
+from vl2.cli.chat import chat
+from vl2.cli.convert import convert
+from vl2.cli.doctor import doctor
+from vl2.cli.inspect import inspect
+from vl2.cli.plan import plan
+from vl2.cli.tiles import tiles
+from vl2.logs import log_to_stderr
+
+app = typer.Typer(
+    name="vl2",
+    help="DeepSeek-VL2: ask about pictures, look into models and convert them.",
+    add_completion=False,
+    rich_markup_mode=None,  # rich takes longer to import than the help may to appear
+)
+for command in (ask, chat, tiles, inspect, plan, convert, doctor):
+    app.command()(command)
+
+
+def _show_version(wanted: bool) -> bool:
+    if wanted:
+        print(f"vl2 {vl2.__version__}")
+        raise typer.Exit
+    return wanted
+
+
+@app.callback()
+def _start(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_show_version, is_eager=True, help="Show the version and exit."
+        ),
+    ] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Show what happens on stderr.")
+    ] = False,
+) -> None:
+    log_to_stderr(logging.INFO if verbose else logging.WARNING)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code.
+
+    0 is success, 2 a wrong input or argument, 1 a failure of another kind; each failure is one line
+    on stderr that says what to do, never a traceback.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        code = app(args=words or ["--help"], prog_name="vl2", standalone_mode=False)
+        sys.stdout.flush()
+        return code or 0
+    except TyperException as error:
+        return _fail(_usage(error), 2)
+    except ValueError as error:
+        return _fail(str(error), 2)
+    except BrokenPipeError:
+        # The reader has gone; without this Python complains once more when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        return _fail(f"{where}{error.strerror or error}", 1)
+    except (ArithmeticError, MemoryError) as error:
+        return _fail(str(error) or "out of memory: choose a smaller model or dtype", 1)
+    except typer.Abort:
+        return _fail("stopped", 130)
+
+
+def _usage(error: TyperException) -> str:
+    """Typer's own complaint, and where help is."""
+    context = getattr(error, "ctx", None)
+    command = context.command_path if context else "vl2"
+    return f"{error.format_message().rstrip('.')}: see {command} --help"
+
+
+def _fail(message: str, code: int) -> int:
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    return code

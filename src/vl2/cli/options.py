@@ -1,0 +1,24 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+_MODEL = "The embedded model nano, a model folder, or a hub id (organisation/name)."
+_SEED = "Makes sampled answers repeatable."
+
+Model = Annotated[str, typer.Option("--model", "-m", metavar="MODEL", help=_MODEL)]
+Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+MaxTokens = Annotated[int, typer.Option(help="Most tokens of an answer.")]
+Temperature = Annotated[float, typer.Option(help="0 takes the likeliest token, above 0 samples.")]
+TopP = Annotated[float, typer.Option(help="Sample from the likeliest tokens of this probability.")]
+TopK = Annotated[int, typer.Option(help="Sample from this many likeliest tokens; 0 means all.")]
+Seed = Annotated[int | None, typer.Option(help=_SEED, show_default=False)]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Save = Annotated[
+    Path | None, typer.Option("--save", metavar="PNG", help="Write a drawing.", show_default=False)
+]

@@ -1,0 +1,76 @@
+"""Picture files of a command line: opened with their names in errors, drawn side by side, saved."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from PIL import Image
+
+GAP = 8
+
+
+def open_picture(path: Path) -> Image.Image:
+    """The picture of a file through the image gate; what a user should know goes to stderr.
+
+    Raises:
+        ValueError: the file is missing, a folder or no whole picture, with its name.
+    """
+    from vl2.processing.image_gate import ImageError, admit
+
+    if not path.exists():
+        raise ValueError(f"{path}: no such file: give the path of a picture")
+    if path.is_dir():
+        raise ValueError(f"{path}: this is a folder: give the path of a picture")
+    try:
+        admitted = admit(path)
+    except ImageError as error:
+        raise ValueError(f"{path}: {error}") from None
+    for note in admitted.notes:
+        print(f"{path}: {note}", file=sys.stderr)
+    return admitted.image
+
+
+def check_target(path: Path | None) -> None:
+    """Refuse a place where no PNG can be written before any work is done for it.
+
+    Raises:
+        ValueError: the name does not end in .png, or its folder does not exist.
+    """
+    if path is None:
+        return
+    if path.suffix.lower() != ".png":
+        raise ValueError(f"--save {path}: only PNG is written: give a name that ends in .png")
+    if not path.parent.is_dir():
+        raise ValueError(f"--save {path}: no folder {path.parent}: make it first")
+    if path.is_dir():
+        raise ValueError(f"--save {path}: this is a folder: give a file name")
+
+
+def save_png(image: Image.Image, path: Path) -> None:
+    """Write the drawing and say so on stderr."""
+    image.save(path, format="PNG")
+    print(f"wrote {path}", file=sys.stderr)
+
+
+def side_by_side(images: Sequence[Image.Image]) -> Image.Image:
+    """Pictures in a row on white, tops aligned."""
+    wide = sum(image.width for image in images) + GAP * (len(images) - 1)
+    sheet = Image.new("RGB", (wide, max(image.height for image in images)), "white")
+    left = 0
+    for image in images:
+        sheet.paste(image, (left, 0))
+        left += image.width + GAP
+    return sheet
+
+
+def stacked(images: Sequence[Image.Image]) -> Image.Image:
+    """Pictures below each other on white, left sides aligned."""
+    high = sum(image.height for image in images) + GAP * (len(images) - 1)
+    sheet = Image.new("RGB", (max(image.width for image in images), high), "white")
+    top = 0
+    for image in images:
+        sheet.paste(image, (0, top))
+        top += image.height + GAP
+    return sheet

@@ -1,0 +1,64 @@
+"""`vl2 tiles`: how pictures are cut, and how many tokens that costs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from vl2.cli import options
+from vl2.cli.pictures import check_target, open_picture, save_png, side_by_side, stacked
+from vl2.cli.terminal import show
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from vl2.processing.processor import Processor
+
+RULES = ("released", "content")
+
+
+def tiles(
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Picture files.")],
+    model: options.Model = "nano",
+    as_json: options.Json = False,
+    save: options.Save = None,
+) -> None:
+    """Show how a model cuts pictures: by the released rule and by their content.
+
+    Every picture is taken as if it were asked about alone; with more than two in one conversation
+    the released rule cuts none of them. --save draws both layouts side by side.
+    """
+    from vl2.checkpoint.hf import resolve
+    from vl2.processing.processor import Processor
+
+    check_target(save)
+    pictures = [open_picture(path) for path in images]
+    processor = Processor.from_pretrained(resolve(model, weights=False))
+    rows = [_row(*pair, processor) for pair in zip(images, pictures, strict=True)]
+    show(json.dumps(rows, ensure_ascii=False) + "\n" if as_json else "".join(map(_line, rows)))
+    if save:
+        drawn = [[processor.draw_layout(p, rule) for rule in RULES] for p in pictures]
+        save_png(stacked([side_by_side(pair) for pair in drawn]), save)
+
+
+def _row(path: Path, picture: Image.Image, processor: Processor) -> dict[str, Any]:
+    """Grid and tokens of one picture under both rules."""
+    from vl2.processing.tiling import choose_canvas
+
+    layout = processor.layout
+    row: dict[str, Any] = {"picture": str(path), "width": picture.width, "height": picture.height}
+    for rule in RULES:
+        canvas = choose_canvas(picture, layout, rule)
+        grid = layout.grid(canvas)
+        row[rule] = {"wide": grid.wide, "high": grid.high, "tokens": layout.tokens(canvas)}
+    return row
+
+
+def _line(row: dict[str, Any]) -> str:
+    cuts = "; ".join(
+        "{} {wide} x {high} tiles, {tokens} tokens".format(rule, **row[rule]) for rule in RULES
+    )
+    return f"{row['picture']} ({row['width']} x {row['height']} pixels): {cuts}\n"

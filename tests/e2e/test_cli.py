@@ -1,0 +1,302 @@
+"""Commands as a user types them: what comes out, and one line for everything that goes wrong."""
+
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image, ImageChops
+
+import vl2
+from vl2.cli import main
+from vl2.cli.ask import content_of, query_of, split_words
+from vl2.cli.chat import Talk
+from vl2.cli.loading import load_engine
+from vl2.cli.terminal import printable
+
+BOX_TEXT = "<|ref|>the square<|/ref|><|det|>[[100, 200, 300, 600]]<|/det|>"
+
+
+@pytest.fixture
+def vl2_command(capfd: pytest.CaptureFixture[str]):
+    """Run a command in this process: its exit code, stdout and stderr."""
+
+    def run(*words: object) -> tuple[int, str, str]:
+        code = main([str(word) for word in words])
+        return code, *capfd.readouterr()
+
+    return run
+
+
+@pytest.fixture
+def engine(model_folder: Path) -> vl2.Engine:
+    return load_engine(str(model_folder), dtype="auto", device="cpu")
+
+
+@pytest.fixture
+def says_box(engine: vl2.Engine, monkeypatch: pytest.MonkeyPatch) -> vl2.Engine:
+    """`vl2 ask` with a model that always answers with one box."""
+    tokenizer = engine.processor.tokenizer
+    script = iter([*tokenizer.encode_trusted(BOX_TEXT), tokenizer.eos_id])
+
+    def head(hidden: torch.Tensor) -> torch.Tensor:
+        logits = torch.zeros(1, 1, tokenizer.vocab_size)
+        logits[..., next(script)] = 20.0
+        return logits
+
+    monkeypatch.setattr(engine.model.language, "logits", head)
+    monkeypatch.setattr(sys.modules["vl2.cli.ask"], "load_engine", lambda *_, **__: engine)
+    return engine
+
+
+def test_ask_prints_the_answer_alone(vl2_command, picture, model_folder):
+    words = ("ask", picture, "What is it?", "--model", model_folder, "--max-tokens", 5)
+    code, out, err = vl2_command(*words)
+    assert code == 0
+    assert out.endswith("\n")
+    assert err == "the answer was cut after 5 tokens, by --max-tokens or the end of the context\n"
+    assert vl2_command(*words)[1] == out
+
+
+def test_ask_prints_json(vl2_command, picture, model_folder):
+    common = ("--model", model_folder, "--max-tokens", 5, "--json")
+    code, out, err = vl2_command("ask", picture, picture, "What is it?", *common)
+    data = json.loads(out)
+    assert (code, err) == (0, "")
+    assert set(data) == {"model", "text", "boxes", "finish_reason", "usage"}
+    assert data["finish_reason"] == "length"
+    assert data["usage"]["completion_tokens"] == 5
+    assert data["usage"]["prompt_tokens"] > data["usage"]["image_tokens"] > 0
+
+
+def test_ask_samples_repeatably_with_a_seed(vl2_command, picture, model_folder):
+    common = ("--model", model_folder, "--max-tokens", 8, "--temperature", 2, "--top-k", 100)
+    outs = [vl2_command("ask", picture, "x", *common, "--seed", s)[1] for s in (1, 1, 2)]
+    assert outs[0] == outs[1] != outs[2]
+
+
+def test_ask_gives_boxes_in_pixels_and_draws_them(vl2_command, says_box, picture, tmp_path):
+    target = tmp_path / "out.png"
+    code, out, err = vl2_command("ask", picture, "the square", "--ground", "--save", target)
+    assert (code, out) == (0, BOX_TEXT + "\n")
+    assert err.splitlines() == [
+        "the square: (20, 20) to (60, 60) in picture 1, score 1.00",
+        f"wrote {target}",
+    ]
+    with Image.open(picture) as source, Image.open(target) as drawn:
+        assert drawn.format == "PNG"
+        assert ImageChops.difference(source, drawn).getbbox() is not None
+
+
+def test_ask_gives_boxes_in_json(vl2_command, says_box, picture):
+    code, out, _ = vl2_command("ask", picture, "the square", "--ground", "--json")
+    [box] = json.loads(out)["boxes"]
+    assert code == 0
+    assert (box["label"], box["image_index"]) == ("the square", 0)
+    assert [box[side] for side in ("x1", "y1", "x2", "y2")] == [20, 20, 60, 60]
+    assert 0.9 < box["score"] <= 1
+
+
+def test_ask_streams_to_a_terminal(vl2_command, says_box, picture, monkeypatch):
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    code, out, _ = vl2_command("ask", picture, "the square")
+    assert (code, out) == (0, BOX_TEXT + "\n")
+
+
+@pytest.mark.parametrize(
+    "question", ["the red circle", "Locate the red circle.", " find the red circle "]
+)
+def test_ground_asks_in_the_official_form(engine, question):
+    image = Image.new("RGB", (50, 50))
+    content = content_of([image], question, ground=True)
+    ids = engine.processor([{"role": "user", "content": content}]).input_ids.tolist()
+    tokenizer = engine.processor.tokenizer
+    official = engine.processor.from_conversation(
+        [
+            {
+                "role": "<|User|>",
+                "content": "<image>\nLocate <|ref|>the red circle<|/ref|> in the given image.",
+            },
+            {"role": "<|Assistant|>", "content": ""},
+        ],
+        [image],
+    ).input_ids.tolist()
+    assert query_of(question) == "the red circle"
+    assert tokenizer.decode(ids) == tokenizer.decode(official)
+    assert ids == official
+
+
+def test_ground_leaves_a_question_with_marks_alone():
+    marked = "<|grounding|>Describe the picture."
+    assert content_of([], marked, ground=True) == [{"type": "text", "text": marked}]
+
+
+def test_tiles_prints_and_draws_both_layouts(vl2_command, picture, model_folder, tmp_path):
+    target = tmp_path / "tiles.png"
+    code, out, err = vl2_command("tiles", picture, "--model", model_folder, "--save", target)
+    assert code == 0
+    assert out.startswith(f"{picture} (200 x 100 pixels): released 2 x 1 tiles, ")
+    assert err == f"wrote {target}\n"
+    with Image.open(target) as drawn:
+        assert drawn.width > drawn.height
+    rows = json.loads(vl2_command("tiles", picture, "--model", model_folder, "--json")[1])
+    assert rows[0]["content"]["tokens"] <= rows[0]["released"]["tokens"]
+
+
+def test_doctor_reports(vl2_command):
+    code, out, _ = vl2_command("doctor", "--json")
+    report = json.loads(out)
+    assert code == 0
+    assert report["vl2"] == vl2.__version__
+    assert report["torch"] == torch.__version__
+    plain = vl2_command("doctor")[1]
+    assert all(name in plain for name in report)
+
+
+def test_chat_remembers_and_forgets(engine, picture, capfd):
+    talk = Talk(engine, vl2.SamplingParams(max_tokens=4), [])
+    talk.take(f"/image {picture}")
+    talk.take("What is it?")
+    talk.take("And its colour?")
+    assert [m["role"] for m in talk.messages] == ["user", "assistant", "user", "assistant"]
+    assert [part["type"] for part in talk.messages[0]["content"]] == ["image", "text"]
+    assert talk.waiting == []
+    talk.take("/clear")
+    assert talk.messages == []
+    out, err = capfd.readouterr()
+    assert out.count("\n") >= 2
+    assert "200 x 100 pixels" in err
+
+
+def test_chat_gives_back_boxes_as_control_tokens(engine, monkeypatch):
+    seen = []
+    monkeypatch.setattr(engine, "generate", lambda talks, *_, **__: seen.append(talks) or [])
+    talk = Talk(engine, vl2.SamplingParams(), [])
+    talk.messages = [{"role": "user", "content": "x"}, {"role": "assistant", "content": BOX_TEXT}]
+    with pytest.raises(ValueError, match="unpack"):
+        talk.take("and now?")
+    assert engine.processor.tokenizer.det_id in seen[0][0].input_ids.tolist()
+
+
+def test_a_failed_question_leaves_no_trace(engine, picture):
+    talk = Talk(engine, vl2.SamplingParams(max_tokens=2), [])
+    talk.take(f"/image {picture}")
+    with pytest.raises(ValueError, match="the context of 4096 leaves no room"):
+        talk.take("long " * 5000)
+    assert talk.messages == []
+    assert len(talk.waiting) == 1
+
+
+@pytest.mark.parametrize(
+    ("lines", "code", "message"),
+    [
+        ("What is it?\n\n/help\n/quit\nnever asked\n", 0, "/clear"),
+        ("", 0, ""),
+        ("/image nowhere.png\nWhat?\n", 2, "nowhere.png: no such file"),
+        ("/image\n", 2, "/image needs a file"),
+        ("/dance\n", 2, "/dance: no such command"),
+    ],
+)
+def test_chat_reads_a_pipe(vl2_command, model_folder, monkeypatch, lines, code, message):
+    monkeypatch.setattr(sys, "stdin", io.StringIO(lines))
+    status, out, err = vl2_command("chat", "--model", model_folder, "--max-tokens", 3)
+    assert status == code
+    assert message in err
+    assert out.count("\n") >= lines.count("What is it?")
+
+
+WRONG = {
+    "missing file": (("ask", "nowhere.png", "What?"), "nowhere.png: no such file"),
+    "folder": (("ask", "FOLDER", "What?"), "this is a folder"),
+    "text file": (("ask", "TEXT", "What?"), "this is not a picture"),
+    "truncated": (("ask", "CUT", "What?"), "damaged or incomplete"),
+    "no question": (("ask", "PICTURE"), "no question"),
+    "no question but a name": (("ask", "nowhere.png"), "no question"),
+    "empty question": (("ask", "PICTURE", " "), "the question is empty"),
+    "no quotes": (("ask", "PICTURE", "What", "is", "it?"), "the whole question in quotes"),
+    "nothing": (("ask",), "see vl2 ask --help"),
+    "unknown option": (("ask", "PICTURE", "x", "--colour"), "No such option: --colour"),
+    "unknown command": (("dance",), "No such command 'dance'"),
+    "no stub": (("train",), "No such command 'train'"),
+    "no model": (("ask", "PICTURE", "x", "--model", "/nowhere"), "no model at /nowhere"),
+    "model without files": (("ask", "PICTURE", "x", "--model", "FOLDER"), "give a model folder"),
+    "model is a file": (("ask", "PICTURE", "x", "--model", "TEXT"), "is a file"),
+    "damaged model": (("ask", "PICTURE", "x", "--model", "DAMAGED"), "config.json"),
+    "temperature": (("ask", "PICTURE", "x", "--temperature", "-1"), "temperature is -1.0"),
+    "top_p": (("ask", "PICTURE", "x", "--top-p", "nan"), "top_p is nan"),
+    "max_tokens": (("ask", "PICTURE", "x", "--max-tokens", "0"), "max_tokens is 0"),
+    "seed": (("ask", "PICTURE", "x", "--seed", "one"), "'--seed'"),
+    "not png": (("ask", "PICTURE", "x", "--save", "out.jpg"), "only PNG"),
+    "no place": (("ask", "PICTURE", "x", "--save", "nowhere/out.png"), "no folder nowhere"),
+    "nothing to draw on": (("ask", "x", "--save", "out.png"), "--save needs a picture"),
+    "dtype": (("ask", "PICTURE", "x", "--model", "MODEL", "--dtype", "int3"), "dtype is int3"),
+    "tiles, missing": (("tiles", "nowhere.png"), "nowhere.png: no such file"),
+    "tiles, nothing": (("tiles",), "see vl2 tiles --help"),
+    "chat, missing": (("chat", "nowhere.png"), "nowhere.png: no such file"),
+}
+
+
+@pytest.mark.parametrize(("words", "message"), WRONG.values(), ids=WRONG)
+def test_wrong_input_is_one_line_and_code_2(
+    vl2_command, picture, model_folder, tmp_path, words, message
+):
+    places = {name: tmp_path / name.lower() for name in ("FOLDER", "TEXT", "CUT", "DAMAGED")}
+    places["FOLDER"].mkdir()
+    places["DAMAGED"].mkdir()
+    (places["DAMAGED"] / "config.json").write_text("{")
+    places["TEXT"].write_text("no picture")
+    places["CUT"].write_bytes(picture.read_bytes()[:120])
+    places |= {"PICTURE": picture, "MODEL": model_folder}
+    code, out, err = vl2_command(*(places.get(word, word) for word in words))
+    assert (code, out) == (2, "")
+    assert message in err
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+
+
+def test_a_drawing_that_cannot_be_written_is_one_line(vl2_command, says_box, picture):
+    code, _, err = vl2_command("ask", picture, "x", "--save", "/proc/out.png")
+    assert code == 1
+    assert err.splitlines()[-1] == "error: /proc/out.png: No such file or directory"
+
+
+def test_version_and_help(vl2_command):
+    assert vl2_command("--version") == (0, f"vl2 {vl2.__version__}\n", "")
+    code, out, _ = vl2_command("--help")
+    assert code == 0
+    assert vl2_command() == (0, out, "")
+    for command in ("ask", "chat", "tiles", "inspect", "plan", "convert", "doctor"):
+        assert f"\n  {command} " in out
+        assert vl2_command(command, "--help")[0] == 0
+
+
+def test_help_does_not_wait_for_torch():
+    script = (
+        "import sys; from vl2.cli import main; main(['--help']); assert 'torch' not in sys.modules"
+    )
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+
+
+def test_python_m_is_the_command():
+    run = subprocess.run([sys.executable, "-m", "vl2", "dance"], capture_output=True, text=True)
+    assert run.returncode == 2
+    assert run.stderr == "error: No such command 'dance': see vl2 --help\n"
+
+
+def test_a_reader_that_leaves_is_no_error_message():
+    command = f"{sys.executable} -m vl2 --help | true"
+    run = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert run.stderr == ""
+
+
+def test_words_are_pictures_and_a_question():
+    assert split_words(["a.png", "b.jpg", "What?"]) == ([Path("a.png"), Path("b.jpg")], "What?")
+    assert split_words(["What?"]) == ([], "What?")
+
+
+def test_terminals_get_no_control_characters():
+    assert printable("a\x1b[31mb\tc\nd\x9b") == "a\ufffd[31mb\tc\nd\ufffd"

@@ -1,0 +1,36 @@
+"""The examples run as their first line says, and stay short."""
+
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    """Run an example with arguments; what it printed."""
+
+    def start(name: str, *arguments: object) -> str:
+        monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
+        runpy.run_path(str(EXAMPLES / name), run_name="__main__")
+        return capsys.readouterr().out
+
+    return start
+
+
+def test_chat(run, picture: Path, model_folder: Path):
+    out = run("chat.py", picture, model_folder)
+    assert out.count("> ") >= 2
+    assert out.count("prompt tokens") == 2
+
+
+def test_grounding(run, picture: Path, model_folder: Path):
+    assert run("grounding.py", picture, "the square", model_folder)
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.name)
+def test_examples_fit_a_screen(path: Path):
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 40

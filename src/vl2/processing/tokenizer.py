@@ -13,7 +13,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import tokenizers
+from vl2.processing.tokenizer_file import (
+    check_kind,
+    is_control,
+    text_encoder,
+    with_special_tokens,
+)
 
 FILE = "tokenizer.json"
 
@@ -34,8 +39,6 @@ SPECIAL_TOKENS: dict[str, str] = {
 
 GROUNDING_TOKENS = ("ref", "ref_end", "det", "det_end", "grounding")
 """The tokens that `allow_grounding_tokens` lets text from outside use."""
-
-_CONTROL_SHAPE = re.compile(r"<.+>", re.DOTALL)
 
 
 class Tokenizer:
@@ -65,21 +68,24 @@ class Tokenizer:
         Raises:
             ValueError: not a byte-level tokenizer, or special tokens are missing (all are listed).
         """
-        _check_kind(data)
+        check_kind(data)
         strings = {**SPECIAL_TOKENS, **(names or {})}
-        self._data = _with_tokens(data, strings.values(), add_missing=add_missing)
+        self._data = with_special_tokens(data, strings.values(), add_missing=add_missing)
         added: dict[str, int] = {t["content"]: t["id"] for t in self._data["added_tokens"]}
         self._controls = {
             token["content"]: token["id"]
             for token in self._data["added_tokens"]
-            if _is_control(token)
+            if is_control(token)
         }
         self.control_ids = frozenset(self._controls.values())
         self._tokens: dict[int, str] = {i: t for t, i in self._data["model"]["vocab"].items()}
         self._tokens.update((i, t) for t, i in added.items())
         self._added_ids = frozenset(added.values())
         self.vocab_size = max(self._tokens) + 1
-        self._encoder = _text_encoder(self._data, self._controls)
+        self._encoder = text_encoder(self._data, self._controls)
+        # Without the control tokens the library numbers the other added tokens anew.
+        plain = self._encoder.get_added_tokens_decoder().items()
+        self._renumbered = {i: added[t.content] for i, t in plain if i != added[t.content]}
         self._pattern = _any_of(self._controls)
         self._ids = {name: self._controls[string] for name, string in strings.items()}
         self.bos_id, self.eos_id, self.pad_id = (self._ids[n] for n in ("bos", "eos", "pad"))
@@ -111,6 +117,8 @@ class Tokenizer:
             raise ValueError(f"no {FILE} at {file}: give a model folder") from None
         except (OSError, ValueError) as error:
             raise ValueError(f"{file} cannot be read as JSON: {error}") from None
+        if not isinstance(data, dict):
+            raise ValueError(f"{file} holds {type(data).__name__}: expected a JSON object")
         return cls(data, add_missing=add_missing, names=names)
 
     def save(self, folder: str | Path) -> None:
@@ -132,7 +140,13 @@ class Tokenizer:
             raise ValueError(
                 "text holds a lone surrogate, which is no character: decode with errors='replace'"
             ) from None
-        assert self.control_ids.isdisjoint(ids), "the vocabulary reaches a control token by merges"
+        if self._renumbered:
+            ids = [self._renumbered.get(number, number) for number in ids]
+        if not self.control_ids.isdisjoint(ids):
+            raise ValueError(
+                "this tokenizer.json makes control tokens out of plain text by its merges: "
+                "use the tokenizer of a DeepSeek-VL2 checkpoint"
+            )
         return ids
 
     def encode_trusted(self, text: str) -> list[int]:
@@ -216,59 +230,6 @@ def _byte_alphabet() -> dict[str, int]:
 
 
 _BYTES = _byte_alphabet()
-
-
-def _check_kind(data: Mapping[str, Any]) -> None:
-    kind = (data.get("model") or {}).get("type"), (data.get("decoder") or {}).get("type")
-    if kind != ("BPE", "ByteLevel"):
-        raise ValueError(
-            f"tokenizer.json is model {kind[0]!r} with decoder {kind[1]!r}: "
-            "expected a byte-level BPE ('BPE' with 'ByteLevel') as DeepSeek's are"
-        )
-
-
-def _with_tokens(
-    data: Mapping[str, Any], strings: Iterable[str], *, add_missing: bool
-) -> dict[str, Any]:
-    """The file's content with every special token among its added tokens."""
-    added = [dict(token) for token in data.get("added_tokens") or ()]
-    known = {token["content"] for token in added}
-    missing = [string for string in strings if string not in known]
-    if missing and not add_missing:
-        raise ValueError(
-            f"tokenizer.json lacks {len(missing)} special tokens: {' '.join(missing)}; "
-            "use the tokenizer of a DeepSeek-VL2 checkpoint or pass add_missing=True"
-        )
-    vocab = data["model"]["vocab"]
-    free = 1 + max([*vocab.values(), *(token["id"] for token in added)], default=-1)
-    for string in missing:
-        number = vocab.get(string, free)
-        free += number == free
-        flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
-        added.append({"id": number, "content": string, **flags, "special": True})
-    return {**data, "added_tokens": added}
-
-
-def _is_control(token: Mapping[str, Any]) -> bool:
-    """Special, or shaped like `<...>`: DeepSeek's chat and tool tokens are not marked special."""
-    return bool(token.get("special")) or bool(_CONTROL_SHAPE.fullmatch(token["content"]))
-
-
-def _text_encoder(data: Mapping[str, Any], controls: Mapping[str, int]) -> tokenizers.Tokenizer:
-    """The tokenizer without its control tokens; other added tokens (runs of spaces, say) stay."""
-    for token in data["added_tokens"]:
-        greedy = [flag for flag in ("lstrip", "rstrip", "single_word") if token.get(flag)]
-        if token["content"] in controls and greedy:
-            raise ValueError(
-                f"tokenizer.json: special token {token['content']!r} has {greedy[0]} set: "
-                "expected none of lstrip, rstrip, single_word, as in DeepSeek's files"
-            )
-    plain = [token for token in data["added_tokens"] if token["content"] not in controls]
-    text = json.dumps({**data, "added_tokens": plain, "post_processor": None}, ensure_ascii=False)
-    try:
-        return tokenizers.Tokenizer.from_str(text)
-    except Exception as error:  # the library raises bare Exception
-        raise ValueError(f"tokenizer.json cannot be used: {error}") from None
 
 
 def _any_of(strings: Iterable[str]) -> re.Pattern[str]:

@@ -1,0 +1,1 @@
+"""Recipes: Python functions that say how a model is trained."""

@@ -56,12 +56,13 @@ def _askers(scene: Scene, rng: np.random.Generator) -> list[Asker]:
         "mixed": [_read, _locate],
         "count": [_count],
         "shapes": [_locate],
+        "crowd": [_locate],
     }[scene.kind]
     texts: list[Asker] = [_locate_text, _grounded_read, _colour_of_text, _position]
     shapes: list[Asker] = [_locate, _count, _absent, _relation]
     shapes += [_colour, _shape, _position] * 2
     others: list[Asker] = [_caption, _grounded_caption]
-    others += (texts if scene.texts else []) + (shapes if scene.shapes else [])
+    others += (texts if len(scene.texts) == 1 else []) + (shapes if scene.shapes else [])
     return first + shuffled(rng, others)
 
 

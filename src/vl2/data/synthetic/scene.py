@@ -13,7 +13,7 @@ Box = tuple[int, int, int, int]
 Size = tuple[int, int]
 """Width and height in pixels."""
 
-SCENE_KINDS = ("text", "shapes", "count", "mixed")
+SCENE_KINDS = ("text", "shapes", "count", "mixed", "crowd")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -94,6 +94,10 @@ class SceneRecipe:
     """Font files, families equally likely; None is Pillow's built-in font."""
     split: str = "train"
     """Which background families: "train" or "heldout"."""
+    min_cap_height: float = 16.0
+    """Of a text in pixels; the height of a capital H."""
+    min_shape: float = 18.0
+    """Side of the smallest shape in pixels."""
     max_shapes: int = 5
     max_count: int = 4
     augment: float | int = 0.4

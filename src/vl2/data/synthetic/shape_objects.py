@@ -8,7 +8,7 @@ from vl2.data.synthetic.colours import COLOURS, Colour, contrasts, jittered
 from vl2.data.synthetic.scene import SceneObject
 from vl2.data.synthetic.shapes import MAX_ROTATION, SHAPES, shape_masks
 
-MIN_SIDE, MAX_SIDE, MAX_COUNTED_SIDE = 18.0, 60.0, 40.0
+MAX_SIDE, MAX_COUNTED_SIDE = 60.0, 40.0
 """Pixels; counted shapes are smaller so that several fit."""
 MIN_CONTRAST = 38.0
 """CIE76 difference between a shape and what is behind it."""
@@ -19,24 +19,25 @@ REPEATS = {"white": 2, "grey": 4}
 NamedColour = tuple[str, Colour]
 
 
-def add_shapes(rng: np.random.Generator, board: Board, number: int) -> None:
+def add_shapes(rng: np.random.Generator, board: Board, number: int, *, smallest: float) -> None:
     """Add up to `number` shapes whose names all differ."""
     colours = visible_colours(rng, board)
     for _ in range(number):
         shape, colour = pick(rng, SHAPES), pick(rng, colours)
         if all(item.name != f"{colour[0]} {shape}" for item in board.objects):
-            add_shape(rng, board, shape=shape, colour=colour, largest=MAX_SIDE)
+            add_shape(rng, board, shape=shape, colour=colour, sides=(smallest, MAX_SIDE))
 
 
-def add_counted(rng: np.random.Generator, board: Board, most: int) -> None:
+def add_counted(rng: np.random.Generator, board: Board, most: int, *, smallest: float) -> None:
     """Add 1 to `most` of one shape, in one colour or in many, then some of another shape."""
     colours = visible_colours(rng, board)
     shape, other = shuffled(rng, SHAPES)[:2]
+    sides = (smallest, MAX_COUNTED_SIDE)
     palette = [pick(rng, colours)] if chance(rng, 0.5) else colours
     for _ in range(int(rng.integers(1, most + 1))):
-        add_shape(rng, board, shape=shape, colour=pick(rng, palette), largest=MAX_COUNTED_SIDE)
+        add_shape(rng, board, shape=shape, colour=pick(rng, palette), sides=sides)
     for _ in range(int(rng.integers(0, MAX_DISTRACTORS + 1))):
-        add_shape(rng, board, shape=other, colour=pick(rng, colours), largest=MAX_COUNTED_SIDE)
+        add_shape(rng, board, shape=other, colour=pick(rng, colours), sides=sides)
 
 
 def visible_colours(rng: np.random.Generator, board: Board) -> list[NamedColour]:
@@ -49,13 +50,19 @@ def visible_colours(rng: np.random.Generator, board: Board) -> list[NamedColour]
 
 
 def add_shape(
-    rng: np.random.Generator, board: Board, *, shape: str, colour: NamedColour, largest: float
+    rng: np.random.Generator,
+    board: Board,
+    *,
+    shape: str,
+    colour: NamedColour,
+    sides: tuple[float, float],
 ) -> None:
     """Draw one shape where there is room; a full board stays as it is."""
     name, fill = colour
     line_width = between(rng, 1.0, 2.5) if chance(rng, 0.25) else 0.0
     angle = between(rng, -1.0, 1.0) * MAX_ROTATION[shape] if chance(rng, 0.6) else 0.0
-    size = between(rng, MIN_SIDE, min(largest, 0.55 * min(board.image.size)))
+    smallest, largest = sides
+    size = between(rng, smallest, min(largest, 0.55 * min(board.image.size)))
     for _ in range(4):
         body, line = shape_masks(shape, size=size, angle=angle, line_width=line_width)
         place = board.free_place(rng, body.size)
@@ -65,7 +72,7 @@ def add_shape(
                 board.image.paste(_line_colour(rng, fill), place, line)
             board.add(_shape_object(shape, name, place, body.size))
             return
-        size = max(MIN_SIDE, 0.7 * size)
+        size = max(smallest, 0.7 * size)
 
 
 def _shape_object(

@@ -36,15 +36,6 @@ def _heart() -> Points:
     ]
 
 
-def _moon() -> Points:
-    outer = [math.radians(a) for a in range(50, 311, 10)]
-    edge = [(0.5 * math.cos(t) + 0.1, 0.5 * math.sin(t)) for t in outer]
-    (tip_x, tip_y) = edge[0]
-    centre_x, radius = tip_x - 0.02, tip_y
-    inner = [math.radians(a) for a in range(-90, -271, -12)]
-    return edge + [(centre_x + 0.85 * radius * math.cos(t), radius * math.sin(t)) for t in inner]
-
-
 SHAPE_POINTS: dict[str, Points] = {
     # x to the right, y down, in a box of side 1 around the origin
     "circle": _regular(64),
@@ -57,13 +48,11 @@ SHAPE_POINTS: dict[str, Points] = {
         *[(0.16, 0.5), (-0.16, 0.5), (-0.16, 0.16), (-0.5, 0.16), (-0.5, -0.16), (-0.16, -0.16)],
     ],
     "diamond": [(0.0, -0.5), (0.36, 0.0), (0.0, 0.5), (-0.36, 0.0)],
-    "pentagon": _regular(5),
     "ring": _regular(64),
     "arrow": [
         *[(0.5, 0.0), (0.08, -0.4), (0.08, -0.15), (-0.5, -0.15)],
         *[(-0.5, 0.15), (0.08, 0.15), (0.08, 0.4)],
     ],
-    "moon": _moon(),
 }
 SHAPES: tuple[str, ...] = tuple(SHAPE_POINTS)
 
@@ -71,15 +60,13 @@ MAX_ROTATION: dict[str, float] = {
     # degrees to either side for which the name stays true and the shape easy to name
     "circle": 0.0,
     "square": 12.0,
-    "triangle": 180.0,
-    "star": 180.0,
+    "triangle": 20.0,
+    "star": 20.0,
     "heart": 25.0,
     "cross": 12.0,
     "diamond": 8.0,
-    "pentagon": 180.0,
     "ring": 0.0,
-    "arrow": 180.0,
-    "moon": 25.0,
+    "arrow": 20.0,
 }
 RING_HOLE = 0.52
 """Inner over outer diameter of a ring."""

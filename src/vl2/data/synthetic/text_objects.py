@@ -13,7 +13,7 @@ from vl2.data.synthetic.lettering import Lettering, largest_cap_height, letter
 from vl2.data.synthetic.scene import CharBox, SceneObject, SceneRecipe, Size
 from vl2.data.synthetic.strings import random_text
 
-MIN_CAP_HEIGHT, MAX_CAP_HEIGHT, MAX_SHORT_CAP_HEIGHT = 16.0, 70.0, 30.0
+MAX_CAP_HEIGHT, MAX_SHORT_CAP_HEIGHT, MAX_SNIPPET_CAP_HEIGHT = 70.0, 30.0, 44.0
 """Height of a capital H in pixels; short texts share the picture with shapes."""
 MIN_CONTRAST = 42.0
 """Difference in lightness L* between the letters and what is behind them."""
@@ -38,24 +38,40 @@ def add_text(rng: np.random.Generator, board: Board, recipe: SceneRecipe, *, sho
     return font.stem if font else "built-in"
 
 
+def add_snippet(rng: np.random.Generator, board: Board, recipe: SceneRecipe) -> None:
+    """Draw one or two characters of a text where there is room; a full board stays as it is."""
+    font = pick(rng, pick(rng, by_family(recipe.fonts)))
+    style = pick_weighted(rng, recipe.text_styles)
+    text = random_text(rng, style, words=recipe.words, font=font)[: int(rng.integers(1, 3))]
+    cap_height = between(rng, recipe.min_cap_height, MAX_SNIPPET_CAP_HEIGHT)
+    lettering = letter(text.strip(), font=font, cap_height=cap_height)
+    place = board.free_place(rng, lettering.mask.size)
+    if place is None:
+        return
+    name, colour = _text_colour(rng, board)
+    board.image.paste(colour, place, lettering.mask)
+    board.add(_text_object(text.strip(), lettering, place, name))
+
+
 def _fitting_text(
     rng: np.random.Generator, size: Size, recipe: SceneRecipe, *, font: Path | None, short: bool
 ) -> tuple[str, float]:
     """A text and a capital height at which it fits; long texts are redrawn, at last cut."""
+    least = recipe.min_cap_height
     room = (round(0.94 * size[0]), round((0.5 if short else 0.94) * size[1]))
     text = ""
     for _ in range(6):
         style = pick_weighted(rng, recipe.text_styles)
         text = random_text(rng, style, words=recipe.words, font=font)
         text = text.split()[0][:SHORT_LENGTH] if short else text
-        if largest_cap_height(text, font, room) >= MIN_CAP_HEIGHT:
+        if largest_cap_height(text, font, room) >= least:
             break
-    while len(text) > 1 and largest_cap_height(text, font, room) < MIN_CAP_HEIGHT:
+    while len(text) > 1 and largest_cap_height(text, font, room) < least:
         text = text[:-1].rstrip()
     most = MAX_SHORT_CAP_HEIGHT if short else MAX_CAP_HEIGHT
-    most = max(min(largest_cap_height(text, font, room), most), MIN_CAP_HEIGHT)
-    growth = between(rng, 0.0, 1.0) * math.log(most / MIN_CAP_HEIGHT)
-    return text, MIN_CAP_HEIGHT * math.exp(growth)
+    most = max(min(largest_cap_height(text, font, room), most), least)
+    growth = between(rng, 0.0, 1.0) * math.log(most / least)
+    return text, least * math.exp(growth)
 
 
 def _text_colour(rng: np.random.Generator, board: Board) -> tuple[str, Colour]:

@@ -70,7 +70,8 @@ class VisionConfig:
         if (self.tower == "hybrid") != (self.sam is not None):
             raise ValueError(
                 f"vision_config.tower is {self.tower!r} but vision_config.sam is "
-                f"{'missing' if self.sam is None else 'given'}: the hybrid tower, and only it, needs a sam section"
+                f"{'missing' if self.sam is None else 'given'}: "
+                "the hybrid tower, and only it, needs a sam section"
             )
 
     @property
@@ -124,7 +125,7 @@ class RopeScaling:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LanguageConfig:
-    """DeepSeekMoE language model: MHA or MLA, dense first layers, then routed and shared experts."""
+    """DeepSeekMoE language model: MHA or MLA, dense first layers, routed and shared experts."""
 
     model_type: str = "deepseek_v2"
     vocab_size: int = 102400
@@ -206,7 +207,7 @@ class LanguageConfig:
 
     @property
     def cache_width(self) -> int:
-        """Numbers per token and layer in the cache: 512 + 64 for released MLA, keys and values for MHA."""
+        """Cached numbers per token and layer: 512 + 64 in released MLA, keys and values in MHA."""
         if self.use_mla:
             assert self.kv_lora_rank is not None
             return self.kv_lora_rank + self.qk_rope_head_dim
@@ -354,7 +355,8 @@ def _check_experts(c: LanguageConfig) -> None:
     assert experts is not None
     if top_k is None or not 1 <= top_k <= experts:
         raise ValueError(
-            f"language_config.num_experts_per_tok is {top_k}: expected 1..{experts} (n_routed_experts)"
+            f"language_config.num_experts_per_tok is {top_k}: "
+            f"expected 1..{experts} (n_routed_experts)"
         )
     if c.topk_method != "greedy":
         _multiple("language_config.n_routed_experts", experts, "n_group", c.n_group or 0)

@@ -71,7 +71,11 @@ def _checked(where: str, value: Any, f: Field[Any]) -> Any:
         return None
     kinds = {"int": int, "float": (int, float), "bool": bool, "str": str, "tuple": tuple}
     kind = annotation.split(" | ")[0].split("[")[0]
-    if not isinstance(value, kinds[kind]) or (kind != "bool" and isinstance(value, bool)):
+    if (
+        value is None
+        or not isinstance(value, kinds[kind])
+        or (kind != "bool" and isinstance(value, bool))
+    ):
         default = f.default if f.default_factory is MISSING else f.default_factory()
         raise ValueError(f"{where} is {value!r}: expected {kind} (for instance {default!r})")
     return float(value) if kind == "float" else value

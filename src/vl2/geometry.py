@@ -1,8 +1,8 @@
-"""Tile grids and token counts: the one truth that the processor and the model share. Integers only.
+"""Tile grids and token counts, integers only: the one truth that processor and model share.
 
-One image becomes a global view (one tile) and a mosaic of local tiles. After the adaptor each tile is
-a `side x side` map of tokens; every row of a view ends in one newline token and one separator stands
-between the two views (paper section 2; DeepSeek-VL2 `format` of the released code).
+One image becomes a global view (one tile) and a mosaic of local tiles. After the adaptor each tile
+is a `side x side` map of tokens; every row of a view ends in one newline token and one separator
+stands between the two views (paper section 2; the released code).
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def global_tokens(side: int) -> int:
 
 
 def local_tokens(side: int, grid: TileGrid) -> int:
-    """Tokens of the local mosaic: its rows run over all tiles side by side and end in one newline."""
+    """Tokens of the local mosaic: its rows run over all tiles abreast and end in one newline."""
     return side * grid.high * (side * grid.wide + 1)
 
 
@@ -66,8 +66,8 @@ def fit_inside(size: Resolution, canvas: Resolution) -> Resolution:
 def select_resolution(size: Resolution, candidates: Sequence[Resolution]) -> Resolution:
     """Choose the canvas of the local view as the released code does (LLaVA-NeXT's rule).
 
-    The largest effective area wins, then the smallest waste, then the earlier candidate. This is not
-    the least padding that the paper's section 2 speaks of; the released code decides.
+    The largest effective area wins, then the smallest waste, then the earlier candidate. This is
+    not the least padding that the paper's section 2 speaks of; the released code decides.
 
     Args:
         size: (width, height) of the picture, both at least 1.

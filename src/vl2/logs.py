@@ -1,4 +1,4 @@
-"""Logging: libraries log, commands print. One place that names loggers and sets up a command's stderr."""
+"""Logging: libraries log, commands print. Names loggers and sets up a command's stderr."""
 
 from __future__ import annotations
 
@@ -18,4 +18,6 @@ def log_to_stderr(level: int = logging.INFO) -> None:
     logger = logging.getLogger("vl2")
     logger.setLevel(level)
     if not logger.handlers:
-        logger.addHandler(RichHandler(console=Console(stderr=True), show_path=False, show_time=False))
+        logger.addHandler(
+            RichHandler(console=Console(stderr=True), show_path=False, show_time=False)
+        )

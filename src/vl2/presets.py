@@ -86,12 +86,12 @@ NANO: dict[str, Any] = {
     "vision_config": {
         "model_name": "nano_vit_patch14_112",
         "image_size": 112,
-        "width": 160,
-        "layers": 5,
-        "heads": 5,
+        "width": 128,
+        "layers": 6,
+        "heads": 4,
         "mlp_ratio": 3.0,
     },
-    "projector_config": {"input_dim": 160, "n_embed": 128},
+    "projector_config": {"input_dim": 128, "n_embed": 128},
     "language_config": {
         **_NOAUX,
         **_V3_TOKENS,

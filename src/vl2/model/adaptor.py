@@ -1,6 +1,8 @@
-"""The adaptor: patch features to language tokens, and the token layout of a picture (paper section 2)."""
+"""The adaptor: patch features to language tokens, and a picture's token layout (paper sec. 2)."""
 
 from __future__ import annotations
+
+import itertools
 
 import torch
 import torch.nn.functional as F
@@ -34,12 +36,12 @@ class Adaptor(nn.Module):
         inner = config.n_embed * config.mlp_ratio
         widths = [config.input_dim * self.ratio**2, *[inner] * (config.depth - 1), config.n_embed]
         layers: list[nn.Module] = [nn.Linear(widths[0], widths[1])]
-        for before, after in zip(widths[1:-1], widths[2:], strict=True):
+        for before, after in itertools.pairwise(widths[1:]):
             layers += [nn.GELU(), nn.Linear(before, after)]
         self.layers = nn.Sequential(*layers)
 
     def forward(self, features: Float[Tensor, "n p w"]) -> Float[Tensor, "n q h"]:
-        """Patch features of tiles to tokens in row-major order, 729 -> 196 in the released models."""
+        """Patch features of tiles to row-major tokens, 729 -> 196 in the released models."""
         return self.layers(space_to_depth(features, self.ratio))
 
 

@@ -1,9 +1,9 @@
-"""Self-attention of the language model: plain multi-head (Tiny) and multi-head latent (Small, Base).
+"""Self-attention of the language model: plain multi-head (Tiny), multi-head latent (Small, Base).
 
-Multi-head latent attention (DeepSeek-V2, arXiv 2405.04434 section 2.1) caches one latent and one rope
-key per token. Two forms give the same numbers: *expanded* rebuilds keys and values per head and suits
-many queries; *absorbed* moves the up-projections to the query and output side and suits few queries
-over a long cache.
+Multi-head latent attention (DeepSeek-V2, arXiv 2405.04434 section 2.1) caches one latent and one
+rope key per token. Two forms give the same numbers: *expanded* rebuilds keys and values per head
+and suits many queries; *absorbed* moves the up-projections to the query and output side and suits
+few queries over a long cache.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from vl2.ops.kv_cache import KVCache
 from vl2.ops.rope import apply_rope, deinterleave, softmax_scale
 
 LATENT_NORM_EPS = 1e-6
-"""The norms of the low-rank paths keep this default whatever `rms_norm_eps` says (official code)."""
+"""The norms of the low-rank paths keep this default whatever `rms_norm_eps` says (as official)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -126,7 +126,7 @@ class LatentAttention(nn.Module):
         return q_nope, apply_rope(deinterleave(q_rope), context.cos, context.sin)
 
     def _latent(self, x: Tensor, context: AttentionContext) -> Float[Tensor, "b t w"]:
-        """What is cached of a token: normalised latent, then the rotated key that all heads share."""
+        """What is cached of a token: normalised latent, then the rotated key of all heads."""
         latent, key = self.kv_a_proj_with_mqa(x).split(
             [self.rank, self.config.qk_rope_head_dim], dim=-1
         )

@@ -1,7 +1,7 @@
-"""SigLIP vision tower in timm's layout (paper section 2; SigLIP-SO400M/14 at 384 pixels as released).
+"""SigLIP vision tower in timm's layout (paper section 2; released: SO400M/14 at 384 pixels).
 
-Pre-norm ViT blocks with learned absolute positions, tanh GELU, no class token. The attention-pool head
-is part of every released checkpoint but no path runs it; it exists so that keys round-trip.
+Pre-norm ViT blocks with learned absolute positions, tanh GELU, no class token. The attention-pool
+head is part of every released checkpoint but no path runs it; it exists so that keys round-trip.
 """
 
 from __future__ import annotations

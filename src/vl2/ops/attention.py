@@ -49,8 +49,8 @@ def attention(
 ) -> Float[Tensor, "b h t v"]:
     """Softmax(query key^T * scale) value through PyTorch's fused kernels; k divides h.
 
-    Values narrower than keys (MLA: 128 against 192) are padded with zeros, because the fused kernels
-    want one width and the unfused path would materialise all scores.
+    Values narrower than keys (MLA: 128 against 192) are padded with zeros, because the fused
+    kernels want one width and the unfused path would materialise all scores.
     """
     width = value.shape[-1]
     if width < query.shape[-1]:

@@ -53,7 +53,8 @@ class KVCache:
         end = self.length + rows.shape[1]
         if end > self.capacity:
             raise ValueError(
-                f"cache holds {self.capacity} tokens but {end} are needed: make it with a larger capacity"
+                f"cache holds {self.capacity} tokens but {end} are needed: "
+                "make it with a larger capacity"
             )
         self.layers[layer][:, self.length : end] = rows
         return self.layers[layer][:, :end]

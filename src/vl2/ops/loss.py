@@ -30,7 +30,7 @@ def next_token_loss(
 ) -> Float[Tensor, ""]:
     """The same from hidden states, with at most [chunk, vocab] logits alive at a time.
 
-    Only supervised positions reach the head; each chunk's logits are recomputed in the backward pass.
+    Only supervised positions reach the head; each chunk's logits are made again going backward.
     """
     wanted = labels[:, 1:] != IGNORE_ID
     rows, target = hidden[:, :-1][wanted], labels[:, 1:][wanted]

@@ -10,14 +10,14 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from vl2.config import LanguageConfig
 
 
 class Routing(NamedTuple):
-    """What the router chose for each of n tokens, in float32 (memory: n * (experts + 2 k) numbers)."""
+    """What the router chose for each of n tokens."""
 
     experts: Tensor  # [n, k] int64
     weights: Tensor  # [n, k] float32
@@ -144,5 +144,5 @@ def expert_load(routing: Routing, mask: Bool[Tensor, "b t"], experts: int) -> Fl
 def update_bias(
     bias: Float[Tensor, " e"], load: Float[Tensor, " e"], step: float
 ) -> Float[Tensor, " e"]:
-    """Loss-free balancing (arXiv 2408.15664): overloaded experts lose `step`, underloaded gain it."""
+    """Loss-free balancing (arXiv 2408.15664): the overloaded lose `step`, the others gain it."""
     return bias + step * (load.mean() - load).sign()

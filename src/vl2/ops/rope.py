@@ -1,8 +1,8 @@
 """Rotary position embedding with YaRN, always in float32 from integer positions.
 
-The official code keeps `inv_freq` in a buffer that `.to(torch.bfloat16)` casts, after which only 769
-distinct positions remain below 4096. Here frequencies are derived from the configuration, never stored
-in a module, so no cast can reach them. Sources: arXiv 2104.09864 (RoPE), 2309.00071 (YaRN),
+The official code keeps `inv_freq` in a buffer that `.to(torch.bfloat16)` casts, after which only
+769 distinct positions remain below 4096. Here frequencies are derived from the configuration, never
+stored in a module, so no cast can reach them. Sources: arXiv 2104.09864 (RoPE), 2309.00071 (YaRN),
 DeepSeek-V2's `modeling_deepseek.py` for the YaRN parameters.
 """
 
@@ -41,9 +41,9 @@ def inverse_frequencies(
         return plain
     low, high = _correction_range(dim, theta, scaling)
     steps = torch.arange(dim // 2, dtype=torch.float32, device="cpu")
-    ramp = ((steps - low) / (high - low)).clamp(0, 1)
+    kept = 1.0 - ((steps - low) / (high - low)).clamp(0, 1)
     interpolated = 1.0 / (scaling.factor * theta**exponent)
-    return interpolated * ramp + plain * (1 - ramp)
+    return interpolated * (1.0 - kept) + plain * kept  # in the official order: bit for bit equal
 
 
 def _correction_range(dim: int, theta: float, scaling: RopeScaling) -> tuple[float, float]:

@@ -13,6 +13,7 @@ from vl2.ops.moe import (
     expert_load,
     expert_mlp,
     expert_mlp_ref,
+    has_grouped_matmul,
     route,
     update_bias,
 )
@@ -157,6 +158,12 @@ def test_grouped_experts_equal_the_loop_forward_and_backward(tokens):
         results.append([out, *(leaf.grad for leaf in leaves)])
     for got, want in zip(*results, strict=True):
         torch.testing.assert_close(got, want, atol=2e-4, rtol=1e-4)  # worst measured 6e-5 of 300
+
+
+def test_odd_widths_go_without_the_grouped_matmul():
+    assert has_grouped_matmul(torch.zeros(1, 12), torch.zeros(2, 16, 12))
+    assert not has_grouped_matmul(torch.zeros(1, 10), torch.zeros(2, 16, 10))
+    assert not has_grouped_matmul(torch.zeros(1, 12).bfloat16(), torch.zeros(2, 16, 12).bfloat16())
 
 
 def test_balance_loss_is_alpha_when_even_and_grows_when_skewed():

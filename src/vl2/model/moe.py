@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from vl2.config import LanguageConfig
-from vl2.ops.moe import Routing, expert_mlp, route
+from vl2.ops.moe import Routing, expert_mlp, expert_mlp_ref, has_grouped_matmul, route
 
 
 class Mlp(nn.Module):
@@ -67,7 +67,8 @@ class Experts(nn.Module):
 
     def forward(self, x: Float[Tensor, "n h"], routing: Routing) -> Float[Tensor, "n h"]:
         """Weighted sum over each token's experts."""
-        return expert_mlp(x, routing, self.gate_proj, self.up_proj, self.down_proj)
+        mlp = expert_mlp if has_grouped_matmul(x, self.gate_proj) else expert_mlp_ref
+        return mlp(x, routing, self.gate_proj, self.up_proj, self.down_proj)
 
 
 class MoE(nn.Module):

@@ -63,6 +63,17 @@ def _limit_groups(choice: Float[Tensor, "n e"], config: LanguageConfig) -> Float
     return groups.masked_fill(~kept[..., None], float("-inf")).flatten(-2)
 
 
+def has_grouped_matmul(x: Float[Tensor, "n h"], gate: Float[Tensor, "e i h"]) -> bool:
+    """Whether PyTorch has a grouped matmul for these: CPU, or CUDA from compute capability 8.0.
+
+    Its kernels want rows of a multiple of 16 bytes, which every released width is.
+    """
+    aligned = all(width * x.element_size() % 16 == 0 for width in gate.shape[1:])
+    if x.device.type == "cuda":
+        return aligned and torch.cuda.get_device_capability(x.device) >= (8, 0)
+    return aligned and x.device.type == "cpu"
+
+
 def expert_mlp(
     x: Float[Tensor, "n h"],
     routing: Routing,

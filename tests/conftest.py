@@ -2,8 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import logging
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
 import pytest
 import torch
+from torch import Tensor
+
+log = logging.getLogger(__name__)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -21,3 +30,48 @@ def seed() -> int:
     """Seed torch before each test: a result does not depend on the order of tests."""
     torch.manual_seed(0)
     return 0
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Comparisons with one oracle: the figure is recorded first, then held against its bound.
+
+    `python bench/parity.py` collects the records; `pytest --log-cli-level=INFO` shows them.
+    """
+
+    oracle: str
+    record: Callable[[str, object], None]
+
+    def close(self, what: str, ours: Tensor, theirs: Tensor, *, within: float) -> None:
+        """Largest absolute difference."""
+        assert ours.shape == theirs.shape, f"{what}: {ours.shape} against {theirs.shape}"
+        error = (ours.double() - theirs.double()).abs().max().item()
+        self.at_most(what, error, within, largest=theirs.abs().max().item())
+
+    def at_most(self, what: str, error: float, bound: float, **more: float) -> None:
+        """An error that the test has computed."""
+        self._keep(what, {"worst": error, "bound": bound, **more})
+        assert math.isfinite(error), f"{what}: error is {error}"
+        assert error <= bound, f"{what}: error {error:.2e} exceeds {bound:.0e} ({self.oracle})"
+
+    def equal(self, what: str, ours: Tensor | Sequence, theirs: Tensor | Sequence) -> None:
+        """Elements that are exactly the same; all must be."""
+        a, b = (list(x.flatten().tolist() if isinstance(x, Tensor) else x) for x in (ours, theirs))
+        same = sum(x == y for x, y in zip(a, b, strict=False))
+        self._keep(what, {"equal": same, "of": max(len(a), len(b))})
+        assert a == b, f"{what}: {same} of {len(b)} are equal ({self.oracle})"
+
+    def _keep(self, what: str, figures: dict[str, float]) -> None:
+        shown = " ".join(f"{name} {value:.3g}" for name, value in figures.items())
+        log.info("%s, %s: %s", self.oracle, what, shown)
+        self.record("parity", json.dumps({"oracle": self.oracle, "what": what, **figures}))
+
+
+@pytest.fixture
+def against(record_property: Callable[[str, object], None]) -> Callable[[str], Comparison]:
+    """`against("transformers sam").close("features", ours, theirs, within=1e-5)`."""
+
+    def make(oracle: str) -> Comparison:
+        return Comparison(oracle, record_property)
+
+    return make

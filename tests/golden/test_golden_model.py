@@ -1,6 +1,7 @@
 """The official code's numbers, reproduced: features, hidden states, logits, loss, greedy tokens."""
 
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -13,37 +14,42 @@ from vl2.ops.kv_cache import KVCache
 FOLDER = Path(__file__).parent / "model"
 MODELS = ("tiny_like", "small_like", "base_like", "qlora_group_yarn")
 
-# Tolerances of the issue; worst errors measured: features 4e-6, hidden states 9e-6, logits 7e-6,
-# loss 1e-6 (bench/parity.py prints them).
+# Worst errors measured: features 4e-6, hidden states 9e-6, logits 7e-6, loss 1e-6
+# (bench/parity.py prints them).
 LOGITS = 2e-4
 FEATURES = 2e-5
 STATES = 5e-5
 LOSS = 1e-4
 
 
+class Golden(NamedTuple):
+    oracle: str
+    model: VL2Model
+    expected: dict[str, torch.Tensor]
+
+
 @pytest.fixture(params=MODELS)
-def golden(request: pytest.FixtureRequest) -> tuple[VL2Model, dict[str, torch.Tensor]]:
+def golden(request: pytest.FixtureRequest) -> Golden:
     folder = FOLDER / request.param
     expected = load_file(folder / "expected.safetensors")
     expected["images_seq_mask"] = expected["images_seq_mask"].bool()
-    return load_model(folder, dtype="float32", device="cpu"), expected
-
-
-def close(ours: torch.Tensor, theirs: torch.Tensor, tolerance: float) -> None:
-    torch.testing.assert_close(ours, theirs, atol=tolerance, rtol=0)
+    model = load_model(folder, dtype="float32", device="cpu")
+    return Golden(f"official code, {request.param}", model, expected)
 
 
 @torch.no_grad()
-def test_vision_features_and_projection(golden):
-    model, expected = golden
+def test_vision_features_and_projection(golden, against):
+    oracle, model, expected = golden
+    compared = against(oracle)
     features = model.vision(expected["images"].flatten(0, 1))
-    close(features, expected["vision_features"], FEATURES)
-    close(model.projector(features), expected["projected"], FEATURES)
+    compared.close("vision features", features, expected["vision_features"], within=FEATURES)
+    projected = model.projector(features)
+    compared.close("projected features", projected, expected["projected"], within=FEATURES)
 
 
 @torch.no_grad()
-def test_every_hidden_state_logits_and_loss(golden):
-    model, expected = golden
+def test_every_hidden_state_logits_and_loss(golden, against):
+    oracle, model, expected = golden
     mask = expected["images_seq_mask"]
     out = model(
         expected["input_ids"],
@@ -53,13 +59,13 @@ def test_every_hidden_state_logits_and_loss(golden):
         labels=expected["input_ids"].masked_fill(mask, -100),
         keep_states=True,
     )
-    states = out.language.hidden_states
+    compared, states = against(oracle), out.language.hidden_states
     assert len(states) == len(expected["hidden_states"])
-    close(states[0], expected["inputs_embeds"], FEATURES)
+    compared.close("embedded prompt", states[0], expected["inputs_embeds"], within=FEATURES)
     for ours, theirs in zip(states, expected["hidden_states"], strict=True):
-        close(ours, theirs, STATES)
-    close(out.logits, expected["logits"], LOGITS)
-    close(out.loss[None], expected["lm_loss"], LOSS)
+        compared.close("every hidden state", ours, theirs, within=STATES)
+    compared.close("logits", out.logits, expected["logits"], within=LOGITS)
+    compared.close("loss", out.loss[None], expected["lm_loss"], within=LOSS)
 
 
 def greedy(model: VL2Model, embeds: torch.Tensor, tokens: int, **options) -> list[int]:
@@ -75,8 +81,8 @@ def greedy(model: VL2Model, embeds: torch.Tensor, tokens: int, **options) -> lis
 
 @pytest.mark.parametrize("absorbed", [True, False, None])
 @torch.no_grad()
-def test_all_greedy_tokens_with_the_cache(golden, absorbed):
-    model, expected = golden
+def test_all_greedy_tokens_with_the_cache(golden, absorbed, against):
+    oracle, model, expected = golden
     embeds = model.embed_inputs(
         expected["input_ids"],
         expected["images"],
@@ -84,13 +90,15 @@ def test_all_greedy_tokens_with_the_cache(golden, absorbed):
         expected["images_spatial_crop"],
     )
     wanted = expected["greedy_tokens"].tolist()
-    assert greedy(model, embeds, len(wanted), absorbed=absorbed) == wanted
+    tokens = greedy(model, embeds, len(wanted), absorbed=absorbed)
+    form = {True: "absorbed", False: "expanded", None: "chosen form"}[absorbed]
+    against(oracle).equal(f"greedy tokens, {form}", tokens, wanted)
 
 
 @torch.no_grad()
 def test_a_cast_to_bfloat16_and_back_touches_only_weights(golden):
     """The official code's rotary tables collapse here; ours equal those of a model never cast."""
-    model, expected = golden
+    _, model, expected = golden
     rounded = {
         name: tensor if name.endswith("e_score_correction_bias") else tensor.bfloat16().float()
         for name, tensor in model.state_dict().items()

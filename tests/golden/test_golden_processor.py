@@ -40,20 +40,25 @@ def processor() -> Processor:
     return Processor(Tokenizer.from_pretrained(GOLDEN / "tokenizer"), CONFIG, image_size=384)
 
 
-def test_every_tile_choice_and_token_count():
+OFFICIAL = "official code, processor"
+
+
+def test_every_tile_choice_and_token_count(against):
     table = json.loads((GOLDEN / "tiling.json").read_text(encoding="utf-8"))
     candidates = [tuple(canvas) for canvas in table["candidate_resolutions"]]
     assert tuple(candidates) == RELEASED_RESOLUTIONS
     assert len(table["rows"]) == 2892
-    for wide, high, best_wide, best_high, tokens in table["rows"]:
+    ours = []
+    for wide, high, *_ in table["rows"]:
         canvas = geometry.select_resolution((wide, high), candidates)
-        assert canvas == (best_wide, best_high), (wide, high)
-        assert geometry.image_tokens(14, geometry.grid_of(canvas, 384)) == tokens
+        tokens = geometry.image_tokens(14, geometry.grid_of(canvas, 384))
+        ours.append([wide, high, *canvas, tokens])
+    against(OFFICIAL).equal("canvas and token count of a picture size", ours, table["rows"])
 
 
 @pytest.mark.parametrize("mode", ["inference", "training"])
 @pytest.mark.parametrize("case", CASES, ids=[case["id"] for case in CASES])
-def test_conversations(case, mode, processor, expected):
+def test_conversations(case, mode, processor, expected, against):
     images = [Image.open(GOLDEN / name) for name in case["images"]]
     inputs = processor.from_conversation(
         case["conversation"], images, inference_mode=mode == "inference"
@@ -63,21 +68,24 @@ def test_conversations(case, mode, processor, expected):
         for key, value in expected.items()
         if key.startswith(f"{case['id']}.{mode}.")
     }
-    assert torch.equal(inputs.input_ids, want["input_ids"])
-    assert torch.equal(inputs.labels, want["labels"])
-    assert torch.equal(inputs.images_seq_mask, want["images_seq_mask"].bool())
-    assert torch.equal(inputs.images_spatial_crop, want["images_spatial_crop"])
+    compared = against(OFFICIAL)
+    compared.equal("input ids", inputs.input_ids, want["input_ids"])
+    compared.equal("labels", inputs.labels, want["labels"])
+    compared.equal("image mask", inputs.images_seq_mask, want["images_seq_mask"].bool())
+    compared.equal("crops", inputs.images_spatial_crop, want["images_spatial_crop"])
     assert inputs.image_sizes == tuple(image.size for image in images)
     if mode == "training":
         assert len(inputs.input_ids) == case["n_ids"]
         return
     if "pixels_uint8" in want:
         ours = (inputs.images * 0.5 + 0.5) * 255
-        assert (ours - want["pixels_uint8"].float()).abs().max() <= 1
+        theirs = want["pixels_uint8"].float()
+        compared.close("pixels of the tiles, in 1/255", ours, theirs, within=1)
     if "pixel_mean_std" in want:
         pixels = inputs.images.double().flatten(1)
         ours = torch.stack([pixels.mean(1), pixels.std(1)], 1)
-        torch.testing.assert_close(ours, want["pixel_mean_std"], atol=1e-4, rtol=0)
+        theirs = want["pixel_mean_std"]
+        compared.close("mean and deviation of a tile's pixels", ours, theirs, within=1e-4)
 
 
 @pytest.fixture(scope="module", params=sorted(SHA256))
@@ -93,8 +101,9 @@ def released(request) -> tuple[str, Processor]:
     return request.param, Processor(Tokenizer(json.loads(content)), CONFIG, image_size=384)
 
 
-def test_released_tokenizers(released):
+def test_released_tokenizers(released, against):
     name, processor = released
+    compared = against(f"released tokenizer, {name}")
     cases = [case for case in RELEASED if case["tokenizer"] == name]
     assert len(cases) == 5
     for case in cases:
@@ -103,7 +112,7 @@ def test_released_tokenizers(released):
             case["conversation"], images, inference_mode=case["inference_mode"]
         )
         want = [i for i, times in case["input_ids_run_length"] for _ in range(times)]
-        assert inputs.input_ids.tolist() == want
+        compared.equal("input ids", inputs.input_ids, want)
         assert len(want) == case["num_ids"]
-        assert inputs.images_spatial_crop.tolist() == case["images_spatial_crop"]
+        compared.equal("crops", inputs.images_spatial_crop.tolist(), case["images_spatial_crop"])
         assert int((inputs.labels != -100).sum()) == case["num_supervised_labels"]

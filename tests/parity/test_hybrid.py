@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
 
 import pytest
 import torch
@@ -22,7 +21,7 @@ from vl2.config import SamConfig, VisionConfig, VL2Config
 from vl2.model import hybrid, sam
 from vl2.model.siglip import SiglipTower
 
-log = logging.getLogger(__name__)
+ORACLE = "transformers deepseek_vl_hybrid"
 
 SAM = SamConfig(
     image_size=128,
@@ -60,28 +59,8 @@ FUSION_KEYS = (
 )
 
 
-def report(what: str, error: float) -> float:
-    """Show with `pytest --log-cli-level=INFO`."""
-    log.info("%s: worst error %.1e", what, error)
-    return error
-
-
-def worst(a: Tensor, b: Tensor) -> float:
-    assert a.shape == b.shape
-    return (a - b).abs().max().item()
-
-
-def randomise(module: nn.Module) -> None:
-    """Every parameter non-zero, alpha and the position tables too, so that no term hides."""
-    with torch.no_grad():
-        for name, parameter in module.named_parameters():
-            scale = name.endswith("weight") and parameter.ndim == 1  # of a norm
-            parameter.copy_(0.2 * torch.randn_like(parameter) + float(scale))
-    module.eval()
-
-
 @pytest.fixture
-def oracle() -> DeepseekVLHybridModel:
+def oracle(randomise) -> DeepseekVLHybridModel:
     model = DeepseekVLHybridModel(
         DeepseekVLHybridConfig(
             text_config=LlamaConfig(
@@ -128,66 +107,43 @@ def take(module: nn.Module, weights: dict[str, Tensor], keys: tuple[tuple[str, s
     module.eval()
 
 
-def take_siglip(tower: SiglipTower, weights: dict[str, Tensor]) -> None:
-    """Load timm's names from transformers' SigLIP; the pool head stays as it is."""
-    start = "vision_model."
-    mine = {
-        "patch_embed.proj.weight": weights[start + "embeddings.patch_embedding.weight"],
-        "patch_embed.proj.bias": weights[start + "embeddings.patch_embedding.bias"],
-        "pos_embed": weights[start + "embeddings.position_embedding.weight"][None],
-    }
-    for kind in ("weight", "bias"):
-        mine[f"norm.{kind}"] = weights[f"{start}post_layernorm.{kind}"]
-        for layer in range(V1_LOW.layers):
-            theirs, ours = f"{start}encoder.layers.{layer}", f"blocks.{layer}"
-            qkv = [weights[f"{theirs}.self_attn.{x}_proj.{kind}"] for x in "qkv"]
-            mine[f"{ours}.attn.qkv.{kind}"] = torch.cat(qkv)
-            for a, b in (
-                ("attn.proj", "self_attn.out_proj"),
-                ("norm1", "layer_norm1"),
-                ("norm2", "layer_norm2"),
-                ("mlp.fc1", "mlp.fc1"),
-                ("mlp.fc2", "mlp.fc2"),
-            ):
-                mine[f"{ours}.{a}.{kind}"] = weights[f"{theirs}.{b}.{kind}"]
-    head = {k: v for k, v in tower.state_dict().items() if k.startswith("attn_pool.")}
-    tower.load_state_dict({**mine, **head})
-    tower.eval()
-
-
 @torch.no_grad()
-def test_sam_features_match_oracle(oracle: DeepseekVLHybridModel) -> None:
+def test_sam_features_match_oracle(oracle: DeepseekVLHybridModel, against) -> None:
     tower = sam.SamTower(SAM)
     take(tower, oracle.state_dict(), SAM_KEYS)
     images = torch.randn(2, 3, 128, 128)
     expected = oracle.get_high_res_image_features(images).last_hidden_state
-    error = worst(tower(images), expected)
-    assert report("SAM features of v1", error) < 5e-5  # measured: 1.6e-5, values to 21
+    # measured: 1.6e-5, values to 21
+    against(ORACLE).close("SAM features with both branches", tower(images), expected, within=5e-5)
     tower.hd_alpha_downsamples.zero_()
-    assert worst(tower(images), expected) > 0.1, "the extra branch does not show"
+    assert (tower(images) - expected).abs().max() > 0.1, "the extra branch does not show"
 
 
 @torch.no_grad()
-def test_aligner_matches_oracle(oracle: DeepseekVLHybridModel) -> None:
+def test_aligner_matches_oracle(oracle: DeepseekVLHybridModel, against) -> None:
     projector = hybrid.HybridProjector(high_width=64, low_width=32, hidden=40, ratio=1)
     take(projector, oracle.state_dict(), FUSION_KEYS)
     high, low = torch.randn(2, 9, 64), torch.randn(2, 9, 32)
-    error = worst(projector(high, low), oracle.aligner(low, high))
-    assert report("fusion alone", error) < 1e-6  # measured: 0
+    tokens, expected = projector(high, low), oracle.aligner(low, high)
+    against(ORACLE).close("fusion alone", tokens, expected, within=1e-6)  # measured: 0
 
 
 @torch.no_grad()
-def test_both_towers_and_aligner_match_oracle(oracle: DeepseekVLHybridModel) -> None:
+def test_both_towers_and_aligner_match_oracle(
+    oracle: DeepseekVLHybridModel, take_siglip, against
+) -> None:
     weights = oracle.state_dict()
     high, low = sam.SamTower(SAM), SiglipTower(V1_LOW)
     projector = hybrid.HybridProjector(high_width=64, low_width=32, hidden=40, ratio=1)
     take(high, weights, SAM_KEYS)
     take(projector, weights, FUSION_KEYS)
-    take_siglip(low, weights)
+    start = "vision_model."
+    take_siglip(low, {k.removeprefix(start): v for k, v in weights.items() if k.startswith(start)})
     images_high, images_low = torch.randn(2, 3, 128, 128), torch.randn(2, 3, 48, 48)
     expected = oracle.get_image_features(images_low, images_high).pooler_output
-    error = worst(projector(high(images_high), low(images_low)), expected)
-    assert report("both towers, fused", error) < 5e-5  # measured: 1.3e-5, values to 26
+    tokens = projector(high(images_high), low(images_low))
+    # measured: 1.3e-5, values to 26
+    against(ORACLE).close("both towers, fused", tokens, expected, within=5e-5)
 
 
 @pytest.mark.parametrize(("hidden", "count"), [(1280, 2951680), (2048, 6295552), (2560, 9180160)])
@@ -218,7 +174,7 @@ def test_released_shapes_keep_196_tokens_per_tile() -> None:
 
 
 @torch.no_grad()
-def test_both_maps_are_folded_on_the_padded_patch_grid() -> None:
+def test_both_maps_are_folded_on_the_padded_patch_grid(randomise) -> None:
     projector = hybrid.HybridProjector(high_width=5, low_width=7, hidden=8, ratio=2)
     randomise(projector)
     high, low = torch.randn(2, 5, 3, 3), torch.randn(2, 7, 5, 5)
@@ -233,9 +189,9 @@ def test_both_maps_are_folded_on_the_padded_patch_grid() -> None:
     torch.testing.assert_close(tokens, expected, atol=1e-6, rtol=0)
 
 
-def test_pixels_are_renormalised_for_sam() -> None:
+def test_pixels_are_renormalised_for_sam(against) -> None:
     pixels = torch.rand(2, 3, 4, 4)
     mean, std = torch.tensor([hybrid.CLIP_MEAN, hybrid.CLIP_STD])[:, :, None, None]
     expected = (pixels - mean) / std
-    error = worst(hybrid.clip_normalised((pixels - 0.5) / 0.5), expected)
-    assert report("renormalised pixels", error) < 1e-6  # measured: 0
+    ours = hybrid.clip_normalised((pixels - 0.5) / 0.5)
+    against("definition").close("pixels renormalised for SAM", ours, expected, within=1e-6)

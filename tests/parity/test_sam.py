@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import logging
 import re
 
 import pytest
 import torch
 from jaxtyping import TypeCheckError
-from torch import Tensor
 from transformers.models.sam.configuration_sam import SamVisionConfig
 from transformers.models.sam.modeling_sam import SamVisionAttention, SamVisionModel
 
 from vl2.config import SamConfig
 from vl2.model import sam
-
-log = logging.getLogger(__name__)
 
 SMALL = SamConfig(
     image_size=128,
@@ -72,19 +68,8 @@ def randomised(tower: sam.SamTower) -> sam.SamTower:
     return tower.eval()
 
 
-def report(what: str, error: float) -> float:
-    """Show with `pytest --log-cli-level=INFO`."""
-    log.info("%s: worst error %.1e", what, error)
-    return error
-
-
-def worst(a: Tensor, b: Tensor) -> float:
-    assert a.shape == b.shape
-    return (a - b).abs().max().item()
-
-
 @pytest.mark.parametrize("window", [3, 5, 8])
-def test_encoder_matches_oracle(window: int) -> None:
+def test_encoder_matches_oracle(window: int, against) -> None:
     config = SamConfig(
         image_size=SMALL.image_size,
         width=SMALL.width,
@@ -105,8 +90,9 @@ def test_encoder_matches_oracle(window: int) -> None:
     images = torch.randn(2, 3, 128, 128)
     with torch.no_grad():
         _, last = tower._encode(images)
-        error = worst(tower.neck(last), oracle(images).last_hidden_state)
-    assert report(f"encoder and neck, window {window}", error) < 1e-5  # measured: 2.1e-6
+        features, expected = tower.neck(last), oracle(images).last_hidden_state
+    # Measured: 2.1e-6.
+    against("transformers sam").close("encoder and first neck", features, expected, within=1e-5)
 
 
 def test_weights_round_trip_through_the_oracle() -> None:
@@ -124,23 +110,25 @@ def test_weights_round_trip_through_the_oracle() -> None:
 
 
 @pytest.mark.parametrize("size", [4, 7, 9])
-def test_relative_rows_match_oracle(size: int) -> None:
+def test_relative_rows_match_oracle(size: int, against) -> None:
     table = torch.randn(13, 5)
     expected = SamVisionAttention.get_rel_pos(None, size, size, table)  # type: ignore[arg-type]
-    error = worst(sam.relative_rows(table, size), expected)
-    assert report(f"relative rows, size {size}", error) < 1e-6  # measured: 0
+    rows = sam.relative_rows(table, size)
+    # Equal when measured.
+    against("transformers sam").close("relative position rows", rows, expected, within=1e-6)
 
 
 # Measured: 1.2e-6, 1.6e-2.
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 5e-6), (torch.bfloat16, 4e-2)])
-def test_attention_equals_its_plain_twin(dtype: torch.dtype, bound: float) -> None:
+def test_attention_equals_its_plain_twin(dtype: torch.dtype, bound: float, against) -> None:
     side, heads, width = 7, 3, 16
     query, key, value = torch.randn(3, 2, heads, side * side, width).to(dtype).unbind(0)
     rows_h, rows_w = (0.5 * torch.randn(2, side, side, width)).to(dtype).unbind(0)
     fast = sam.position_attention(query, key, value, rows_h, rows_w)
     plain = sam.position_attention_ref(query, key, value, rows_h, rows_w)
     assert fast.dtype == plain.dtype == dtype
-    assert report("attention and its plain twin", worst(fast.float(), plain.float())) < bound
+    what = f"SAM attention in {str(dtype).removeprefix('torch.')}"
+    against("plain twin").close(what, fast, plain, within=bound)
 
 
 def test_plain_attention_is_the_definition() -> None:
@@ -233,14 +221,15 @@ def test_every_parameter_gets_a_gradient() -> None:
         assert parameter.grad.abs().sum() > 0, name
 
 
-def test_bfloat16_stays_near_float32() -> None:
+def test_bfloat16_stays_near_float32(against) -> None:
     tower, images = randomised(sam.SamTower(SMALL)), torch.randn(1, 3, 128, 128)
     with torch.no_grad():
         exact = tower(images)
         rough = tower.to(torch.bfloat16)(images.to(torch.bfloat16))
     assert rough.dtype == torch.bfloat16
     error = ((rough.float() - exact).norm() / exact.norm()).item()
-    assert report("tower in bfloat16, relative", error) < 0.03  # measured: 0.011
+    # Measured: 0.011.
+    against("itself in float32").at_most("SAM tower in bfloat16, relative", error, 0.03)
 
 
 def test_refuses_what_it_cannot_encode() -> None:

@@ -279,9 +279,9 @@ def test_one_thousand_frames_cost_one():
     data = frames("GIF", 1000)
     times = []
     for _ in range(3):
-        start = time.perf_counter()
+        start = time.process_time()
         assert admit(data).notes
-        times.append(time.perf_counter() - start)
+        times.append(time.process_time() - start)
     assert min(times) < 0.05
 
 
@@ -371,9 +371,9 @@ def test_bombs_are_refused_by_their_header(name: str):
     data = bombs()[name]
     times = []
     for _ in range(3):
-        start = time.perf_counter()
+        start = time.process_time()
         assert refusal(data) == "too_many_pixels"
-        times.append(time.perf_counter() - start)
+        times.append(time.process_time() - start)
     assert min(times) < 0.05
 
 

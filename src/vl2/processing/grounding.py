@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -133,7 +134,7 @@ def draw_boxes(
     """
     sheet = image.convert("RGB")
     pen = ImageDraw.Draw(sheet)
-    width = max(2, round(min(sheet.size) / 250))
+    width = max(2, round(min(sheet.size) / 200))
     font = ImageFont.load_default(max(11, min(sheet.size) / 32))
     colours: dict[str, str] = {}
     for number, box in enumerate(boxes, start=1):
@@ -167,9 +168,10 @@ def _draw_label(
 
 
 def _legible(label: str, number: int) -> str:
-    """The label, or the box's number where the built-in font (Latin) cannot write it."""
-    text = " ".join(label.split())
-    if not text or any(ord(char) >= 0x250 for char in text):
+    """The label without accents; the box's number where the built-in font lacks its letters."""
+    spelt = unicodedata.normalize("NFKD", " ".join(label.split()))
+    text = "".join(char for char in spelt if not unicodedata.combining(char))
+    if not text or not text.isascii():
         return f"#{number}"
     return text if len(text) <= 40 else text[:37] + "..."
 

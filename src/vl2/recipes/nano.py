@@ -97,11 +97,15 @@ class NanoRecipe:
     """Every number of the run."""
 
     stages: Mapping[str, Stage]
+    fonts: tuple[Path | None, ...] | None = None  # None fetches the pinned packages' fonts
     seed: int = SEED
+    tokenizer_scenes: int = 4000
     patch_shards: int = 24
     easy_shards: int = 40
     full_shards: int = 30
-    plan: BatchPlan = field(default_factory=BatchPlan)
+    answer_shards: int = 16
+    text_plan: BatchPlan = field(default_factory=BatchPlan)
+    picture_plan: BatchPlan = field(default_factory=lambda: BatchPlan(tokens=3072))
 
 
 def nano() -> NanoRecipe:
@@ -124,20 +128,20 @@ def nano() -> NanoRecipe:
         ),
         Stage(
             name="align",
-            steps=400,
+            steps=200,
             learning_rate=2e-3,
             trained=(*VISION, *BRIDGE),
             vision_scale=0.1,
         ),
         Stage(
             name="pretrain",
-            steps=2000,
+            steps=1600,
             learning_rate=2e-3,
             trained=("",),
             vision_scale=0.3,
             bias_step=0.001,
         ),
-        Stage(name="sft", steps=600, learning_rate=5e-4, trained=("",), vision_scale=0.3),
+        Stage(name="sft", steps=400, learning_rate=5e-4, trained=("",), vision_scale=0.3),
     )
     return NanoRecipe(stages={stage.name: stage for stage in stages})
 
@@ -156,7 +160,7 @@ def scene_recipe(fonts: tuple[Path | None, ...], split: str = "train") -> SceneR
 
 
 def shard_kinds(seed: int, fonts: tuple[Path | None, ...]) -> dict[str, ShardKind]:
-    """Pictures for the tower's warm-up, easy ones of one tile, and the full mixture."""
+    """Pictures for the tower's warm-up, easy ones of one tile, the full mixture, SFT's own."""
     easy = scene_recipe(fonts)
     patches = replace(
         easy,
@@ -178,18 +182,20 @@ def shard_kinds(seed: int, fonts: tuple[Path | None, ...]) -> dict[str, ShardKin
         ShardKind(name="patches", seed=seed + 1, recipe=patches, patch_labels=True),
         ShardKind(name="easy", seed=seed + 2, recipe=easy),
         ShardKind(name="full", seed=seed + 3, recipe=full),
+        ShardKind(name="answers", seed=seed + 4, recipe=full, short_references=True),
     )
     return {kind.name: kind for kind in kinds}
 
 
 def draw_corpus(recipe: NanoRecipe, folder: Path, processor: Processor) -> dict[str, list[Path]]:
     """Every shard of the run, drawn where it is missing."""
-    fonts = tuple(font_split(fetch_fonts(), "train"))
+    fonts = recipe.fonts or tuple(font_split(fetch_fonts(), "train"))
     kinds = shard_kinds(recipe.seed, fonts)
     counts = {
         "patches": recipe.patch_shards,
         "easy": recipe.easy_shards,
         "full": recipe.full_shards,
+        "answers": recipe.answer_shards,
     }
     corpus = {}
     for name, count in counts.items():
@@ -235,7 +241,7 @@ def train(recipe: NanoRecipe, out: Path, config: VL2Config | None = None) -> Pat
     release.mkdir(parents=True, exist_ok=True)
     config = config or VL2Config.nano()
     config.save(release)
-    save_tokenizer(release, config.language_config.vocab_size)
+    save_tokenizer(release, config.language_config.vocab_size, recipe.tokenizer_scenes)
     processor = Processor.from_pretrained(release)
     corpus = draw_corpus(recipe, out / "corpus", processor)
     model = VL2Model(config)
@@ -258,14 +264,15 @@ def language_batches(
 ) -> dict[str, Iterator[Batch]]:
     """What each stage with the language model reads, in the order of the stages."""
     easy, everything = corpus["easy"], [*corpus["easy"], *corpus["full"]]
-    answers, seed, ids = recipe.plan, recipe.seed, (image_id,)
-    prompts = replace(answers, supervise_prompt=True)
+    seed, ids = recipe.seed, (image_id,)
+    text = replace(recipe.text_plan, supervise_prompt=True)
+    answers, prompts = recipe.picture_plan, replace(recipe.picture_plan, supervise_prompt=True)
     mixed = replace(prompts, text_share=0.1)
     return {
-        "talk": text_batches(everything, prompts, seed, ignore_ids=ids),
+        "talk": text_batches(everything, text, seed, ignore_ids=ids),
         "align": question_batches(easy, prompts, seed, ignore_ids=ids),
         "pretrain": question_batches(everything, mixed, seed, ignore_ids=ids),
-        "sft": question_batches(everything, answers, seed + 1, ignore_ids=ids),
+        "sft": question_batches(corpus["answers"], answers, seed, ignore_ids=ids),
     }
 
 

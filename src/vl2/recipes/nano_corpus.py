@@ -7,6 +7,7 @@ seed and its index. Nothing is drawn twice, and a run that stopped goes on where
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,7 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from vl2.data.packing import PackedRow, share_prefix
-from vl2.data.synthetic import Scene, SceneRecipe, ask, dense_labels, draw_scene
+from vl2.data.synthetic import Question, Scene, SceneRecipe, ask, dense_labels, draw_scene
 from vl2.logs import get_logger
 from vl2.ops.loss import IGNORE_ID
 from vl2.processing import ModelInputs, Processor, conversation
@@ -38,6 +39,7 @@ class ShardKind:
     seed: int
     recipe: SceneRecipe
     patch_labels: bool = False  # one padded tile and per-patch targets instead of questions
+    short_references: bool = False  # half of the official requests are the object's name alone
 
 
 def draw_shard(kind: ShardKind, number: int, folder: Path, processor: Processor) -> Path:
@@ -50,7 +52,10 @@ def draw_shard(kind: ShardKind, number: int, folder: Path, processor: Processor)
     if kind.patch_labels:
         tensors = _patch_tensors(scenes, processor)
     else:
-        tensors = _question_tensors(scenes, rng, processor)
+        asked = [ask(scene, rng) for scene in scenes]
+        if kind.short_references:
+            asked = [[_shortened(q) if rng.random() < 0.5 else q for q in qs] for qs in asked]
+        tensors = _question_tensors(scenes, asked, processor)
     folder.mkdir(parents=True, exist_ok=True)
     unfinished = target.with_suffix(".part")
     save_file(tensors, unfinished)
@@ -85,12 +90,11 @@ def describe(scene: Scene) -> str:
 
 
 def _question_tensors(
-    scenes: Sequence[Scene], rng: np.random.Generator, processor: Processor
+    scenes: Sequence[Scene], asked: Sequence[Sequence[Question]], processor: Processor
 ) -> dict[str, Tensor]:
     """Tiles as bytes, and each scene's questions packed behind its picture and behind its words."""
     tiles, crops, rows, words = [], [], [], []
-    for scene in scenes:
-        questions = ask(scene, rng)
+    for scene, questions in zip(scenes, asked, strict=True):
         first, *rest = [_turns(f"<image>\n{q.text}", q.answer) for q in questions]
         picture = processor.from_conversation(first, [scene.image], inference_mode=False)
         count = [int(picture.images_seq_mask.sum())]
@@ -110,6 +114,12 @@ def _question_tensors(
         **_ragged("row", rows),
         **_ragged("text", words),
     }
+
+
+def _shortened(question: Question) -> Question:
+    """An official request for a box as the official examples abbreviate it: the name alone."""
+    found = re.fullmatch(r"Locate (<\|ref\|>.*<\|/ref\|>) in the given image\.", question.text)
+    return replace(question, text=f"{found[1]}.") if found else question
 
 
 def _turns(question: str, answer: str) -> list[dict[str, str]]:

@@ -40,7 +40,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     return tokenizer
 
 
-def tokenizer_texts(scenes: int = 4000, seed: int = 0) -> Iterable[str]:
+def tokenizer_texts(scenes: int, seed: int = 0) -> Iterable[str]:
     """Questions and answers of drawn scenes, and the word list; control strings are left out."""
     rng = np.random.default_rng(seed)
     recipe = SceneRecipe(text_styles=(("code", 0.5), ("word", 0.3), ("line", 0.2)))
@@ -58,8 +58,8 @@ def _without_controls(text: str) -> str:
     return text
 
 
-def save_tokenizer(folder: Path, vocab_size: int) -> None:
+def save_tokenizer(folder: Path, vocab_size: int, scenes: int) -> None:
     """Train and write `tokenizer.json` into `folder`, unless it is there."""
     target = folder / "tokenizer.json"
     if not target.exists():
-        train_tokenizer(tokenizer_texts(), vocab_size).save(str(target))
+        train_tokenizer(tokenizer_texts(scenes), vocab_size).save(str(target))

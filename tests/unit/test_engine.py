@@ -1,5 +1,6 @@
 """The generation loop on small random models: batch = single, chunks = one shot, every ending."""
 
+import copy
 import math
 from collections.abc import Iterator
 from dataclasses import replace
@@ -322,6 +323,18 @@ def test_the_end_of_the_context_ends_the_answer(models):
     [answer] = engine.generate([MIXED[0]], SamplingParams(max_tokens=10**9, stop_token_ids=[]))
     assert answer.finish_reason == "length"
     assert len(answer.token_ids) == 3
+
+
+def test_a_model_in_bfloat16_answers(models):
+    half = engine_of(copy.deepcopy(models["mla"]).to(torch.bfloat16))
+    answers = half.generate(MIXED[:2], SamplingParams(max_tokens=4))
+    assert all(len(answer.token_ids) == 4 for answer in answers)
+
+
+def test_a_processor_of_another_model_is_refused(models):
+    settings = ProcessorConfig.for_model(VL2Config.nano())
+    with pytest.raises(ValueError, match="load both from the same place"):
+        Engine(models["mla"], Processor(TOKENIZER, settings, image_size=56))
 
 
 def test_params_must_fit_the_conversations(engine):

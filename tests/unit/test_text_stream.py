@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vl2.engine.text_stream import TextStream
@@ -25,6 +25,7 @@ def feed(data: bytes, *stop: str) -> tuple[list[str], TextStream]:
     return deltas, stream
 
 
+@settings(deadline=None, max_examples=50)
 @given(st.text(), st.lists(st.text(min_size=1, max_size=4), max_size=3))
 def test_deltas_join_to_the_text_before_the_first_stop(text, stop):
     deltas, stream = feed(text.encode(), *stop)
@@ -35,6 +36,7 @@ def test_deltas_join_to_the_text_before_the_first_stop(text, stop):
     assert any(text.startswith(stream.text + s) for s in stop) or not stream.stopped
 
 
+@settings(deadline=None, max_examples=50)
 @given(st.text(alphabet="abST", max_size=30))
 def test_no_stop_string_leaks_where_parts_of_it_abound(text):
     deltas, stream = feed(text.encode(), "STS", "TT")
@@ -43,12 +45,14 @@ def test_no_stop_string_leaks_where_parts_of_it_abound(text):
     assert not {"STS", "TT"} & {stream.text[i : i + n] for i in range(30) for n in (2, 3)}
 
 
+@settings(deadline=None, max_examples=50)
 @given(st.binary())
 def test_any_bytes_give_the_same_text_as_decoding_at_once(data):
     deltas, stream = feed(data)
     assert "".join(deltas) == stream.text == data.decode("utf-8", errors="replace")
 
 
+@settings(deadline=None, max_examples=50)
 @given(st.text(alphabet="价é𝄞a"))
 def test_no_delta_holds_part_of_a_character(text):
     assert "\ufffd" not in "".join(feed(text.encode())[0])

@@ -37,21 +37,16 @@ def doctor(as_json: options.Json = False) -> None:
 def _devices() -> dict[str, Any]:
     import torch
 
+    instructions = torch.backends.cpu.get_cpu_capability()
     cards = [
         f"{card.name} ({card.total_memory / 2**30:.0f} GiB)"
         for card in map(torch.cuda.get_device_properties, range(torch.cuda.device_count()))
     ]
     return {
-        "cpu": f"{platform.machine()}, {os.cpu_count()} cores, {_capability()}",
+        "cpu": f"{platform.machine()}, {os.cpu_count()} cores, {instructions}",
         "threads": torch.get_num_threads(),
         "cuda": ", ".join(cards) or "none",
     }
-
-
-def _capability() -> str:
-    import torch
-
-    return torch.backends.cpu.get_cpu_capability()
 
 
 def _folders() -> dict[str, str]:

@@ -20,5 +20,6 @@ TopK = Annotated[int, typer.Option(help="Sample from this many likeliest tokens;
 Seed = Annotated[int | None, typer.Option(help=_SEED, show_default=False)]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Save = Annotated[
-    Path | None, typer.Option("--save", metavar="PNG", help="Write a drawing.", show_default=False)
+    Path | None,
+    typer.Option("--save", metavar="PNG", help="Write the drawing here.", show_default=False),
 ]

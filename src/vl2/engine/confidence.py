@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import replace
@@ -10,6 +11,8 @@ from dataclasses import replace
 from vl2.engine.text_stream import TextStream
 from vl2.geometry import Resolution
 from vl2.processing.grounding import Box, parse_grounding
+
+_BRACKETS = re.compile(r"\[[^\[\]]*\]")
 
 
 def scored_boxes(
@@ -20,8 +23,7 @@ def scored_boxes(
 ) -> list[Box]:
     """Boxes of an answer in source pixels, each with its score.
 
-    What a box is, the parser alone decides: one is spelt between the "]" at which it first appears
-    and the "[" before that.
+    What a box is, the parser alone decides; a box is spelt by the next brackets that parse to it.
 
     Args:
         stream: the finished text, with the place of every token in it.
@@ -29,18 +31,23 @@ def scored_boxes(
         image_sizes: (width, height) of the source pictures.
         question: what was asked, which can say in which picture the boxes are.
     """
-    text = stream.text
-    boxes = parse_grounding(text, image_sizes, question=question)
-    done = 0
-    close = text.find("]")
-    while done < len(boxes) and close >= 0:
-        if len(parse_grounding(text[: close + 1], image_sizes)) > done:
-            first, last = text.rfind("[", 0, close) + 1, close - 1
-            score = _mean_probability(stream, logprobs, first, last)
-            boxes[done] = replace(boxes[done], score=score)
-            done += 1
-        close = text.find("]", close + 1)
-    return boxes
+    brackets = _BRACKETS.finditer(stream.text)
+    scored: list[Box] = []
+    for box in parse_grounding(stream.text, image_sizes, question=question):
+        size = image_sizes[box.image_index]
+        spelt = (found for found in brackets if _corners_in(found[0], size) == _corners(box))
+        first, end = next(spelt).span()
+        score = _mean_probability(stream, logprobs, first + 1, end - 2)
+        scored.append(replace(box, score=score))
+    return scored
+
+
+def _corners_in(brackets: str, size: Resolution) -> tuple[int, ...]:
+    return tuple(x for box in parse_grounding(f"<|det|>{brackets}", [size]) for x in _corners(box))
+
+
+def _corners(box: Box) -> tuple[int, ...]:
+    return box.x1, box.y1, box.x2, box.y2
 
 
 def _mean_probability(

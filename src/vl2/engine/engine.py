@@ -33,11 +33,17 @@ OnToken = abc.Callable[[int, str], None]
 
 
 class Engine:
-    """Answers conversations with a model and its processor; puts the model in evaluation mode."""
+    """Answers conversations with a model and its processor."""
 
     def __init__(
         self, model: VL2Model, processor: Processor, config: EngineConfig | None = None
     ) -> None:
+        """Put the parts together, and the model in evaluation mode.
+
+        Raises:
+            ValueError: the processor is of another model.
+        """
+        _check_pair(model, processor)
         self.model = model.eval()
         self.processor = processor
         self.config = config or EngineConfig()
@@ -161,6 +167,17 @@ class Engine:
         """Run new tokens behind the cached ones; the last one's state."""
         seen = mask[:, : cache.length + embeds.shape[1]]
         return self.model.language(embeds, attention_mask=seen, cache=cache).hidden[:, -1:]
+
+
+def _check_pair(model: VL2Model, processor: Processor) -> None:
+    """A processor of another model would give ids or tiles that this one does not know."""
+    vocabulary, ids = model.config.language_config.vocab_size, processor.tokenizer.vocab_size
+    tile, size = model.config.vision_config.image_size, processor.layout.image_size
+    if ids > vocabulary or tile != size:
+        raise ValueError(
+            f"the processor has {ids} tokens and {size}-pixel tiles, the model {vocabulary} and "
+            f"{tile}: load both from the same place"
+        )
 
 
 def _one_each(

@@ -11,7 +11,7 @@ from collections import abc
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
 
@@ -110,15 +110,17 @@ class Engine:
         batch = self.processor.collate(inputs).to(self.device)
         longest = max(sequence.max_tokens for sequence in running)
         mask = functional.pad(batch.attention_mask, (0, longest), value=1)
-        cache = self._new_cache(*mask.shape)
+        language = self.model.config.language_config
+        cache = KVCache.empty(language, *mask.shape, device=self.device, dtype=self.dtype)
         sampler = Sampler.start(
             [sequence.params for sequence in running],
             [sample.input_ids for sample in inputs],
             self._counted,
         )
-        logits = self._prefill(batch, mask, cache)
+        hidden = self._prefill(batch, mask, cache)
         while True:
             uniform = torch.tensor([sequence.uniform() for sequence in running])
+            logits = self.model.language.logits(hidden)[:, 0]
             tokens, logprobs = sampler.step(logits, uniform.to(self.device))
             choices = zip(running, tokens.tolist(), logprobs.tolist(), strict=True)
             for sequence, token, logprob in choices:
@@ -131,38 +133,22 @@ class Engine:
                 kept = torch.tensor(rows, device=self.device)
                 cache, sampler = cache.select(kept), sampler.select(kept)
                 mask, tokens = mask[kept], tokens[kept]
-            logits = self._logits(self.model.language.embed(tokens[:, None]), mask, cache)
-
-    def _new_cache(self, batch: int, capacity: int) -> KVCache:
-        language = self.model.config.language_config
-        return KVCache.empty(language, batch, capacity, device=self.device, dtype=self.dtype)
+            hidden = self._advance(self.model.language.embed(tokens[:, None]), mask, cache)
 
     def _prefill(
-        self, batch: Batch, mask: Int[Tensor, "b s"] | Bool[Tensor, "b s"], cache: KVCache
-    ) -> Float[Tensor, "b v"]:
-        """Logits behind the prompts, which run in chunks of `prefill_chunk` tokens."""
+        self, batch: Batch, mask: Int[Tensor, "b s"], cache: KVCache
+    ) -> Float[Tensor, "b 1 h"]:
+        """State of the last prompt token; prompts run in chunks of `prefill_chunk` tokens."""
         embeds = self.model.embed_inputs(
             batch.input_ids, batch.images, batch.images_seq_mask, batch.images_spatial_crop
         )
         *before, last = embeds.split(self.config.prefill_chunk, dim=1)
         for chunk in before:
-            self._last_hidden(chunk, mask, cache)
-        return self._logits(last, mask, cache)
+            self._advance(chunk, mask, cache)
+        return self._advance(last, mask, cache)
 
-    def _logits(
-        self,
-        embeds: Float[Tensor, "b t h"],
-        mask: Int[Tensor, "b s"] | Bool[Tensor, "b s"],
-        cache: KVCache,
-    ) -> Float[Tensor, "b v"]:
-        """Scores of the token that follows."""
-        return self.model.language.logits(self._last_hidden(embeds, mask, cache))[:, 0]
-
-    def _last_hidden(
-        self,
-        embeds: Float[Tensor, "b t h"],
-        mask: Int[Tensor, "b s"] | Bool[Tensor, "b s"],
-        cache: KVCache,
+    def _advance(
+        self, embeds: Float[Tensor, "b t h"], mask: Int[Tensor, "b s"], cache: KVCache
     ) -> Float[Tensor, "b 1 h"]:
         """Run new tokens behind the cached ones; the last one's state."""
         seen = mask[:, : cache.length + embeds.shape[1]]

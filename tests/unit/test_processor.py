@@ -5,7 +5,10 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import pickle
 import shutil
+import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -14,7 +17,7 @@ import pytest
 import torch
 from PIL import Image
 
-from vl2 import geometry
+from vl2 import geometry, processing
 from vl2.config import RELEASED_RESOLUTIONS, VL2Config
 from vl2.model.adaptor import arrange_tokens
 from vl2.processing import image_gate
@@ -128,6 +131,16 @@ def test_both_ways_agree():
             assert torch.equal(getattr(ours, name), getattr(official, name)), name
 
 
+def test_pictures_that_the_messages_name(tmp_path: Path):
+    file = str(tmp_path / "a.png")
+    picture().save(file)
+    named = [{"role": "<|User|>", "content": "<image>", "images": [file]}]
+    got = SMALL.from_conversation(named)
+    assert torch.equal(got.images, SMALL.from_conversation(named, [file]).images)
+    with pytest.raises(ValueError, match="1 <image> in the text for 0 pictures"):
+        SMALL.from_conversation(named, [])
+
+
 def test_prompt_is_masked_unless_the_file_is_asked():
     messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
     masked = RELEASED(messages, add_generation_prompt=False)
@@ -239,6 +252,15 @@ def test_batch_is_what_a_model_takes():
         batch["image_sizes"]
 
 
+def test_everything_travels_to_worker_processes():
+    processor = pickle.loads(pickle.dumps(SMALL))
+    sample = pickle.loads(pickle.dumps(processor(ask(picture()))))
+    batch = pickle.loads(pickle.dumps(processor.collate([sample])))
+    assert torch.equal(batch.input_ids, SMALL.collate([SMALL(ask(picture()))]).input_ids)
+    error = pickle.loads(pickle.dumps(ImageError("too_thin")))
+    assert (error.code, str(error)) == ("too_thin", image_gate.REFUSALS["too_thin"])
+
+
 def test_batch_of_nothing():
     with pytest.raises(ValueError, match="a batch of no samples"):
         collate([], pad_id=0)
@@ -332,3 +354,16 @@ def test_layout_of_one_picture_is_drawn():
     small = SMALL.draw_layout(Image.new("L", (300, 100)))
     assert small.mode == "RGB"
     assert SMALL.draw_layout(picture(300, 100), "content").size != small.size
+
+
+def test_public_names_are_found():
+    for name in processing.__all__:
+        assert getattr(processing, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = processing.nothing
+
+
+def test_the_gate_needs_no_torch():
+    code = "import sys, vl2.processing.image_gate; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"

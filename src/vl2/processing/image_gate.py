@@ -60,6 +60,10 @@ class ImageError(ValueError):
         super().__init__(REFUSALS[code])
         self.code = code
 
+    def __reduce__(self) -> tuple[type[ImageError], tuple[str]]:
+        """Travels from a worker process by its code."""
+        return ImageError, (self.code,)
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ImagePolicy:
@@ -67,7 +71,7 @@ class ImagePolicy:
 
     max_pixels: int = MAX_PIXELS
     max_bytes: int = MAX_BYTES  # of sources given as bytes
-    exif: bool = True  # turn the picture as its EXIF orientation says
+    exif: bool = True  # turn the picture as its EXIF says (PIL turns a TIFF in any case)
     alpha: Alpha = "white"  # lay transparency on white, or "drop" it
     strict: bool = False  # refuse several frames instead of taking the first
 

@@ -128,7 +128,7 @@ class Processor:
     def from_conversation(
         self,
         conversation: Sequence[Message],
-        images: Sequence[Source] = (),
+        images: Sequence[Source] | None = None,
         inference_mode: bool = True,
         *,
         mask_prompt: bool | None = True,
@@ -139,7 +139,8 @@ class Processor:
         Args:
             conversation: {"role": "<|User|>" | "<|Assistant|>" | "system", "content": str}, with
                 `<image>` in user text where a picture stands.
-            images: the pictures in that order.
+            images: the pictures in that order; None takes those that the messages name in
+                "images", as the official examples do.
             inference_mode: end where the model answers; False for training.
             mask_prompt: learn answers only; None takes the setting of processor_config.json.
             policy: how pictures are admitted; as the official code does by default.
@@ -149,6 +150,8 @@ class Processor:
                 as many as the pictures.
             ImageError: (a ValueError) a picture is refused.
         """
+        if images is None:
+            images = [source for message in conversation for source in message.get("images", ())]
         prompt = talk.from_conversation(
             conversation, self.tokenizer, images, open_end=inference_mode
         )

@@ -17,6 +17,7 @@ from vl2 import geometry
 from vl2.config_json import read_section, unknown_fields, write_section
 from vl2.geometry import Resolution
 from vl2.logs import get_logger
+from vl2.model_folder import resolve
 from vl2.presets import BASE, NANO, RELEASED_RESOLUTIONS, SMALL, TINY
 
 log = get_logger(__name__)
@@ -279,13 +280,14 @@ class VL2Config:
 
     @classmethod
     def from_pretrained(cls, path: str | Path) -> VL2Config:
-        """Read `config.json` from a folder, or the file itself.
+        """Read `config.json` of a model: "nano", a folder, a hub id, or the file itself.
 
         Raises:
             ValueError: the file is missing, is no JSON object, or holds a bad value.
         """
-        file = Path(path)
-        file = file / "config.json" if file.is_dir() else file
+        file = Path(path).expanduser()
+        if not file.is_file():
+            file = resolve(path, weights=False) / "config.json"
         try:
             data = json.loads(file.read_text(encoding="utf-8"))
         except FileNotFoundError:

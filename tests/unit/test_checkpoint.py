@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from vl2.checkpoint import resolve as resolve_module
+from vl2 import model_folder
 from vl2.checkpoint import save as save_module
 from vl2.checkpoint.hf import (
     CheckpointError,
@@ -332,7 +332,7 @@ def test_failed_save_leaves_the_old_model(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_embedded_model_is_found_in_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(resolve_module, "_assets", lambda: tmp_path)
+    monkeypatch.setattr(model_folder, "_assets", lambda: tmp_path)
     with pytest.raises(ValueError, match="the embedded model is not in this installation"):
         resolve("nano")
     shutil.copytree(GOLDEN / "tiny_like", tmp_path, dirs_exist_ok=True)
@@ -362,7 +362,7 @@ def test_only_json_and_safetensors_are_fetched(monkeypatch: pytest.MonkeyPatch):
         asked.append(options)
         return "somewhere"
 
-    monkeypatch.setattr(resolve_module, "snapshot_download", download)
+    monkeypatch.setattr(model_folder, "snapshot_download", download)
     assert resolve("some/model") == Path("somewhere")
     resolve("some/model", weights=False)
     assert asked[0]["allow_patterns"] == ["*.json", "*.safetensors"]

@@ -13,8 +13,8 @@ from torch import Tensor
 from vl2.checkpoint.container import OutTensor, StoredTensor, iter_pieces
 from vl2.checkpoint.layout import Slot, stored_dtypes, table
 from vl2.checkpoint.load import Checkpoint, model_dtype, open_checkpoint
-from vl2.checkpoint.resolve import resolve
 from vl2.checkpoint.save import MAX_SHARD_BYTES, check_layout, companions, write_checkpoint
+from vl2.model_folder import resolve
 
 
 def convert_checkpoint(

@@ -4,8 +4,8 @@ from vl2.checkpoint.container import CheckpointError
 from vl2.checkpoint.convert import convert_checkpoint
 from vl2.checkpoint.layout import Layout, ours, table
 from vl2.checkpoint.load import load_model
-from vl2.checkpoint.resolve import resolve
 from vl2.checkpoint.save import save_model
+from vl2.model_folder import resolve
 
 __all__ = [
     "CheckpointError",

@@ -18,11 +18,11 @@ from torch import Tensor
 from vl2.checkpoint.container import CheckpointError, StoredTensor, main_dtype, read_tensors
 from vl2.checkpoint.folder import scan_folder
 from vl2.checkpoint.layout import Slot, layout_of, stored_dtypes, table
-from vl2.checkpoint.resolve import resolve
 from vl2.checkpoint.skeleton import build_skeleton
 from vl2.config import VL2Config
 from vl2.logs import get_logger
 from vl2.model.vl2 import VL2Model
+from vl2.model_folder import resolve
 
 log = get_logger(__name__)
 

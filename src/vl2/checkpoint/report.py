@@ -18,8 +18,8 @@ from vl2.checkpoint.count import (
 )
 from vl2.checkpoint.folder import has_weights
 from vl2.checkpoint.load import open_checkpoint
-from vl2.checkpoint.resolve import EMBEDDED, has_embedded, resolve
 from vl2.config import VL2Config
+from vl2.model_folder import EMBEDDED, has_embedded, resolve
 
 PRESETS: dict[str, Callable[[], VL2Config]] = {
     "tiny": VL2Config.tiny,

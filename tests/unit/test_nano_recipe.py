@@ -148,5 +148,5 @@ def test_the_tokenizer_keeps_digits_and_capitals_apart():
 
 def test_stage_is_plain_data():
     assert replace(nano().stages["sft"], steps=3) == Stage(
-        name="sft", steps=3, learning_rate=5e-4, trained=("",), vision_scale=0.3
+        name="sft", steps=3, learning_rate=2e-3, trained=("",), vision_scale=0.3, warmup=20
     )

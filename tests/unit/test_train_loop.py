@@ -86,6 +86,7 @@ def test_schedules_warm_up_and_decay():
     assert learning_rate_factor(STAGE, 0) == pytest.approx(0.2)
     assert learning_rate_factor(STAGE, 5) == pytest.approx(1.0)
     assert learning_rate_factor(STAGE, 30) == pytest.approx(0.1)
+    assert learning_rate_factor(replace(STAGE, horizon=55), 30) == pytest.approx(0.55)
     assert learning_rate_factor(replace(STAGE, schedule="constant"), 29) == 1.0
 
 

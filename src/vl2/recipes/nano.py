@@ -135,13 +135,21 @@ def nano() -> NanoRecipe:
         ),
         Stage(
             name="pretrain",
-            steps=1600,
+            steps=1000,
+            horizon=2400,
             learning_rate=2e-3,
             trained=("",),
             vision_scale=0.3,
             bias_step=0.001,
         ),
-        Stage(name="sft", steps=400, learning_rate=5e-4, trained=("",), vision_scale=0.3),
+        Stage(
+            name="sft",
+            steps=1500,
+            learning_rate=2e-3,
+            trained=("",),
+            vision_scale=0.3,
+            warmup=20,
+        ),
     )
     return NanoRecipe(stages={stage.name: stage for stage in stages})
 
@@ -272,7 +280,9 @@ def language_batches(
         "talk": text_batches(everything, text, seed, ignore_ids=ids),
         "align": question_batches(easy, prompts, seed, ignore_ids=ids),
         "pretrain": question_batches(everything, mixed, seed, ignore_ids=ids),
-        "sft": question_batches(corpus["answers"], answers, seed, ignore_ids=ids),
+        "sft": question_batches(
+            [*corpus["answers"], *corpus["full"]], answers, seed, ignore_ids=ids
+        ),
     }
 
 

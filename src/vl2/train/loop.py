@@ -35,6 +35,7 @@ class Stage:
     trained: tuple[str, ...]  # parameter name prefixes; everything else is frozen
     vision_scale: float = 1.0  # learning rate of the vision tower relative to the rest
     schedule: str = "cosine"  # "cosine" to a tenth, or "constant", both behind the warm-up
+    horizon: int | None = None  # steps of a whole cosine, when the stage ends before it does
     warmup: int = 100
     bias_step: float = 0.0  # of the routers' loss-free balancing
     weight_decay: float = 0.1
@@ -59,7 +60,8 @@ def learning_rate_factor(stage: Stage, step: int) -> float:
         return (step + 1) / stage.warmup
     if stage.schedule == "constant":
         return 1.0
-    progress = (step - stage.warmup) / max(1, stage.steps - stage.warmup)
+    length = stage.horizon or stage.steps
+    progress = (step - stage.warmup) / max(1, length - stage.warmup)
     return 0.1 + 0.45 * (1 + math.cos(math.pi * min(1.0, progress)))
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from importlib import resources
 from pathlib import Path
 
 import torch
@@ -13,6 +12,7 @@ from PIL import Image
 from vl2 import geometry
 from vl2.config import VL2Config
 from vl2.geometry import Resolution
+from vl2.model_folder import resolve
 from vl2.processing import conversation as talk
 from vl2.processing import tiling as tiles
 from vl2.processing.conversation import Message
@@ -60,14 +60,13 @@ class Processor:
         """Read processor_config.json, config.json (one of them is enough) and tokenizer.json.
 
         Args:
-            path: a model folder, or "nano" for the embedded model.
+            path: "nano" (the embedded model), a model folder, or a hub id.
             add_missing: give special tokens that the tokenizer lacks the next free ids.
 
         Raises:
             ValueError: a file is missing or cannot be used, or the two configurations disagree.
         """
-        embedded = str(resources.files("vl2") / "assets" / "nano")
-        folder = Path(embedded if path == "nano" else path).expanduser()
+        folder = resolve(path, weights=False)
         model = VL2Config.from_pretrained(folder) if (folder / "config.json").is_file() else None
         config = ProcessorConfig.from_pretrained(folder, model)
         names = {"image": config.image_token, "pad": config.pad_token}

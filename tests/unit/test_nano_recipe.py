@@ -16,7 +16,6 @@ from vl2.recipes import nano_corpus
 from vl2.recipes.nano import NanoRecipe, nano, scene_recipe, shard_kinds, train
 from vl2.recipes.nano_corpus import BatchPlan, describe, draw_shard, question_batches
 from vl2.recipes.nano_tokenizer import save_tokenizer, train_tokenizer
-from vl2.train.loop import Stage
 
 FONTS = (None,)
 
@@ -72,7 +71,7 @@ def test_stages_stand_in_the_papers_order_and_freeze_what_it_freezes():
     assert list(stages) == ["see", "talk", "align", "pretrain", "sft"]
     assert not any("language".startswith(prefix) for prefix in stages["align"].trained)
     assert stages["pretrain"].bias_step == 0.001
-    assert stages["align"].bias_step == stages["sft"].bias_step == 0.0
+    assert stages["align"].bias_step == 0.0
 
 
 @pytest.fixture(scope="module")
@@ -144,9 +143,3 @@ def test_the_tokenizer_keeps_digits_and_capitals_apart():
     text = "Größe 12,\n\n价格 [[1, 2]]"
     assert tokenizer.decode(tokenizer.encode(text).ids) == text
     assert tokenizer.token_to_id("<|det|>") == 6
-
-
-def test_stage_is_plain_data():
-    assert replace(nano().stages["sft"], steps=3) == Stage(
-        name="sft", steps=3, learning_rate=2e-3, trained=("",), vision_scale=0.3, warmup=20
-    )

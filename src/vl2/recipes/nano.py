@@ -144,11 +144,12 @@ def nano() -> NanoRecipe:
         ),
         Stage(
             name="sft",
-            steps=1500,
-            learning_rate=2e-3,
+            steps=2000,
+            learning_rate=1.5e-3,
             trained=("",),
             vision_scale=0.3,
             warmup=20,
+            bias_step=0.001,  # the paper has 0 here; without it one expert drew half of the tokens
         ),
     )
     return NanoRecipe(stages={stage.name: stage for stage in stages})

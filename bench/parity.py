@@ -38,6 +38,7 @@ FOLDERS = ("tests/golden", "tests/parity")
 def run_tests(folders: Iterable[str], report: Path) -> int:
     """Run pytest, its own output on stderr; returns its exit code."""
     command = [sys.executable, "-m", "pytest", "-q", *folders, f"--junitxml={report}"]
+    command += ["-o", "junit_family=xunit1"]  # the one that has properties
     return subprocess.run(command, cwd=ROOT, stdout=sys.stderr, check=False).returncode
 
 
@@ -60,7 +61,7 @@ def gather(found: Iterable[tuple[str, dict[str, Any]]]) -> list[dict[str, Any]]:
         key = (record.get("oracle", ""), record.get("what", name))
         rows[key] = merge(rows[key], record) if key in rows else record
         names.setdefault(key, set()).add(name)
-    return [{**row, **verdict(row, len(names[key]))} for key, row in rows.items()]
+    return [{**rounded(row), **verdict(row, len(names[key]))} for key, row in rows.items()]
 
 
 def merge(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
@@ -77,6 +78,11 @@ def verdict(row: dict[str, Any], tests: int) -> dict[str, Any]:
         return {}
     ok = row["equal"] == row["of"] if "equal" in row else row["worst"] <= row["bound"]
     return {"tests": tests, "ok": ok}
+
+
+def rounded(row: dict[str, Any]) -> dict[str, Any]:
+    """Three digits of every float."""
+    return {k: float(f"{v:.3g}") if isinstance(v, float) else v for k, v in row.items()}
 
 
 def processor_name() -> str:

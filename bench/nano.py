@@ -117,7 +117,7 @@ def main() -> None:
     parser.add_argument("--pictures", type=int, default=400, help="scenes of each kind")
     parser.add_argument("--split", choices=("heldout", "train"), default="heldout")
     arguments = parser.parse_args()
-    model = vl2.load_model(arguments.model, dtype="float32", device="cpu")
+    model = vl2.load_model(arguments.model, device="cpu")
     engine = vl2.Engine(
         model, vl2.Processor.from_pretrained(arguments.model), vl2.EngineConfig(max_batch=32)
     )

@@ -68,7 +68,7 @@ def test_from_nothing_to_a_model_that_loads(short: NanoRecipe, tmp_path: Path):
 
 def test_stages_stand_in_the_papers_order_and_freeze_what_it_freezes():
     stages = nano().stages
-    assert list(stages) == ["see", "talk", "align", "pretrain", "sft"]
+    assert list(stages) == ["see", "talk", "align", "pretrain", "sft", "anneal"]
     assert not any("language".startswith(prefix) for prefix in stages["align"].trained)
     assert stages["pretrain"].bias_step == 0.001
     assert stages["align"].bias_step == 0.0

@@ -4,13 +4,16 @@ The released models start from a pretrained SigLIP and a pretrained DeepSeekMoE.
 so two warm-ups stand in for them: the vision tower learns to say what lies under each patch
 ("see"), the language model learns to answer from scenes described in words ("talk"). Then come the
 three stages of the paper (section 4.1): align with the language model frozen, pretrain with
-everything, SFT with only answers supervised. Everything is drawn from seeds; a stopped run goes on
-where it was.
+everything, SFT with only answers supervised; its second part ("anneal") has mostly pictures of
+one tile. Everything is drawn from seeds; a stopped run goes on where it was.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
+import json
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -32,6 +35,7 @@ from vl2.data.synthetic import (
 from vl2.logs import get_logger, log_to_stderr
 from vl2.model.moe import MoE
 from vl2.model.vl2 import VL2Model
+from vl2.ops.loss import IGNORE_ID
 from vl2.ops.moe import expert_load, update_bias
 from vl2.processing import Processor
 from vl2.recipes.nano_corpus import (
@@ -144,12 +148,22 @@ def nano() -> NanoRecipe:
         ),
         Stage(
             name="sft",
-            steps=2000,
+            steps=800,
+            horizon=2000,
             learning_rate=1.5e-3,
             trained=("",),
             vision_scale=0.3,
             warmup=20,
             bias_step=0.001,  # the paper has 0 here; without it one expert drew half of the tokens
+        ),
+        Stage(
+            name="anneal",
+            steps=1700,
+            learning_rate=1.3e-3,
+            trained=("",),
+            vision_scale=0.3,
+            warmup=20,
+            bias_step=0.001,
         ),
     )
     return NanoRecipe(stages={stage.name: stage for stage in stages})
@@ -273,6 +287,7 @@ def language_batches(
 ) -> dict[str, Iterator[Batch]]:
     """What each stage with the language model reads, in the order of the stages."""
     easy, everything = corpus["easy"], [*corpus["easy"], *corpus["full"]]
+    unseen = easy[-18:]  # pretraining ends before it reaches these
     seed, ids = recipe.seed, (image_id,)
     text = replace(recipe.text_plan, supervise_prompt=True)
     answers, prompts = recipe.picture_plan, replace(recipe.picture_plan, supervise_prompt=True)
@@ -284,15 +299,38 @@ def language_batches(
         "sft": question_batches(
             [*corpus["answers"], *corpus["full"]], answers, seed, ignore_ids=ids
         ),
+        "anneal": question_batches(
+            [*corpus["answers"], *unseen], answers, seed + 1, ignore_ids=ids
+        ),
     }
 
 
+def budget(recipe: NanoRecipe, out: Path) -> Iterator[dict[str, object]]:
+    """What each stage sees: pictures, scenes described in words, tokens, supervised tokens."""
+    processor = Processor.from_pretrained(out / "model")
+    corpus = draw_corpus(recipe, out / "corpus", processor)
+    steps = recipe.stages["see"].steps
+    yield {"stage": "see", "steps": steps, "pictures": steps * PATCH_BATCH}
+    for name, batches in language_batches(recipe, corpus, processor.tokenizer.image_id).items():
+        seen = {"pictures": 0, "described": 0, "tokens": 0, "supervised": 0}
+        for batch in itertools.islice(batches, recipe.stages[name].steps):
+            seen["pictures" if "images" in batch else "described"] += len(batch["input_ids"])
+            seen["tokens"] += int(batch["attention_mask"].sum())
+            seen["supervised"] += int((batch["labels"] != IGNORE_ID).sum())
+        yield {"stage": name, "steps": recipe.stages[name].steps, **seen}
+
+
 def main() -> None:
-    """Command line: where to work."""
+    """Command line: where to work, and whether only to count."""
     parser = argparse.ArgumentParser(description="Train the embedded model from nothing.")
     parser.add_argument("--out", type=Path, required=True, help="shards, checkpoints, model")
+    parser.add_argument("--budget", action="store_true", help="print what a finished run has seen")
     arguments = parser.parse_args()
     log_to_stderr()
+    if arguments.budget:
+        for row in budget(nano(), arguments.out):
+            sys.stdout.write(json.dumps(row) + "\n")
+        return
     log.info("finished: %s", train(nano(), arguments.out))
 
 

@@ -34,7 +34,7 @@ def short(monkeypatch: pytest.MonkeyPatch) -> NanoRecipe:
     monkeypatch.setattr("vl2.recipes.nano.PATCH_BATCH", 6)
     whole = nano()
     stages = {name: replace(stage, steps=2, warmup=1) for name, stage in whole.stages.items()}
-    counts = {f"{kind}_shards": 1 for kind in ("patch", "easy", "full", "answer")}
+    counts = {f"{kind}_shards": 1 for kind in ("patch", "easy", "full", "answer", "several")}
     plan = BatchPlan(tokens=1024)
     return replace(
         whole,
@@ -68,7 +68,17 @@ def test_from_nothing_to_a_model_that_loads(short: NanoRecipe, tmp_path: Path):
 
 def test_stages_stand_in_the_papers_order_and_freeze_what_it_freezes():
     stages = nano().stages
-    assert list(stages) == ["see", "talk", "align", "pretrain", "sft", "anneal"]
+    assert list(stages) == [
+        "see",
+        "talk",
+        "align",
+        "pretrain",
+        "sft",
+        "sft_easy",
+        "sft_several",
+        "sft_choice",
+        "sft_last",
+    ]
     assert not any("language".startswith(prefix) for prefix in stages["align"].trained)
     assert stages["pretrain"].bias_step == 0.001
     assert stages["align"].bias_step == 0.0

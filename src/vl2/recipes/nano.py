@@ -4,8 +4,9 @@ The released models start from a pretrained SigLIP and a pretrained DeepSeekMoE.
 so two warm-ups stand in for them: the vision tower learns to say what lies under each patch
 ("see"), the language model learns to answer from scenes described in words ("talk"). Then come the
 three stages of the paper (section 4.1): align with the language model frozen, pretrain with
-everything, SFT with only answers supervised; its second part ("anneal") has mostly pictures of
-one tile. Everything is drawn from seeds; a stopped run goes on where it was.
+everything, SFT with only answers supervised, in three parts: the full mixture, mostly pictures of
+one tile, and pictures of several objects, among which the model must choose. Everything is drawn
+from seeds; a stopped run goes on where it was.
 """
 
 from __future__ import annotations
@@ -108,6 +109,7 @@ class NanoRecipe:
     easy_shards: int = 40
     full_shards: int = 30
     answer_shards: int = 16
+    several_shards: int = 14
     text_plan: BatchPlan = field(default_factory=BatchPlan)
     picture_plan: BatchPlan = field(default_factory=lambda: BatchPlan(tokens=3072))
 
@@ -157,12 +159,41 @@ def nano() -> NanoRecipe:
             bias_step=0.001,  # the paper has 0 here; without it one expert drew half of the tokens
         ),
         Stage(
-            name="anneal",
-            steps=1700,
+            name="sft_easy",
+            steps=800,
+            horizon=1700,
             learning_rate=1.3e-3,
             trained=("",),
             vision_scale=0.3,
             warmup=20,
+            bias_step=0.001,
+        ),
+        Stage(
+            name="sft_several",
+            steps=1150,
+            learning_rate=2.5e-3,
+            trained=("",),
+            vision_scale=0.2,
+            warmup=20,
+            bias_step=0.001,
+        ),
+        Stage(
+            name="sft_choice",
+            steps=1000,
+            learning_rate=2.5e-3,
+            trained=("",),
+            schedule="constant",
+            vision_scale=0.2,
+            warmup=20,
+            bias_step=0.001,
+        ),
+        Stage(
+            name="sft_last",
+            steps=500,
+            learning_rate=2e-3,
+            trained=("",),
+            vision_scale=0.2,
+            warmup=10,
             bias_step=0.001,
         ),
     )
@@ -201,11 +232,13 @@ def shard_kinds(seed: int, fonts: tuple[Path | None, ...]) -> dict[str, ShardKin
     full = replace(
         easy, sizes=free, text_styles=(("code", 0.85), ("long code", 0.1), ("word", 0.05))
     )
+    several = replace(easy, kinds=(("shapes", 0.5), ("count", 0.25), ("text", 0.25)))
     kinds = (
         ShardKind(name="patches", seed=seed + 1, recipe=patches, patch_labels=True),
         ShardKind(name="easy", seed=seed + 2, recipe=easy),
         ShardKind(name="full", seed=seed + 3, recipe=full),
         ShardKind(name="answers", seed=seed + 4, recipe=full, short_references=True),
+        ShardKind(name="several", seed=seed + 5, recipe=several, short_references=True),
     )
     return {kind.name: kind for kind in kinds}
 
@@ -219,6 +252,7 @@ def draw_corpus(recipe: NanoRecipe, folder: Path, processor: Processor) -> dict[
         "easy": recipe.easy_shards,
         "full": recipe.full_shards,
         "answers": recipe.answer_shards,
+        "several": recipe.several_shards,
     }
     corpus = {}
     for name, count in counts.items():
@@ -292,6 +326,7 @@ def language_batches(
     text = replace(recipe.text_plan, supervise_prompt=True)
     answers, prompts = recipe.picture_plan, replace(recipe.picture_plan, supervise_prompt=True)
     mixed = replace(prompts, text_share=0.1)
+    short = replace(answers, longest_answer=3)
     return {
         "talk": text_batches(everything, text, seed, ignore_ids=ids),
         "align": question_batches(easy, prompts, seed, ignore_ids=ids),
@@ -299,10 +334,25 @@ def language_batches(
         "sft": question_batches(
             [*corpus["answers"], *corpus["full"]], answers, seed, ignore_ids=ids
         ),
-        "anneal": question_batches(
+        "sft_easy": question_batches(
             [*corpus["answers"], *unseen], answers, seed + 1, ignore_ids=ids
         ),
+        "sft_several": question_batches(corpus["several"], answers, seed, ignore_ids=ids),
+        "sft_choice": alternating(
+            question_batches(corpus["several"], answers, seed + 2, ignore_ids=ids),
+            question_batches(corpus["several"], short, seed + 4, ignore_ids=ids),
+        ),
+        "sft_last": question_batches(
+            [*corpus["several"], *corpus["answers"]], answers, seed + 3, ignore_ids=ids
+        ),
     }
+
+
+def alternating(*sources: Iterator[Batch]) -> Iterator[Batch]:
+    """One batch of each source in turn."""
+    while True:
+        for source in sources:
+            yield next(source)
 
 
 def budget(recipe: NanoRecipe, out: Path) -> Iterator[dict[str, object]]:

@@ -76,7 +76,6 @@ def test_stages_stand_in_the_papers_order_and_freeze_what_it_freezes():
         "sft",
         "sft_easy",
         "sft_several",
-        "sft_choice",
         "sft_last",
     ]
     assert not any("language".startswith(prefix) for prefix in stages["align"].trained)

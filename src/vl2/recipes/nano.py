@@ -4,9 +4,9 @@ The released models start from a pretrained SigLIP and a pretrained DeepSeekMoE.
 so two warm-ups stand in for them: the vision tower learns to say what lies under each patch
 ("see"), the language model learns to answer from scenes described in words ("talk"). Then come the
 three stages of the paper (section 4.1): align with the language model frozen, pretrain with
-everything, SFT with only answers supervised, in three parts: the full mixture, mostly pictures of
-one tile, and pictures of several objects, among which the model must choose. Everything is drawn
-from seeds; a stopped run goes on where it was.
+everything, SFT with only answers supervised. SFT has parts: the full mixture, mostly pictures of
+one tile, and twice pictures of several objects, among which the model must choose. Everything is
+drawn from seeds; a stopped run goes on where it was.
 """
 
 from __future__ import annotations
@@ -178,19 +178,9 @@ def nano() -> NanoRecipe:
             bias_step=0.001,
         ),
         Stage(
-            name="sft_choice",
-            steps=1000,
-            learning_rate=2.5e-3,
-            trained=("",),
-            schedule="constant",
-            vision_scale=0.2,
-            warmup=20,
-            bias_step=0.001,
-        ),
-        Stage(
             name="sft_last",
-            steps=500,
-            learning_rate=2e-3,
+            steps=1250,
+            learning_rate=1.5e-3,
             trained=("",),
             vision_scale=0.2,
             warmup=10,
@@ -326,7 +316,6 @@ def language_batches(
     text = replace(recipe.text_plan, supervise_prompt=True)
     answers, prompts = recipe.picture_plan, replace(recipe.picture_plan, supervise_prompt=True)
     mixed = replace(prompts, text_share=0.1)
-    short = replace(answers, longest_answer=3)
     return {
         "talk": text_batches(everything, text, seed, ignore_ids=ids),
         "align": question_batches(easy, prompts, seed, ignore_ids=ids),
@@ -338,21 +327,10 @@ def language_batches(
             [*corpus["answers"], *unseen], answers, seed + 1, ignore_ids=ids
         ),
         "sft_several": question_batches(corpus["several"], answers, seed, ignore_ids=ids),
-        "sft_choice": alternating(
-            question_batches(corpus["several"], answers, seed + 2, ignore_ids=ids),
-            question_batches(corpus["several"], short, seed + 4, ignore_ids=ids),
-        ),
         "sft_last": question_batches(
-            [*corpus["several"], *corpus["answers"]], answers, seed + 3, ignore_ids=ids
+            [*unseen, *corpus["several"]], answers, seed + 3, ignore_ids=ids
         ),
     }
-
-
-def alternating(*sources: Iterator[Batch]) -> Iterator[Batch]:
-    """One batch of each source in turn."""
-    while True:
-        for source in sources:
-            yield next(source)
 
 
 def budget(recipe: NanoRecipe, out: Path) -> Iterator[dict[str, object]]:

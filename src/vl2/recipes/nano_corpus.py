@@ -172,7 +172,6 @@ class BatchPlan:
     rows: int = 64
     text_share: float = 0.0  # share of batches that are text-only documents
     supervise_prompt: bool = False  # questions count in the loss too
-    longest_answer: int | None = None  # leave out questions with more supervised tokens than this
 
 
 def _load(path: Path) -> dict[str, Tensor]:
@@ -203,8 +202,6 @@ def question_batches(
     """
     for epoch, path in _endless(shards, seed):
         data = _load(path)
-        if plan.longest_answer is not None:
-            data = _with_short_answers(data, plan.longest_answer)
         rng = random.Random(f"{seed}/{epoch}/{path.name}")
         groups = _groups(data, "row", plan, rng)
         text_groups = _groups(data, "text", plan, rng)
@@ -243,30 +240,13 @@ def _generator(seed: int, epoch: int, path: Path) -> torch.Generator:
     )
 
 
-def _with_short_answers(data: dict[str, Tensor], longest: int) -> dict[str, Tensor]:
-    """Rows without the questions whose answers are longer; a row that loses all has length 0."""
-    lengths, segments = data["row.lengths"], data["row.segment_ids"].long()
-    most = int(segments.max()) + 1
-    row = torch.arange(len(lengths)).repeat_interleave(lengths)
-    question = row * most + segments
-    supervised = (data["row.labels"] != IGNORE_ID).long()
-    counts = torch.zeros(len(lengths) * most, dtype=torch.int64)
-    counts.index_add_(0, question, supervised)
-    kept_question = (counts > 0) & (counts <= longest)
-    kept_row = kept_question.view(-1, most)[:, 1:].any(dim=1)
-    keep = torch.where(segments == 0, kept_row[row], kept_question[question])
-    rows = {f"row.{name}": data[f"row.{name}"][keep] for name in _ROW_FIELDS}
-    return {**data, **rows, "row.lengths": torch.bincount(row[keep], minlength=len(lengths))}
-
-
 def _groups(
     data: dict[str, Tensor], prefix: str, plan: BatchPlan, rng: random.Random
 ) -> list[list[int]]:
     """Rows in groups that keep within the plan's limits, in random order."""
     lengths = data[f"{prefix}.lengths"].tolist()
     tiles = data["tile_counts"].tolist() if prefix == "row" else [0] * len(lengths)
-    filled = [row for row, length in enumerate(lengths) if length]
-    rows = sorted(filled, key=lambda r: (tiles[r], lengths[r], rng.random()))
+    rows = sorted(range(len(lengths)), key=lambda r: (tiles[r], lengths[r], rng.random()))
     groups: list[list[int]] = []
     for row in rows:
         group = groups[-1] if groups else []

@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import platform
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -94,20 +96,31 @@ def measure(engine: vl2.Engine, pictures: int, split: str) -> dict[str, list[boo
     return results
 
 
-def answer(engine: vl2.Engine, asked: Sequence[Item]) -> list[str]:
-    """The model's greedy answers; the trusted path, because questions may hold `<|ref|>`."""
-    inputs = [
-        engine.processor.from_conversation(
-            [
-                {"role": "<|User|>", "content": f"<image>\n{item.question.text}"},
-                {"role": "<|Assistant|>", "content": ""},
-            ],
-            [item.image],
-        )
-        for item in asked
+def prompt(engine: vl2.Engine, item: Item) -> vl2.ModelInputs:
+    """The item's question alone; on the trusted path, because it may hold `<|ref|>`."""
+    turns = [
+        {"role": "<|User|>", "content": f"<image>\n{item.question.text}"},
+        {"role": "<|Assistant|>", "content": ""},
     ]
+    return engine.processor.from_conversation(turns, [item.image])
+
+
+def answer(engine: vl2.Engine, asked: Sequence[Item]) -> list[str]:
+    """The model's greedy answers."""
     params = vl2.SamplingParams(max_tokens=64)
+    inputs = [prompt(engine, item) for item in asked]
     return [completion.text for completion in engine.generate(inputs, params)]
+
+
+def first_token_seconds(engine: vl2.Engine) -> float:
+    """From a picture to the first token of the answer, the best of five, with a warm model."""
+    [item, *_] = items("shapes", 1, "train")
+    taken = []
+    for _ in range(6):
+        start = time.perf_counter()
+        engine.generate([prompt(engine, item)], vl2.SamplingParams(max_tokens=1))
+        taken.append(time.perf_counter() - start)
+    return min(taken[1:])
 
 
 def main() -> None:
@@ -123,6 +136,9 @@ def main() -> None:
     )
     with torch.inference_mode():
         results = measure(engine, arguments.pictures, arguments.split)
+    machine = {"cpu": platform.machine(), "threads": torch.get_num_threads()}
+    row = {"first_token_seconds": round(first_token_seconds(engine), 3), **machine}
+    print(json.dumps(row))
     for kind, right in sorted(results.items()):
         share = sum(right) / len(right)
         row = {"kind": kind, "split": arguments.split, "n": len(right), "accuracy": round(share, 4)}

@@ -114,80 +114,83 @@ class NanoRecipe:
     picture_plan: BatchPlan = field(default_factory=lambda: BatchPlan(tokens=3072))
 
 
+STAGES = (
+    Stage(
+        name="see",
+        steps=2400,
+        learning_rate=2.5e-3,
+        trained=("vision", "heads"),
+        weight_decay=0.05,
+    ),
+    Stage(
+        name="talk",
+        steps=500,
+        learning_rate=3e-3,
+        trained=("language",),
+        warmup=40,
+        bias_step=0.001,
+    ),
+    Stage(
+        name="align",
+        steps=200,
+        learning_rate=2e-3,
+        trained=(*VISION, *BRIDGE),
+        vision_scale=0.1,
+    ),
+    Stage(
+        name="pretrain",
+        steps=1000,
+        horizon=2400,
+        learning_rate=2e-3,
+        trained=("",),
+        vision_scale=0.3,
+        bias_step=0.001,
+    ),
+    Stage(
+        name="sft",
+        steps=800,
+        horizon=2000,
+        learning_rate=1.5e-3,
+        trained=("",),
+        vision_scale=0.3,
+        warmup=20,
+        bias_step=0.001,  # the paper has 0 here; without it one expert drew half of the tokens
+    ),
+    Stage(
+        name="sft_easy",
+        steps=800,
+        horizon=1700,
+        learning_rate=1.3e-3,
+        trained=("",),
+        vision_scale=0.3,
+        warmup=20,
+        bias_step=0.001,
+    ),
+    Stage(
+        name="sft_several",
+        steps=1150,
+        learning_rate=2.5e-3,
+        trained=("",),
+        vision_scale=0.2,
+        warmup=20,
+        bias_step=0.001,
+    ),
+    Stage(
+        name="sft_last",
+        steps=1250,
+        learning_rate=1.5e-3,
+        trained=("",),
+        vision_scale=0.2,
+        warmup=10,
+        bias_step=0.001,
+    ),
+)
+"""In their order; a change of the numbers is another model."""
+
+
 def nano() -> NanoRecipe:
     """The run that made the embedded model."""
-    stages = (
-        Stage(
-            name="see",
-            steps=2400,
-            learning_rate=2.5e-3,
-            trained=("vision", "heads"),
-            weight_decay=0.05,
-        ),
-        Stage(
-            name="talk",
-            steps=500,
-            learning_rate=3e-3,
-            trained=("language",),
-            warmup=40,
-            bias_step=0.001,
-        ),
-        Stage(
-            name="align",
-            steps=200,
-            learning_rate=2e-3,
-            trained=(*VISION, *BRIDGE),
-            vision_scale=0.1,
-        ),
-        Stage(
-            name="pretrain",
-            steps=1000,
-            horizon=2400,
-            learning_rate=2e-3,
-            trained=("",),
-            vision_scale=0.3,
-            bias_step=0.001,
-        ),
-        Stage(
-            name="sft",
-            steps=800,
-            horizon=2000,
-            learning_rate=1.5e-3,
-            trained=("",),
-            vision_scale=0.3,
-            warmup=20,
-            bias_step=0.001,  # the paper has 0 here; without it one expert drew half of the tokens
-        ),
-        Stage(
-            name="sft_easy",
-            steps=800,
-            horizon=1700,
-            learning_rate=1.3e-3,
-            trained=("",),
-            vision_scale=0.3,
-            warmup=20,
-            bias_step=0.001,
-        ),
-        Stage(
-            name="sft_several",
-            steps=1150,
-            learning_rate=2.5e-3,
-            trained=("",),
-            vision_scale=0.2,
-            warmup=20,
-            bias_step=0.001,
-        ),
-        Stage(
-            name="sft_last",
-            steps=1250,
-            learning_rate=1.5e-3,
-            trained=("",),
-            vision_scale=0.2,
-            warmup=10,
-            bias_step=0.001,
-        ),
-    )
-    return NanoRecipe(stages={stage.name: stage for stage in stages})
+    return NanoRecipe(stages={stage.name: stage for stage in STAGES})
 
 
 def scene_recipe(fonts: tuple[Path | None, ...], split: str = "train") -> SceneRecipe:

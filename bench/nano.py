@@ -39,6 +39,7 @@ class Item:
 
     image: Image.Image
     question: Question
+    objects: int
 
 
 def items(kind: str, pictures: int, split: str) -> Iterator[Item]:
@@ -52,7 +53,7 @@ def items(kind: str, pictures: int, split: str) -> Iterator[Item]:
         for question in ask(scene, rng):
             if question.kind not in seen:
                 seen.add(question.kind)
-                yield Item(image=scene.image, question=question)
+                yield Item(image=scene.image, question=question, objects=len(scene.objects))
 
 
 def overlap(a: Box, b: Box) -> float:
@@ -85,14 +86,17 @@ def wanted_kind(item: Item, scene: str) -> str | None:
 
 
 def measure(engine: vl2.Engine, pictures: int, split: str) -> dict[str, list[bool]]:
-    """Right or wrong for every question, by kind."""
+    """Right or wrong for every question, by kind; locating also by the number of objects."""
     results: dict[str, list[bool]] = {}
     for scene in ("text", "shapes", "count"):
         chosen = [(wanted_kind(item, scene), item) for item in items(scene, pictures, split)]
         kept = [(kind, item) for kind, item in chosen if kind]
         answers = answer(engine, [item for _, item in kept])
         for (kind, item), text in zip(kept, answers, strict=True):
-            results.setdefault(kind, []).append(is_right(item, text))
+            right = is_right(item, text)
+            results.setdefault(kind, []).append(right)
+            if kind == "locate":
+                results.setdefault(f"locate among {item.objects}", []).append(right)
     return results
 
 

@@ -40,6 +40,7 @@ from vl2.ops.loss import IGNORE_ID
 from vl2.ops.moe import expert_load, update_bias
 from vl2.processing import Processor
 from vl2.recipes.nano_corpus import (
+    PATCH_LABELS,
     BatchPlan,
     ShardKind,
     draw_shard,
@@ -78,7 +79,7 @@ class VisionWarmup(nn.Module):
         """Cross entropy of the three names, and the edges of the box where there is an object."""
         features = self.vision(batch["tiles"]).flatten(0, 1)
         losses, report = [], {}
-        for name in ("shape_id", "colour_id", "char_id"):
+        for name in PATCH_LABELS:
             target = batch[name].flatten().long()
             logits = self.heads[name](features)
             losses.append(F.cross_entropy(logits, target) + _foreground_loss(logits, target))
@@ -154,7 +155,7 @@ STAGES = (
         trained=("",),
         vision_scale=0.3,
         warmup=20,
-        bias_step=0.001,  # the paper has 0 here; without it one expert drew half of the tokens
+        bias_step=0.001,  # the paper has 0 here; without it the loads drifted apart
     ),
     Stage(
         name="sft_easy",

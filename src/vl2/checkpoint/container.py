@@ -21,6 +21,8 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
+from vl2.checkpoint.errors import CheckpointError
+
 DTYPES: dict[str, torch.dtype] = {
     "F32": torch.float32,
     "F16": torch.float16,
@@ -35,10 +37,6 @@ MAX_RANK = 8
 """Most dimensions of a tensor; a model here has four."""
 CHUNK_BYTES = 8 * 2**20
 """Size of the buffer that carries data which changes its dtype or its device."""
-
-
-class CheckpointError(ValueError):
-    """A checkpoint cannot be read as the model that its config.json describes."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

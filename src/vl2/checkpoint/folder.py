@@ -6,7 +6,8 @@ import json
 import re
 from pathlib import Path
 
-from vl2.checkpoint.container import CheckpointError, StoredTensor, read_header
+from vl2.checkpoint.container import StoredTensor, read_header
+from vl2.checkpoint.errors import CheckpointError
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"

@@ -15,7 +15,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from vl2.checkpoint.container import CheckpointError, StoredTensor, main_dtype, read_tensors
+from vl2.checkpoint.container import StoredTensor, main_dtype, read_tensors
+from vl2.checkpoint.errors import CheckpointError
 from vl2.checkpoint.folder import scan_folder
 from vl2.checkpoint.layout import Slot, layout_of, stored_dtypes, table
 from vl2.checkpoint.skeleton import build_skeleton

@@ -15,7 +15,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from vl2.checkpoint.container import NAMES, CheckpointError, OutTensor, main_dtype, write_file
+from vl2.checkpoint.container import NAMES, OutTensor, main_dtype, write_file
+from vl2.checkpoint.errors import CheckpointError
 from vl2.checkpoint.folder import INDEX, SHARD, SINGLE
 from vl2.checkpoint.layout import LAYOUTS, table
 from vl2.checkpoint.sizes import format_bytes
@@ -57,11 +58,14 @@ def save_model(
         on_progress: hears (bytes written so far, bytes in all).
 
     Raises:
-        ValueError: an unknown layout, a dtype that the format here has no name for, or a disk that
-            is too full or cannot be written.
+        ValueError: an unknown layout, a dtype that the format here has no name for, adapters that
+            are not merged, or a disk that is too full or cannot be written.
     """
     check_layout(layout)
     state = model.state_dict()
+    adapted = next((key for key in state if ".lora_" in key), None)
+    if adapted is not None:
+        raise ValueError(f"the model has adapters ({adapted}): merge them first")
     tensors = []
     for key, slot in table(state, layout):
         view = slot.of(state)

@@ -1,0 +1,138 @@
+"""Records to model inputs, and their number of tokens from headers alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from PIL import Image
+
+from vl2 import geometry
+from vl2.data.augment import Damage, damaged
+from vl2.data.records import Record, RecordError
+from vl2.data.source_pictures import TRAINING, picture_size
+from vl2.data.source_record import Origin
+from vl2.geometry import Resolution
+from vl2.processing import ModelInputs, Processor
+from vl2.processing import conversation as talk
+from vl2.processing.image_gate import open_image
+from vl2.processing.tiling import choose_canvas
+
+Source = bytes | Path
+
+
+def encode_record(
+    record: Record,
+    processor: Processor,
+    *,
+    mask_prompt: bool = True,
+    damage: Damage | None = None,
+) -> ModelInputs:
+    """The inputs of a record. Its text is trusted: control strings in it are obeyed.
+
+    Args:
+        record: a conversation, of which answers are learnt, or a document, which is learnt whole.
+        processor: of the model.
+        mask_prompt: False learns questions, too.
+        damage: spoils a share of the pictures.
+
+    Raises:
+        RecordError: a picture is refused or damaged, the text does not follow the format, or
+            nothing of it would be learnt. The message names the record and its source.
+    """
+    images = _decoded(record, damage)
+    with _named(record):
+        if record.document is not None:
+            inputs = processor.from_document(record.document, images, policy=TRAINING)
+        else:
+            inputs = processor.from_conversation(
+                _messages(record),
+                images,
+                inference_mode=False,
+                mask_prompt=mask_prompt,
+                policy=TRAINING,
+            )
+        _check_learnt(bool((inputs.labels[1:] != processor.config.ignore_id).any()))
+    return inputs
+
+
+def token_count(record: Record, processor: Processor, *, mask_prompt: bool = True) -> int:
+    """Number of tokens that `encode_record` gives, from headers.
+
+    Pictures are decoded only where the processor's tiling looks at their content.
+
+    Raises:
+        RecordError: as `encode_record`, as far as headers and text tell.
+    """
+    canvases = _canvases(record, processor)
+    tokenizer, ignored = processor.tokenizer, processor.config.ignore_id
+    with _named(record):
+        if record.document is not None:
+            prompt = talk.from_document(record.document, tokenizer, record.images, open_end=False)
+        else:
+            prompt = talk.from_conversation(
+                _messages(record), tokenizer, record.images, open_end=False
+            )
+        encoded = talk.encode(
+            prompt,
+            tokenizer,
+            [processor.layout.tokens(canvas) for canvas in canvases],
+            mask_prompt=mask_prompt and record.document is None,
+            ignore_id=ignored,
+        )
+        _check_learnt(any(label != ignored for label in encoded.labels[1:]))
+    return len(encoded.input_ids)
+
+
+def _messages(record: Record) -> list[dict[str, str]]:
+    return [{"role": turn.role, "content": turn.text} for turn in record.turns]
+
+
+def _check_learnt(learnt: bool) -> None:
+    """The first label is left out: it is of BOS, which nothing comes before."""
+    if not learnt:
+        raise ValueError("nothing of it would be learnt: it has no answers")
+
+
+def _decoded(record: Record, damage: Damage | None) -> list[Image.Image]:
+    rng = damage.generator() if damage else None
+    images = []
+    for number, source in enumerate(record.images, start=1):
+        with _named(record, picture=_picture(number, source)):
+            image = open_image(source, TRAINING)
+        if damage and rng and rng.random() < damage.share:
+            image = damaged(rng, image)
+        images.append(image)
+    return images
+
+
+def _canvases(record: Record, processor: Processor) -> list[Resolution]:
+    layout, config = processor.layout, processor.config
+    tiled = len(record.images) <= config.max_tiled_images
+    canvases = []
+    for number, source in enumerate(record.images, start=1):
+        with _named(record, picture=_picture(number, source)):
+            if tiled and config.tiling == "content":
+                canvas = choose_canvas(open_image(source, TRAINING), layout, "content")
+            else:
+                size = picture_size(source)
+                canvas = geometry.select_resolution(size, layout.candidates)
+        canvases.append(canvas if tiled else layout.one_tile)
+    return canvases
+
+
+def _picture(number: int, source: Source) -> str:
+    return f"picture {number}" + (f": {source}" if isinstance(source, Path) else "")
+
+
+@contextmanager
+def _named(record: Record, *, picture: str = "") -> Iterator[None]:
+    """Whatever is wrong becomes a `RecordError` that says with which record."""
+    try:
+        yield
+    except RecordError:
+        raise
+    except ValueError as error:
+        origin = Origin(source=record.source, id=record.id)
+        raise origin.error(str(error), picture=picture) from None

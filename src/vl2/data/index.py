@@ -1,0 +1,197 @@
+"""Token counts of every row of every source: counted once, cached, what packing plans by."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from vl2.data.config import SourceConfig
+from vl2.data.encode import token_count
+from vl2.data.records import RecordError
+from vl2.data.source_record import reason_of
+from vl2.data.sources import Source
+from vl2.logs import get_logger
+from vl2.processing import Processor
+
+log = get_logger(__name__)
+
+UNUSABLE = -1
+"""Stands for the token count of a row that cannot be used."""
+
+_RULES = "1"
+"""Counts of other rules are not taken from a cache: raise it when encoding changes."""
+
+_REPORT_SECONDS = 10.0
+
+
+class RowIndex:
+    """How many tokens each row has, and what identifies the data.
+
+    Attributes:
+        fingerprint: sha256 over everything that decides the samples: content, weights and damage of
+            the sources, tokenizer, processor settings, which text is learnt, and the counts, which
+            tell missing or resized pictures. Paths and names do not count.
+    """
+
+    def __init__(self, counts: Sequence[np.ndarray], fingerprint: str) -> None:
+        """Take what `build` has counted."""
+        self.fingerprint = fingerprint
+        self._counts = [np.asarray(each, dtype=np.int32) for each in counts]
+        for each in self._counts:
+            each.setflags(write=False)
+
+    @classmethod
+    def build(
+        cls,
+        configs: Sequence[SourceConfig],
+        sources: Sequence[Source],
+        processor: Processor,
+        cache: Path | None = None,
+        *,
+        mask_prompt: bool = True,
+    ) -> RowIndex:
+        """Count the tokens of all rows, or take them from the cache.
+
+        Rows that could not be used are tried again each time, because their pictures may have
+        arrived since.
+
+        Args:
+            configs: of the sources.
+            sources: opened from them, in their order.
+            processor: of the model.
+            cache: folder of cache files, created when missing; None keeps nothing.
+            mask_prompt: whether answers alone are learnt.
+
+        Raises:
+            ValueError: a source has no row that can be used, or wants damaged pictures from a
+                processor that tiles them by their content.
+        """
+        rules = _rules(processor, mask_prompt)
+        counts, told = [], [rules]
+        for config, source in zip(configs, sources, strict=True):
+            if config.augment and processor.config.tiling == "content":
+                raise ValueError(
+                    f"source {source.name!r} has augment = {config.augment} but damage would "
+                    "change the tiles of tiling 'content': use 'released', or augment 0"
+                )
+            content = source.fingerprint()
+            places = [_absolute(config.path), _absolute(config.image_root or "")]
+            key = _sha256([rules, content, len(source), *places])
+            file = cache / f"rows-{key[:32]}.npz" if cache else None
+            found = _counted(source, processor, mask_prompt, file, key)
+            counts.append(found)
+            told += [content, config.weight, config.augment, _sha256([found.tobytes().hex()])]
+        return cls(counts, _sha256(told))
+
+    def counts(self, source_index: int) -> np.ndarray:
+        """Tokens of each row of a source, int32; -1 where a row cannot be used."""
+        return self._counts[source_index]
+
+    def mean_tokens(self, source_index: int) -> float:
+        """Mean over the rows of a source that can be used."""
+        counts = self._counts[source_index]
+        return float(counts[counts != UNUSABLE].mean())
+
+
+def _counted(
+    source: Source, processor: Processor, mask_prompt: bool, file: Path | None, key: str
+) -> np.ndarray:
+    """Counts of one source; a cache file gives the rows that were good."""
+    counts = _read(file, key, len(source)) if file else None
+    fresh = counts is None
+    if counts is None:
+        counts = np.full(len(source), UNUSABLE, dtype=np.int32)
+    before = counts.copy()
+    reasons = _scan(source, processor, mask_prompt, counts)
+    if not (counts != UNUSABLE).any():
+        first = next(iter(reasons), "the source is empty")
+        raise ValueError(
+            f"source {source.name!r} has no usable row among {len(source)}: the first reason is: "
+            f"{first}"
+        )
+    if reasons:
+        told = "; ".join(f"{number} x {reason}" for reason, number in reasons.most_common(5))
+        bad = reasons.total()
+        log.warning("%s: %d of %d rows cannot be used: %s", source.name, bad, len(source), told)
+    if file and (fresh or (before != counts).any()):
+        _write(file, key, counts)
+    return counts
+
+
+def _scan(
+    source: Source, processor: Processor, mask_prompt: bool, counts: np.ndarray
+) -> Counter[str]:
+    """Fill in the rows without a count; returns why others stay without, first reasons first."""
+    rows = np.flatnonzero(counts == UNUSABLE).tolist()
+    reasons: Counter[str] = Counter()
+    reported = time.monotonic()
+    for done, row in enumerate(rows):
+        try:
+            counts[row] = token_count(source[row], processor, mask_prompt=mask_prompt)
+        except RecordError as error:
+            log.debug("%s", error)
+            reasons[reason_of(error)] += 1
+        if time.monotonic() - reported > _REPORT_SECONDS:
+            log.info("%s: tokens of %d of %d rows counted", source.name, done + 1, len(rows))
+            reported = time.monotonic()
+    return reasons
+
+
+def _rules(processor: Processor, mask_prompt: bool) -> str:
+    """sha256 of what makes a record's tokens: tokenizer and settings as they are saved."""
+    with tempfile.TemporaryDirectory() as folder:
+        processor.save_pretrained(folder)
+        saved = [file.read_text(encoding="utf-8") for file in sorted(Path(folder).iterdir())]
+    return _sha256([_RULES, *saved, processor.layout.image_size, mask_prompt])
+
+
+def _sha256(values: Iterable[str | int | float | bool]) -> str:
+    return hashlib.sha256(json.dumps([*values]).encode()).hexdigest()
+
+
+def _absolute(path: str) -> str:
+    return str(Path(path).expanduser().absolute())
+
+
+def _write(file: Path, key: str, counts: np.ndarray) -> None:
+    """Write aside and rename: a cache file is whole or not there."""
+    aside = file.with_suffix(f".{os.getpid()}.tmp")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with aside.open("wb") as stream:
+            np.savez(stream, counts=counts, digest=_digest(key, counts))
+        aside.replace(file)
+    except OSError as error:
+        raise ValueError(
+            f"cannot write the cache file {file} ({error.strerror}): give another cache folder"
+        ) from None
+
+
+def _read(file: Path, key: str, rows: int) -> np.ndarray | None:
+    """The counts of a cache file; None when it is missing, damaged, or of something else."""
+    if not file.is_file():
+        return None
+    try:
+        with file.open("rb") as stream, np.load(stream, allow_pickle=False) as content:
+            counts, digest = content["counts"], content["digest"]
+    except Exception:  # a damaged zip raises anything
+        log.warning("the cache file %s is damaged: the rows are counted again", file)
+        return None
+    fits = counts.shape == (rows,) and counts.dtype == np.int32
+    if not fits or not np.array_equal(digest, _digest(key, counts)):
+        log.warning("the cache file %s does not fit: the rows are counted again", file)
+        return None
+    return counts
+
+
+def _digest(key: str, counts: np.ndarray) -> np.ndarray:
+    told = hashlib.sha256(key.encode() + counts.tobytes()).digest()
+    return np.frombuffer(told, dtype=np.uint8)

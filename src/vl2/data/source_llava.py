@@ -1,0 +1,74 @@
+"""The form of LLaVA and ShareGPT: pictures and a conversation, or pictures with labelled boxes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from vl2.data.config import SourceConfig
+from vl2.data.records import Record
+from vl2.data.source_json import JsonSource, Row
+from vl2.data.source_objects import object_turns
+from vl2.data.source_pictures import read_pictures
+from vl2.data.source_record import (
+    Origin,
+    Pictures,
+    caption_record,
+    conversation_record,
+    read_pairs,
+    read_turns,
+)
+
+ANSWERS = ("conversations", "messages", "texts", "objects", "caption")
+"""Fields of a row that tell what is to be learnt; the first that is there counts."""
+
+
+def open_llava(config: SourceConfig) -> JsonSource:
+    """A JSON list or JSON lines in the form of LLaVA.
+
+    A row has "image" or "images" (a path, a list of them, or nothing) and one of
+    "conversations" [{"from": "human", "value"}, {"from": "gpt", "value"}],
+    "messages" [{"role", "content"}],
+    "objects" [{"label", "box": [x1, y1, x2, y2] in pixels}].
+
+    Raises:
+        ValueError: the file cannot be read.
+    """
+    return JsonSource(config, _record)
+
+
+def llava_record(row: Row, pictures: Pictures, origin: Origin) -> Record:
+    """The record of a row's fields.
+
+    Args:
+        row: "texts" is a list of {"user", "assistant"}; for the other `ANSWERS` see `open_llava`.
+        pictures: of the row.
+        origin: of the record.
+
+    Raises:
+        RecordError: none of `ANSWERS` is there, or it cannot be used.
+    """
+    for name in ("conversations", "messages"):
+        if row.get(name) is not None:
+            return conversation_record(read_turns(row[name], origin), pictures, origin)
+    if row.get("texts") is not None:
+        return conversation_record(read_pairs(row["texts"], origin), pictures, origin)
+    if row.get("objects") is not None:
+        turns = object_turns(row["objects"], pictures, origin)
+        return conversation_record(turns, pictures, origin)
+    if row.get("caption") is not None:
+        return caption_record(row["caption"], pictures, origin)
+    raise origin.error(f"the row has no answers: expected one of {', '.join(ANSWERS)}")
+
+
+def pictures_of(row: Row, root: Path, origin: Origin) -> Pictures:
+    """What the field "images" or "image" names.
+
+    Raises:
+        RecordError: a value that is no picture.
+    """
+    value = row.get("images") if row.get("images") is not None else row.get("image")
+    return read_pictures(value, root, origin)
+
+
+def _record(row: Row, origin: Origin, root: Path) -> Record:
+    return llava_record(row, pictures_of(row, root, origin), origin)

@@ -1,0 +1,128 @@
+"""Parquet files in the form of LLaVA-OneVision, Docmatix or The Cauldron, read by row group.
+
+One decoded row group is kept, so that reading in order decodes each once. Reading in random order
+decodes one for each row: write small row groups (a hundred rows) for that.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from vl2.data.config import SourceConfig
+from vl2.data.records import Record
+from vl2.data.source_files import ends_of, locate, matching_files
+from vl2.data.source_llava import ANSWERS, llava_record, pictures_of
+from vl2.data.source_record import Origin, record_id
+
+MAX_GROUP_BYTES = 2**31
+"""Of a row group once it is decompressed: what is held in memory."""
+
+COLUMNS = ("id", "image", "images", *ANSWERS)
+
+
+class ParquetSource:
+    """Rows with `image` or `images` (paths, bytes or struct{bytes, path}, alone or in lists).
+
+    Answers are in `conversations` list<struct{from, value}>, `messages` list<struct{role,
+    content}>, `texts` list<struct{user, assistant}>, `objects` list<struct{label, box}> or
+    `caption`. Other columns are not read.
+    """
+
+    def __init__(self, config: SourceConfig) -> None:
+        """Read the footers.
+
+        Raises:
+            ValueError: pyarrow is not installed, no file matches, one is no Parquet, has none of
+                the columns, or a row group too large to hold.
+        """
+        self.name = config.name or Path(config.path).stem
+        self._parquet = _pyarrow_parquet()
+        self._files = matching_files(config.path)
+        self._root = Path(config.image_root).expanduser() if config.image_root else None
+        self._groups: list[tuple[Path, int, list[str]]] = []
+        lengths: list[int] = []
+        for path in self._files:
+            for group, rows, columns in _row_groups(self._parquet, path):
+                self._groups.append((path, group, columns))
+                lengths.append(rows)
+        self._ends = ends_of(lengths)
+        whole = sum(lengths)
+        self._rows = whole if config.rows is None else min(config.rows, whole)
+        self._held: tuple[int, Any] | None = None
+
+    def __len__(self) -> int:
+        """Number of rows, bad ones included."""
+        return self._rows
+
+    def __getitem__(self, row: int) -> Record:
+        """The record of a row.
+
+        Raises:
+            RecordError: it cannot be used.
+        """
+        if not 0 <= row < len(self):
+            raise IndexError(f"row {row} of {self.name}, which has {len(self)}")
+        part, local = locate(self._ends, row)
+        origin = Origin(source=self.name, id=record_id(row, None))
+        try:
+            fields = self._table(part).slice(local, 1).to_pylist()[0]
+        except (ValueError, OSError, NotImplementedError):  # pyarrow's errors are of these kinds
+            raise origin.error("the row group is damaged") from None
+        origin = Origin(source=self.name, id=record_id(row, fields.get("id")))
+        root = self._root or self._groups[part][0].parent
+        return llava_record(fields, pictures_of(fields, root, origin), origin)
+
+    def fingerprint(self) -> str:
+        """sha256 of the sizes and the footers of all files (columns, counts, places, ranges)."""
+        told = hashlib.sha256(b"parquet")
+        for path in self._files:
+            size = path.stat().st_size
+            with path.open("rb") as file:
+                file.seek(size - 8)
+                length = int.from_bytes(file.read(4), "little")
+                file.seek(size - 8 - length)
+                told.update(f"{size} ".encode() + file.read(length))
+        return told.hexdigest()
+
+    def _table(self, part: int) -> Any:
+        held = self._held
+        if held is None or held[0] != part:
+            path, group, columns = self._groups[part]
+            self._held = None  # two are never held
+            with self._parquet.ParquetFile(path) as file:
+                held = part, file.read_row_group(group, columns=columns, use_threads=False)
+            self._held = held
+        return held[1]
+
+
+def _row_groups(parquet: Any, path: Path) -> list[tuple[int, int, list[str]]]:
+    """(number, rows, columns to read) of each row group of a file."""
+    try:
+        with parquet.ParquetFile(path) as file:
+            footer, names = file.metadata, file.schema_arrow.names
+    except (ValueError, OSError, NotImplementedError) as error:
+        reason = " ".join(str(error).split())[:120]
+        raise ValueError(f"{path} cannot be read as Parquet: {reason}") from None
+    if not set(ANSWERS) & set(names):
+        raise ValueError(
+            f"{path} has the columns {', '.join(names)}: expected one of {', '.join(ANSWERS)}"
+        )
+    groups = [footer.row_group(number) for number in range(footer.num_row_groups)]
+    largest = max((group.total_byte_size for group in groups), default=0)
+    if largest > MAX_GROUP_BYTES:
+        raise ValueError(
+            f"{path} has a row group of {largest} bytes: write it again with row groups below "
+            f"{MAX_GROUP_BYTES} bytes, a hundred rows for instance"
+        )
+    columns = [name for name in COLUMNS if name in names]
+    return [(number, group.num_rows, columns) for number, group in enumerate(groups)]
+
+
+def _pyarrow_parquet() -> Any:
+    try:
+        return import_module("pyarrow.parquet")
+    except ImportError:
+        raise ValueError('Parquet needs pyarrow: pip install "vl2[train]"') from None

@@ -1,0 +1,55 @@
+"""Sources of records by number: what each is, and the one way to open one."""
+
+from __future__ import annotations
+
+from typing import Protocol, runtime_checkable
+
+from vl2.data.config import SourceConfig
+from vl2.data.records import Record
+from vl2.data.source_llava import open_llava
+from vl2.data.source_parquet import ParquetSource
+from vl2.data.source_synthetic import SyntheticSource
+from vl2.data.source_text import open_interleaved, open_text
+from vl2.data.source_webdataset import WebDatasetSource
+
+
+@runtime_checkable
+class Source(Protocol):
+    """Records by row number. It holds places in files and no pictures.
+
+    A worker process opens its own from the same `SourceConfig`.
+    """
+
+    name: str
+
+    def __len__(self) -> int:
+        """Number of rows, bad ones included."""
+        ...
+
+    def __getitem__(self, row: int) -> Record:
+        """The record of a row; `RecordError` when it cannot be used, `IndexError` beyond."""
+        ...
+
+    def fingerprint(self) -> str:
+        """sha256 of what decides the content, the same wherever the files lie."""
+        ...
+
+
+def open_source(config: SourceConfig) -> Source:
+    """Open a source by its format.
+
+    Raises:
+        ValueError: files are missing or cannot be used as a whole; what is wrong with single rows
+            shows when they are read.
+    """
+    return _OPENERS[config.format](config)
+
+
+_OPENERS = {
+    "llava": open_llava,
+    "webdataset": WebDatasetSource,
+    "parquet": ParquetSource,
+    "text": open_text,
+    "interleaved": open_interleaved,
+    "synthetic": SyntheticSource,
+}

@@ -10,7 +10,14 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from vl2.config import LanguageConfig
-from vl2.ops.moe import Routing, expert_mlp, expert_mlp_ref, has_grouped_matmul, route
+from vl2.ops.moe import (
+    ExpertChange,
+    Routing,
+    expert_mlp,
+    expert_mlp_ref,
+    has_grouped_matmul,
+    route,
+)
 
 
 class Mlp(nn.Module):
@@ -65,10 +72,12 @@ class Experts(nn.Module):
         self.up_proj = nn.Parameter(torch.empty(e, inner, hidden))
         self.down_proj = nn.Parameter(torch.empty(e, hidden, inner))
 
-    def forward(self, x: Float[Tensor, "n h"], routing: Routing) -> Float[Tensor, "n h"]:
-        """Weighted sum over each token's experts."""
+    def forward(
+        self, x: Float[Tensor, "n h"], routing: Routing, change: ExpertChange | None = None
+    ) -> Float[Tensor, "n h"]:
+        """Weighted sum over each token's experts, whose matrices a low-rank `change` may shift."""
         mlp = expert_mlp if has_grouped_matmul(x, self.gate_proj) else expert_mlp_ref
-        return mlp(x, routing, self.gate_proj, self.up_proj, self.down_proj)
+        return mlp(x, routing, self.gate_proj, self.up_proj, self.down_proj, change)
 
 
 class MoE(nn.Module):

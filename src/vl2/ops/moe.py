@@ -24,6 +24,21 @@ class Routing(NamedTuple):
     scores: Tensor  # [n, experts] float32, before the bias
 
 
+class LowRank(NamedTuple):
+    """A change b @ a of each expert's matrix that is never multiplied out; zeros change nothing."""
+
+    a: Tensor  # [experts, rank, in]
+    b: Tensor  # [experts, out, rank]
+
+
+class ExpertChange(NamedTuple):
+    """Low-rank changes of the three matrices of every expert, in the dtype of the activations."""
+
+    gate: LowRank
+    up: LowRank
+    down: LowRank
+
+
 def route(
     logits: Float[Tensor, "n e"], config: LanguageConfig, bias: Float[Tensor, " e"] | None = None
 ) -> Routing:
@@ -80,11 +95,13 @@ def expert_mlp(
     gate: Float[Tensor, "e i h"],
     up: Float[Tensor, "e i h"],
     down: Float[Tensor, "e h i"],
+    change: ExpertChange | None = None,
 ) -> Float[Tensor, "n h"]:
     """Weighted sum of each token's expert SwiGLUs through grouped matmuls.
 
     Tokens are sorted by expert, so that each expert is one slice; results go back by the inverse
-    permutation and are summed over k in a fixed order, which keeps the result reproducible.
+    permutation and are summed over k in a fixed order, which keeps the result reproducible. A
+    `change` is applied to the activations; its rank must meet `has_grouped_matmul`'s alignment.
     """
     experts = routing.experts
     k = experts.shape[1]
@@ -92,12 +109,24 @@ def expert_mlp(
     counts = torch.bincount(experts.flatten(), minlength=gate.shape[0])
     ends = counts.cumsum(0).to(torch.int32)
     rows = x[order // k]  # (N*k, H) sorted by expert
-    hidden = F.silu(F.grouped_mm(rows, gate.transpose(-1, -2), offs=ends))
-    hidden = hidden * F.grouped_mm(rows, up.transpose(-1, -2), offs=ends)
-    out = F.grouped_mm(hidden, down.transpose(-1, -2), offs=ends)
+    gate_change, up_change, down_change = change or (None, None, None)
+    hidden = F.silu(_grouped(rows, gate, ends, gate_change))
+    hidden = hidden * _grouped(rows, up, ends, up_change)
+    out = _grouped(hidden, down, ends, down_change)
     back = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=x.device))
     out = out[back].unflatten(0, (-1, k)).float()  # (N, k, H)
     return (out * routing.weights[..., None]).sum(dim=1).to(x.dtype)
+
+
+def _grouped(
+    rows: Float[Tensor, "m w"], weight: Float[Tensor, "e v w"], ends: Tensor, change: LowRank | None
+) -> Float[Tensor, "m v"]:
+    """Each row times its expert's matrix, with the change of that matrix if there is one."""
+    out = F.grouped_mm(rows, weight.transpose(-1, -2), offs=ends)
+    if change is None:
+        return out
+    inner = F.grouped_mm(rows, change.a.transpose(-1, -2), offs=ends)  # (M, rank)
+    return out + F.grouped_mm(inner, change.b.transpose(-1, -2), offs=ends)
 
 
 def expert_mlp_ref(
@@ -106,8 +135,12 @@ def expert_mlp_ref(
     gate: Float[Tensor, "e i h"],
     up: Float[Tensor, "e i h"],
     down: Float[Tensor, "e h i"],
+    change: ExpertChange | None = None,
 ) -> Float[Tensor, "n h"]:
     """The plain twin of `expert_mlp`: one expert after the other, as the official code does."""
+    if change is not None:
+        pairs = zip((gate, up, down), change, strict=True)
+        gate, up, down = (weight + low.b @ low.a for weight, low in pairs)
     total = torch.zeros_like(x, dtype=torch.float32)
     for expert in range(gate.shape[0]):
         token, slot = (routing.experts == expert).nonzero(as_tuple=True)

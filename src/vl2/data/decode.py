@@ -1,0 +1,113 @@
+"""The work of a data worker: the records of a plan read, tiled, packed and padded."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from vl2.data.augment import Damage
+from vl2.data.collate import Sample, TrainBatch, collate_rows
+from vl2.data.config import DataConfig
+from vl2.data.encode import encode_record
+from vl2.data.plan import MicroPlan, RowRef, draw
+from vl2.data.records import Record
+from vl2.data.sources import Source, open_source
+from vl2.data.substitute import SlotReport, fill
+from vl2.processing import ModelInputs, Processor
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Decoded:
+    """A micro batch, where the stream goes on behind it, and what was met on the way."""
+
+    batch: TrainBatch
+    state: Mapping[str, int]
+    reports: tuple[SlotReport, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Crash:
+    """A mistake of ours or a broken machine, as opposed to a bad record."""
+
+    message: str  # one line
+    trace: str
+
+
+class Decoder(Dataset):
+    """Micro batches by plan. Workers get a copy of it, with token counts in shared memory."""
+
+    def __init__(
+        self,
+        config: DataConfig,
+        processor: Processor,
+        sources: Sequence[Source],
+        counts: Sequence[np.ndarray],
+        *,
+        pad_rows: bool,
+    ) -> None:
+        """Keep what decoding needs; a worker opens the sources itself, from `config`."""
+        self.config, self.processor = config, processor
+        self.names = tuple(source.name for source in sources)
+        self.pad_to = config.sequence_length if pad_rows else None
+        self._sources = () if config.workers else tuple(sources)
+        self._counts = [torch.from_numpy(np.array(c)) for c in counts]
+        if config.workers:
+            self._counts = [tensor.share_memory_() for tensor in self._counts]
+
+    def __getitem__(self, plan: MicroPlan) -> Decoded | Crash:
+        """The batch of a plan, or why there is none."""
+        rows: list[list[Sample]] = []
+        reports: list[SlotReport] = []
+        for sequence in plan.sequences:
+            rows.append([])
+            for ref, room in zip(sequence.rows, sequence.tokens, strict=True):
+                try:
+                    sample, report = self._fill(ref, room)
+                except Exception as error:
+                    return self._crash(ref, error)
+                reports.append(report)
+                rows[-1].extend([sample] if sample else [])
+        batch = collate_rows(
+            rows,
+            pad_id=self.processor.tokenizer.pad_id,
+            source_names=self.names,
+            isolate_documents=self.config.isolate_documents,
+            pad_to=self.pad_to,
+            closes_step=plan.closes_step,
+        )
+        return Decoded(batch=batch, state=plan.state, reports=tuple(reports))
+
+    def _source(self, number: int) -> Source:
+        if not self._sources:
+            self._sources = tuple(open_source(config) for config in self.config.sources)
+        return self._sources[number]
+
+    def _fill(self, ref: RowRef, room: int) -> tuple[Sample | None, SlotReport]:
+        return fill(
+            ref,
+            room,
+            self._source(ref.source),
+            counts=self._counts[ref.source].numpy(),
+            encode=self._encode,
+            seed=self.config.seed,
+        )
+
+    def _encode(self, record: Record, ref: RowRef) -> ModelInputs:
+        share = self.config.sources[ref.source].augment
+        seed = draw(self.config.seed, "damage", ref.position)
+        return encode_record(
+            record,
+            self.processor,
+            mask_prompt=self.config.mask_prompt,
+            damage=Damage(share=share, seed=(seed,)) if share else None,
+        )
+
+    def _crash(self, ref: RowRef, error: Exception) -> Crash:
+        where = f"row {ref.row} of {self.names[ref.source]} at position {ref.position}"
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        return Crash(message=f"{where}: {reason}", trace=traceback.format_exc())

@@ -1,0 +1,256 @@
+"""Batches for the trainer: the plan is made here, records are read and tiled by a pool of workers.
+
+The stream does not depend on the number of workers, on how far they read ahead, or on the number of
+ranks, and goes on exactly from a small state.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import multiprocessing
+import signal
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from multiprocessing import resource_tracker
+from multiprocessing.process import BaseProcess
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader
+
+from vl2.data.collate import TrainBatch
+from vl2.data.config import DataConfig
+from vl2.data.decode import Crash, Decoded, Decoder
+from vl2.data.index import RowIndex
+from vl2.data.mixture import RowOrder
+from vl2.data.plan import MicroPlan, Planner, micro_plans
+from vl2.data.sources import Source
+from vl2.data.substitute import DataError, Tally
+from vl2.logs import get_logger
+from vl2.processing import Processor
+
+log = get_logger(__name__)
+
+_PLANNED = ("sequence_length", "batch_size", "packing", "isolate_documents", "mask_prompt", "seed")
+_TRAINER_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+
+
+class TrainLoader:
+    """An endless iterator of steps, each a list of micro batches.
+
+    `state()` stands behind the last batch that was handed out, whatever the workers have prepared
+    since; `restore` goes on behind it, with any number of workers and, at the end of a step, of
+    ranks. All randomness comes from the seed and the place in the order. Use it as a context
+    manager, or call `close`, to end the workers.
+
+    The counts of bad records in the state are those of this rank.
+    """
+
+    def __init__(
+        self,
+        config: DataConfig,
+        processor: Processor,
+        sources: Sequence[Source],
+        index: RowIndex,
+        *,
+        rank: int = 0,
+        world: int = 1,
+        pad_rows: bool = False,
+    ) -> None:
+        """Plan the first sequences' order; nothing is decoded and no worker started yet.
+
+        Args:
+            config: what to train on and how it is packed.
+            processor: of the model.
+            sources: opened from `config.sources`, in their order; workers open their own.
+            index: token counts of their rows.
+            rank: of this process among those that share each step.
+            world: number of these processes.
+            pad_rows: pad every row to `sequence_length`, so that all batches have one shape.
+
+        Raises:
+            ValueError: no usable row in a source, two sources of one name, or ranks that cannot
+                share a step evenly.
+        """
+        names = tuple(source.name for source in sources)
+        if len(set(names)) < len(names):
+            raise ValueError(
+                f"sources are named {list(names)}: give each its own data.sources.name"
+            )
+        assert len(names) == len(config.sources), "sources are those of the configuration"
+        self.config, self.index = config, index
+        self._counts = [index.counts(number) for number in range(len(names))]
+        self._order = RowOrder(
+            self._counts,
+            [source.weight for source in config.sources],
+            names=names,
+            longest=config.sequence_length,
+            seed=config.seed,
+        )
+        self._share = {"rank": rank, "world": world}
+        self._tally = Tally(names, config)
+        self._decoder = Decoder(config, processor, sources, self._counts, pad_rows=pad_rows)
+        self._plans = _Plans()
+        self._pool: DataLoader | None = None
+        self._workers: list[BaseProcess] = []
+        self._stream: Iterator[Decoded | Crash] | None = None
+        self._place: dict[str, int] = {"position": 0, "bin": 0, "done": 0}
+        self._micro_plans(self._place)  # refuses ranks that do not fit
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 of what decides the stream: the index's, how rows are packed, and the seed."""
+        settings = {name: getattr(self.config, name) for name in _PLANNED}
+        parts = {"index": self.index.fingerprint, **settings}
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+    def __iter__(self) -> Iterator[list[TrainBatch]]:
+        """The micro batches of each step, or of what is left of it, from the state on.
+
+        Raises:
+            DataError: too many records of a source are bad, or a worker died.
+        """
+        step = []
+        for batch in self.micro_batches():
+            step.append(batch)
+            if batch.closes_step:
+                yield step
+                step = []
+
+    def micro_batches(self) -> Iterator[TrainBatch]:
+        """The same one by one, for steps that are too large to be held at once."""
+        while True:
+            yield self._next()
+
+    def state(self) -> dict[str, Any]:
+        """Where the stream stands and what was counted, as JSON; its size does not grow."""
+        return {"place": dict(self._place), "sources": self._tally.state()}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on behind what `state` had handed out; iterators in use go on from there too.
+
+        Raises:
+            ValueError: the state is of other sources or settings.
+        """
+        place = {name: int(state["place"][name]) for name in self._place}
+        self._micro_plans(place)
+        self._tally.restore(state["sources"])
+        self._place, self._stream = place, None
+
+    def close(self) -> None:
+        """End the workers; iterating again starts new ones."""
+        self._stream, self._pool = None, None  # the pool's own end waits some seconds for workers
+        for worker in self._workers:
+            if worker.is_alive():
+                worker.kill()
+        self._workers = []
+
+    def __enter__(self) -> TrainLoader:
+        """The loader itself."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """End the workers."""
+        self.close()
+
+    def _micro_plans(self, place: Mapping[str, int]) -> Iterator[MicroPlan]:
+        config = self.config
+        planner = Planner(
+            self._order,
+            self._counts,
+            sequence_length=config.sequence_length,
+            packing=config.packing,
+            seed=config.seed,
+        )
+        planner.restore(place)
+        sizes = {"batch_size": config.batch_size, "micro_batch": config.micro_batch}
+        return micro_plans(planner, **sizes, **self._share, done=place["done"])
+
+    def _next(self) -> TrainBatch:
+        if self._stream is None:
+            self._stream = self._start()
+        decoded = self._await() if self.config.workers else next(self._stream)
+        if isinstance(decoded, Crash):
+            log.debug("%s", decoded.trace)
+            raise DataError(decoded.message)
+        for report in decoded.reports:
+            self._tally.add(report)
+        self._place = dict(decoded.state)
+        return decoded.batch
+
+    def _await(self) -> Decoded | Crash:
+        assert self._stream is not None
+        try:
+            return next(self._stream)
+        except (RuntimeError, OSError, EOFError) as error:  # also while a tensor is fetched
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            raise DataError(
+                f"a data worker died ({reason}): look for lack of memory, of /dev/shm or of open "
+                "files, or take fewer workers"
+            ) from error
+
+    def _start(self) -> Iterator[Decoded | Crash]:
+        """Decoded plans from the state on, in their order."""
+        plans = self._micro_plans(self._place)
+        if not self.config.workers:
+            return map(self._decoder.__getitem__, plans)
+        self._plans.plans = plans
+        if self._pool is None:
+            self._pool = self._make_pool()
+        before = set(multiprocessing.active_children())
+        with _sheltered():
+            stream = iter(self._pool)
+        self._workers += [p for p in multiprocessing.active_children() if p not in before]
+        return stream
+
+    def _make_pool(self) -> DataLoader:
+        # Forking the trainer itself could copy a lock that one of its threads holds.
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["vl2.data.decode"])
+        return DataLoader(
+            self._decoder,
+            batch_size=None,
+            sampler=self._plans,
+            num_workers=self.config.workers,
+            prefetch_factor=self.config.prefetch,
+            collate_fn=_as_it_is,
+            multiprocessing_context=context,
+            persistent_workers=True,
+            generator=torch.Generator().manual_seed(0),  # leaves the trainer's own alone
+        )
+
+
+class _Plans:
+    """The pool's sampler: plans from where the loader stands."""
+
+    def __init__(self) -> None:
+        self.plans: Iterator[MicroPlan] = iter(())
+
+    def __iter__(self) -> Iterator[MicroPlan]:
+        return self.plans
+
+
+@contextmanager
+def _sheltered() -> Iterator[None]:
+    """Start processes that are deaf to signals for the trainer, which a scheduler sends to all.
+
+    A blocked signal stays blocked in them; here it arrives afterwards. PyTorch's handler of SIGCHLD
+    is taken out again: it raises wherever the trainer happens to be when a worker dies, instead of
+    where the next batch is asked for.
+    """
+    resource_tracker.ensure_running()  # when that starts, it unblocks signals
+    in_main = threading.current_thread() is threading.main_thread()
+    child_handler = signal.getsignal(signal.SIGCHLD)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _TRAINER_SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        if in_main and child_handler is not None:
+            signal.signal(signal.SIGCHLD, child_handler)
+
+
+def _as_it_is(decoded: Any) -> Any:
+    return decoded

@@ -1,0 +1,194 @@
+"""Records that turn out to be unusable: replaced alike in every run, counted, and limited."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from vl2.data.collate import Sample, SampleInfo
+from vl2.data.config import DataConfig
+from vl2.data.plan import RowRef, draw
+from vl2.data.records import Record, RecordError
+from vl2.data.sources import Source
+from vl2.logs import get_logger
+from vl2.processing import ModelInputs
+
+log = get_logger(__name__)
+
+ATTEMPTS = 100
+"""Substitutes that are tried before a place stays empty."""
+
+REASONS = 3
+"""First reasons that are kept of each source."""
+
+Encode = Callable[[Record, RowRef], ModelInputs]
+"""A record to inputs; all chance in it comes from the row's place in the order."""
+
+
+class DataError(ValueError):
+    """The data cannot be trained on as they are; the message is one line with the remedy."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SlotReport:
+    """What was tried for one place of the order."""
+
+    source: int
+    failed: int  # records that could not be used, the planned one first
+    reasons: tuple[str, ...]  # the first few
+    filled: bool
+
+
+def fill(
+    ref: RowRef, room: int, source: Source, *, counts: np.ndarray, encode: Encode, seed: int
+) -> tuple[Sample | None, SlotReport]:
+    """The sample of one place, or a substitute from the same source that fits into its room.
+
+    A substitute depends on the seed, the place and the attempt only.
+
+    Args:
+        ref: the planned row.
+        room: tokens that the plan gives it.
+        source: of the row.
+        counts: tokens of each row of the source, -1 where one cannot be used.
+        encode: makes inputs of a record.
+        seed: of the substitutes.
+    """
+    failed, reasons = 0, []
+    for row in candidates(ref, room, counts, seed):
+        try:
+            record = source[row]
+            inputs = encode(record, ref)
+            tokens = len(inputs.input_ids)
+            if tokens > room:
+                raise RecordError(
+                    f"{tokens} tokens where its index has {room} at most (record {record.id})"
+                )
+        except RecordError as error:
+            failed += 1
+            reasons = [*reasons, str(error)][:REASONS]
+            continue
+        info = SampleInfo(
+            source=source.name, id=record.id, position=ref.position, row=row, tokens=tokens
+        )
+        report = SlotReport(source=ref.source, failed=failed, reasons=tuple(reasons), filled=True)
+        return Sample(info=info, source=ref.source, inputs=inputs), report
+    return None, SlotReport(source=ref.source, failed=failed, reasons=tuple(reasons), filled=False)
+
+
+def candidates(ref: RowRef, room: int, counts: np.ndarray, seed: int) -> Iterator[int]:
+    """The planned row, then up to `ATTEMPTS` others that fit; none comes twice."""
+    yield ref.row
+    tried = {ref.row}
+    fitting = np.flatnonzero((counts > 0) & (counts <= room))
+    for attempt in range(1, ATTEMPTS + 1):
+        row = int(fitting[draw(seed, "substitute", ref.position, attempt) % len(fitting)])
+        if row not in tried:
+            tried.add(row)
+            yield row
+
+
+@dataclass(kw_only=True, slots=True)
+class SourceTally:
+    """What was met in one source so far."""
+
+    tried: int = 0  # records, substitutes included
+    bad: int = 0  # of them
+    replaced: int = 0  # places that hold a substitute
+    empty: int = 0  # places for which none was found
+    in_a_row: int = 0  # bad records since the last good one
+    recent: deque[int] = field(default_factory=deque)  # when bad ones came, in the window
+    reasons: list[str] = field(default_factory=list)  # the first few
+
+
+class Tally:
+    """Counts bad records per source, and stops the run when they are too many.
+
+    At most `max_bad_rate` of a source's last `bad_rate_window` records may be bad. While fewer than
+    a window were tried, that share of them and what chance adds (4 standard deviations and 4), so
+    that a broken source is found early and a sound one is not blamed for two bad records.
+    """
+
+    def __init__(self, names: Sequence[str], config: DataConfig) -> None:
+        self.names, self.config = tuple(names), config
+        self.sources = [SourceTally() for _ in names]
+
+    def add(self, report: SlotReport) -> None:
+        """Count what one place met, in the order of the places.
+
+        Raises:
+            DataError: too many records of its source are bad.
+        """
+        tally = self.sources[report.source]
+        new = report.reasons[: REASONS - len(tally.reasons)]
+        for reason in new:
+            name = self.names[report.source]
+            log.warning("%s: a record cannot be used and is replaced: %s", name, reason)
+        tally.reasons.extend(new)
+        for _ in range(report.failed):
+            tally.recent.append(tally.tried)
+            tally.tried += 1
+        tally.bad += report.failed
+        tally.in_a_row += report.failed
+        if report.failed:
+            self._judge(report.source)
+        if report.filled:
+            tally.tried += 1
+            tally.in_a_row = 0
+        tally.replaced += report.filled and report.failed > 0
+        tally.empty += not report.filled
+
+    def _judge(self, source: int) -> None:
+        tally, config = self.sources[source], self.config
+        while tally.recent[0] < tally.tried - config.bad_rate_window:
+            tally.recent.popleft()
+        recent = min(tally.tried, config.bad_rate_window)
+        expected = config.max_bad_rate * recent
+        most = config.max_bad_rate * config.bad_rate_window
+        if len(tally.recent) > min(most, expected + 4 * expected**0.5 + 4):
+            rule = f"{len(tally.recent)} of the last {recent} records are bad (data.max_bad_rate"
+            rule = f"{rule} = {config.max_bad_rate:g})"
+        elif tally.in_a_row > config.max_bad_in_a_row:
+            rule = f"{tally.in_a_row} records in a row are bad (data.max_bad_in_a_row = "
+            rule = f"{rule}{config.max_bad_in_a_row})"
+        else:
+            return
+        raise DataError(
+            f"source {self.names[source]}: {rule}; first reasons: {'; '.join(tally.reasons)}: "
+            "repair the source, build its index again, or raise the limit"
+        )
+
+    def state(self) -> dict[str, Any]:
+        """The counts as JSON, per source; bounded by the window and the rate."""
+        return {
+            name: {
+                "tried": tally.tried,
+                "bad": tally.bad,
+                "replaced": tally.replaced,
+                "empty": tally.empty,
+                "in_a_row": tally.in_a_row,
+                "recent": list(tally.recent),
+                "reasons": list(tally.reasons),
+            }
+            for name, tally in zip(self.names, self.sources, strict=True)
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from such counts.
+
+        Raises:
+            ValueError: they are of other sources.
+        """
+        if set(state) != set(self.names):
+            raise ValueError(
+                f"data state has the sources {sorted(state)}, this run {sorted(self.names)}: "
+                "go on with the same sources, or start anew"
+            )
+        self.sources = [
+            SourceTally(**{**state[name], "recent": deque(state[name]["recent"])})
+            for name in self.names
+        ]

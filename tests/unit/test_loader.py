@@ -1,0 +1,526 @@
+from __future__ import annotations
+
+import io
+import itertools
+import json
+import logging
+import os
+import signal
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from multiprocessing import forkserver
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from vl2.config import VL2Config
+from vl2.data.collate import Sample, SampleInfo, TrainBatch, collate_rows
+from vl2.data.config import DataConfig, SourceConfig
+from vl2.data.encode import token_count
+from vl2.data.index import RowIndex
+from vl2.data.loader import TrainLoader
+from vl2.data.records import Record, RecordError, Turn
+from vl2.data.sources import Source, open_source
+from vl2.data.substitute import DataError, SlotReport, Tally
+from vl2.model.vl2 import VL2Model
+from vl2.ops.loss import IGNORE_ID, token_losses
+from vl2.processing import Processor
+
+WORDS = ["a", "red", "dog", "ran", "over", "green", "hills", "and", "saw", "one", "cat", "sleep"]
+WORDS += ["under", "two", "trees"]
+
+
+@pytest.fixture(scope="module")
+def processor() -> Processor:
+    return Processor.from_pretrained("nano")
+
+
+def png(number: int, size: tuple[int, int] = (24, 16)) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", size, (number * 40 % 256, 90, 200)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+class Records:
+    """Records in memory, some of which cannot be used."""
+
+    def __init__(self, name: str, records: Sequence[Record], bad: Sequence[int] = ()) -> None:
+        self.name, self.records, self.bad = name, records, set(bad)
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, row: int) -> Record:
+        if row in self.bad:
+            raise RecordError(f"broken (record {row} of {self.name})")
+        return self.records[row]
+
+    def fingerprint(self) -> str:
+        return self.name
+
+
+def talk(name: str, row: int, *, pictures: int = 0, words: int = 3) -> Record:
+    turns = (
+        Turn(role="user", text="<image>" * pictures + f" what is {row}?"),
+        Turn(role="assistant", text=" ".join(WORDS[i % len(WORDS)] for i in range(words))),
+    )
+    return Record(
+        id=f"{name}-{row}",
+        source=name,
+        images=tuple(png(row + i) for i in range(pictures)),
+        turns=turns,
+    )
+
+
+def two_sources(rows: int = 12) -> list[Records]:
+    seen = [talk("seen", i, pictures=1, words=2 + i) for i in range(rows)]
+    read = [talk("read", i, words=4 + 3 * i) for i in range(rows)]
+    return [Records("seen", seen), Records("read", read)]
+
+
+def config_of(sources: Sequence[Source], **settings) -> DataConfig:
+    configs = tuple(SourceConfig(path=s.name, name=s.name) for s in sources)
+    small = {"sequence_length": 160, "batch_size": 4, "micro_batch": 2}
+    return DataConfig(sources=configs, **{**small, **settings})
+
+
+def loader_of(
+    sources: Sequence[Records], processor: Processor, config: DataConfig | None = None, **given
+) -> TrainLoader:
+    config = config or config_of(sources)
+    return TrainLoader(config, processor, sources, index_of(sources, processor), **given)
+
+
+def index_of(sources: Sequence[Records], processor: Processor) -> RowIndex:
+    """Counts of all records, also of those that are bad: that shows when they are read."""
+    counts = [
+        np.array([token_count(record, processor) for record in source.records])
+        for source in sources
+    ]
+    return RowIndex(counts, "/".join(source.name for source in sources))
+
+
+def same(one: TrainBatch, other: TrainBatch) -> bool:
+    plain = [
+        (b.samples, b.source_names, b.tokens, b.supervised, b.images, b.tiles, b.closes_step)
+        for b in (one, other)
+    ]
+    equal = one.tensors.keys() == other.tensors.keys() and plain[0] == plain[1]
+    return (
+        equal
+        and torch.equal(one.source_ids, other.source_ids)
+        and all(torch.equal(one.tensors[k], other.tensors[k]) for k in one.tensors)
+    )
+
+
+def take(batches: Iterator[TrainBatch], count: int) -> list[TrainBatch]:
+    return list(itertools.islice(batches, count))
+
+
+def ids(batches: Sequence[TrainBatch]) -> list[tuple[str, str, int]]:
+    return [(s.source, s.id, s.position) for b in batches for s in b.samples]
+
+
+# Packing
+
+
+def sample_of(record: Record, processor: Processor, source: int = 0) -> Sample:
+    messages = [{"role": turn.role, "content": turn.text} for turn in record.turns]
+    inputs = processor.from_conversation(messages, record.images, inference_mode=False)
+    info = SampleInfo(
+        source=record.source, id=record.id, position=0, row=0, tokens=len(inputs.input_ids)
+    )
+    return Sample(info=info, source=source, inputs=inputs)
+
+
+def small_model() -> VL2Model:
+    nano = VL2Config.nano()
+    model = VL2Model(
+        replace(
+            nano,
+            language_config=replace(nano.language_config, num_hidden_layers=2),
+            vision_config=replace(nano.vision_config, layers=1),
+        )
+    )
+    model.init_weights(torch.Generator().manual_seed(0))
+    return model.eval()
+
+
+@torch.no_grad()
+def test_a_packed_row_computes_what_its_samples_compute_alone(processor: Processor):
+    model = small_model()
+    records = [talk("a", 0, pictures=1), talk("a", 1, words=9), talk("a", 2, pictures=2)]
+    samples = [sample_of(record, processor, source=i) for i, record in enumerate(records)]
+
+    def losses(rows: list[list[Sample]], **settings) -> torch.Tensor:
+        tensors = dict(collate_rows(rows, pad_id=0, **settings).tensors)
+        labels = tensors.pop("labels")
+        hidden = model(**tensors, logits="none").language.hidden
+        return token_losses(hidden, model.language.lm_head.weight, labels)
+
+    alone = torch.cat([losses([[sample]]) for sample in samples])
+    order = [samples[2], samples[0]]
+    padded = losses([[samples[0], samples[1]], [samples[2]]], pad_to=200)
+    assert torch.allclose(padded, alone, atol=1e-5)
+    swapped = losses([order])
+    assert not torch.allclose(swapped, losses([order], isolate_documents=False), atol=1e-3)
+    assert torch.allclose(swapped, torch.cat([losses([[s]]) for s in order]), atol=1e-5)
+
+
+def test_a_packed_row_has_segments_positions_sources_and_no_borrowed_targets(processor: Processor):
+    first, second = talk("a", 0), talk("b", 1, pictures=1)
+    samples = [sample_of(first, processor), sample_of(second, processor, source=1)]
+    whole = replace(
+        samples[1], inputs=replace(samples[1].inputs, labels=samples[1].inputs.input_ids)
+    )
+    batch = collate_rows([[samples[0], whole], [samples[0]]], pad_id=9, source_names=("a", "b"))
+    cut, length = samples[0].info.tokens, samples[0].info.tokens + samples[1].info.tokens
+    t = batch.tensors
+    assert t["input_ids"].shape == (2, length)
+    assert t["segment_ids"][0].tolist() == [1] * cut + [2] * (length - cut)
+    assert t["segment_ids"][1].tolist() == [1] * cut + [-1] * (length - cut)
+    assert t["position_ids"][0].tolist() == [*range(cut), *range(length - cut)]
+    assert t["labels"][0, cut] == IGNORE_ID
+    assert t["labels"][0, cut + 1] == samples[1].inputs.input_ids[1]
+    assert (t["labels"][1, cut:] == IGNORE_ID).all()
+    assert (t["input_ids"][1, cut:] == 9).all()
+    assert t["attention_mask"].sum(dim=1).tolist() == [length, cut]
+    assert batch.source_ids[0].tolist() == [0] * cut + [1] * (length - cut)
+    assert batch.source_ids[1].tolist() == [0] * cut + [-1] * (length - cut)
+    assert torch.equal(t["images"][0], samples[1].inputs.images)
+    assert t["images_spatial_crop"].tolist() == [[[1, 1]], [[0, 0]]]
+    assert (batch.tokens, batch.images, batch.tiles) == (length + cut, 1, 2)
+    assert batch.supervised == int((t["labels"] != IGNORE_ID).sum())
+    assert [info.source for info in batch.samples] == ["a", "b", "a"]
+
+
+def test_the_unisolated_variant_shares_a_segment_but_restarts_positions(processor: Processor):
+    samples = [sample_of(talk("a", i), processor) for i in range(2)]
+    t = collate_rows([samples], pad_id=0, isolate_documents=False).tensors
+    assert (t["segment_ids"] == 1).all()
+    assert t["position_ids"][0, samples[0].info.tokens] == 0
+    assert t["labels"][0, samples[0].info.tokens] == IGNORE_ID
+
+
+@torch.no_grad()
+def test_text_alone_and_empty_rows_go_through_the_model(processor: Processor):
+    model = small_model()
+    sample = sample_of(talk("a", 0), processor)
+    for rows in ([[sample], []], [[]]):
+        batch = collate_rows(rows, pad_id=0)
+        assert not any(name.startswith("images") for name in batch.tensors)
+        out = model(**batch.tensors)
+        assert out.loss is not None
+        assert torch.isfinite(out.loss)
+    with pytest.raises(ValueError, match="rows have 3: plan shorter ones"):
+        collate_rows([[sample]], pad_id=0, pad_to=3)
+
+
+# The stream
+
+
+def test_an_epoch_has_every_sample_once(processor: Processor):
+    sources = two_sources()[1:]
+    config = config_of(sources, batch_size=1, micro_batch=1, packing=False)
+    batches = take(loader_of(sources, processor, config).micro_batches(), 12)
+    assert sorted(id for _, id, _ in ids(batches)) == sorted(f"read-{i}" for i in range(12))
+    assert [position for _, _, position in ids(batches)] == list(range(12))
+
+
+def test_packed_windows_lose_no_sample(processor: Processor):
+    loader = loader_of(two_sources(), processor)
+    batches = take(loader.micro_batches(), 90)
+    seen = sorted(position for _, _, position in ids(batches))
+    assert len(set(seen)) == len(seen)
+    window = loader.state()["place"]["position"]
+    assert window > 0
+    assert seen[:window] == list(range(window))
+    fill = sum(b.tokens for b in batches) / (160 * 2 * len(batches))
+    assert fill > 0.85
+
+
+def test_steps_are_lists_of_micro_batches(processor: Processor):
+    config = config_of(two_sources(), batch_size=6, micro_batch=2)
+    step = next(iter(loader_of(two_sources(), processor, config)))
+    assert [batch.closes_step for batch in step] == [False, False, True]
+    assert all(len(batch.tensors["input_ids"]) == 2 for batch in step)
+    flat = take(loader_of(two_sources(), processor, config).micro_batches(), 3)
+    assert all(same(a, b) for a, b in zip(step, flat, strict=True))
+
+
+def test_rows_of_one_shape(processor: Processor):
+    loader = loader_of(two_sources(), processor, pad_rows=True)
+    batches = take(loader.micro_batches(), 4)
+    assert {tuple(b.tensors["input_ids"].shape) for b in batches} == {(2, 160)}
+
+
+def test_goes_on_from_every_micro_batch(processor: Processor):
+    bad = two_sources()
+    bad[0].bad, bad[1].bad = {2, 5}, {7}
+    config = config_of(bad, batch_size=4, micro_batch=1, max_bad_rate=0.9)
+    loader = loader_of(bad, processor, config)
+    states, batches = [loader.state()], []
+    for batch in itertools.islice(loader.micro_batches(), 24):
+        batches.append(batch)
+        states.append(json.loads(json.dumps(loader.state())))
+    assert sum(source["bad"] for source in states[-1]["sources"].values()) > 3
+    again = loader_of(bad, processor, config)
+    for number, state in enumerate(states[:-1]):
+        again.restore(state)
+        assert again.state() == state
+        rest = take(again.micro_batches(), 2)
+        assert all(same(a, b) for a, b in zip(rest, batches[number : number + 2], strict=False))
+        assert again.state() == [*states, again.state()][number + 2]
+
+
+def test_an_iterator_in_use_goes_on_from_a_restored_state(processor: Processor):
+    loader = loader_of(two_sources(), processor)
+    steps = iter(loader)
+    state, first = loader.state(), next(steps)
+    next(steps)
+    loader.restore(state)
+    assert all(same(a, b) for a, b in zip(next(steps), first, strict=True))
+
+
+@pytest.mark.parametrize("world", [2, 4])
+def test_a_step_has_the_same_samples_for_any_number_of_ranks(processor: Processor, world: int):
+    config = config_of(two_sources(), batch_size=8, micro_batch=1)
+    alone = iter(loader_of(two_sources(), processor, config))
+    ranks = [
+        loader_of(two_sources(), processor, config, rank=rank, world=world) for rank in range(world)
+    ]
+    streams = [iter(rank) for rank in ranks]
+    for _ in range(3):
+        parts = [ids(next(stream)) for stream in streams]
+        assert sorted(itertools.chain(*parts)) == sorted(ids(next(alone)))
+        assert len({json.dumps(rank.state()["place"]) for rank in ranks}) == 1
+    with pytest.raises(ValueError, match="expected a multiple of micro_batch x ranks"):
+        loader_of(two_sources(), processor, config, world=3)
+
+
+def test_the_fingerprint_names_the_stream(processor: Processor):
+    config = config_of(two_sources())
+    first = loader_of(two_sources(), processor, config).fingerprint
+    assert loader_of(two_sources(), processor, replace(config, workers=2)).fingerprint == first
+    others = [replace(config, seed=1), replace(config, packing=False)]
+    assert first not in [loader_of(two_sources(), processor, c).fingerprint for c in others]
+
+
+def test_sources_need_names_of_their_own(processor: Processor):
+    twice = [two_sources()[0], two_sources()[0]]
+    with pytest.raises(ValueError, match=r"give each its own data.sources.name"):
+        loader_of(twice, processor)
+
+
+def test_state_of_other_sources_is_refused(processor: Processor):
+    loader = loader_of(two_sources(), processor)
+    state = loader.state()
+    with pytest.raises(ValueError, match="go on with the same sources"):
+        loader.restore({**state, "sources": {}})
+    with pytest.raises(ValueError, match="data state is"):
+        loader.restore({**state, "place": {"position": 1, "bin": 0, "done": 0}})
+
+
+# Bad records
+
+
+def test_a_bad_record_is_replaced_in_its_place_and_counted(
+    processor: Processor, caplog: pytest.LogCaptureFixture
+):
+    def batches_of(bad: set[int]) -> tuple[list[TrainBatch], dict]:
+        sources = [Records("read", [talk("read", i, words=4 + 3 * i) for i in range(20)], [*bad])]
+        config = config_of(sources, batch_size=1, micro_batch=1, max_bad_rate=0.9)
+        loader = loader_of(sources, processor, config)
+        batches = take(loader.micro_batches(), 60)
+        return batches, loader.state()["sources"]["read"]
+
+    clean, counts = batches_of(set())
+    assert (counts["bad"], counts["replaced"], counts["empty"]) == (0, 0, 0)
+    with caplog.at_level(logging.WARNING, logger="vl2"):
+        bad, counts = batches_of({3, 11})
+    assert caplog.text.count("read: a record cannot be used and is replaced: broken") == 3
+    again, _ = batches_of({3, 11})
+    assert all(same(a, b) for a, b in zip(bad, again, strict=True))
+    was = {s.position: s for b in clean for s in b.samples}
+    now = {s.position: s for b in bad for s in b.samples}
+    assert was.keys() == now.keys()
+    changed = [p for p in was if was[p] != now[p]]
+    assert changed == [p for p in was if was[p].row in {3, 11}]
+    assert all(now[p].tokens <= was[p].tokens and now[p].row not in {3, 11} for p in changed)
+    assert len({now[p].row for p in changed}) > 1
+    assert counts["replaced"] == len(changed)
+    assert counts["tried"] == len(was) + counts["bad"]
+    assert len(counts["reasons"]) == 3
+
+
+def test_a_place_without_a_substitute_stays_empty(processor: Processor):
+    sources = [Records("read", [talk("read", i, words=9) for i in range(8)], range(1, 8))]
+    short = Records("short", [talk("short", 0, words=2), talk("short", 1, words=20)], [0])
+    config = config_of([*sources, short], max_bad_rate=1.0)
+    loader = loader_of([*sources, short], processor, config)
+    batches = take(loader.micro_batches(), 12)
+    assert {id for _, id, _ in ids(batches)} == {"read-0", "short-1"}
+    counts = loader.state()["sources"]
+    assert counts["short"]["empty"] > 0
+    assert counts["read"]["empty"] == 0
+    assert counts["read"]["replaced"] > 0
+
+
+def test_more_tokens_than_planned_is_a_bad_record(processor: Processor):
+    sources = [Records("read", [talk("read", i, words=9) for i in range(6)])]
+    config = config_of(sources, max_bad_rate=1.0)
+    loader = loader_of(sources, processor, config)
+    sources[0].records = [talk("read", 0, words=30), *sources[0].records[1:]]
+    batches = take(loader.micro_batches(), 5)
+    assert "read-0" not in {id for _, id, _ in ids(batches)}
+    assert "where its index has" in loader.state()["sources"]["read"]["reasons"][0]
+
+
+def report(failed: int = 0, *, filled: bool = True) -> SlotReport:
+    return SlotReport(
+        source=0, failed=failed, reasons=("no picture",) * min(failed, 3), filled=filled
+    )
+
+
+def add_all(tally: Tally, places: int, *, every: int) -> None:
+    for number in range(places):
+        tally.add(report(failed=int(number % every == 0)))
+
+
+def tally_of(**settings) -> Tally:
+    return Tally(["a"], DataConfig(**settings))
+
+
+def test_a_source_past_the_rate_stops_the_run():
+    tally = tally_of(max_bad_rate=0.01, bad_rate_window=1000)
+    add_all(tally, 10_000, every=101)
+    assert len(tally.state()["a"]["recent"]) <= 10
+    with pytest.raises(DataError) as told:
+        add_all(tally, 10_000, every=50)
+    message = str(told.value)
+    assert message.startswith("source a: 11 of the last 1000 records are bad (data.max_bad_rate")
+    assert "first reasons: no picture; no picture; no picture: repair the source" in message
+    assert "\n" not in message
+
+
+def test_few_bad_records_at_the_start_do_not_stop_the_run_but_a_broken_source_does():
+    tally = tally_of()
+    tally.add(report(failed=2))
+    for _ in range(30):
+        tally.add(report())
+    tally.add(report(failed=2))
+    with pytest.raises(DataError):
+        add_all(tally, 200, every=2)
+    assert 40 < tally.state()["a"]["tried"] < 80
+
+
+def test_a_row_of_bad_records_stops_the_run_and_one_good_one_ends_the_row():
+    tally = tally_of(max_bad_rate=1.0)
+    for _ in range(5):
+        tally.add(report(failed=100))
+    tally.add(report(failed=60, filled=False))
+    with pytest.raises(
+        DataError, match=r"source a: 101 records in a row are bad \(data.max_bad_in"
+    ):
+        tally.add(report(failed=41))
+
+
+def test_counts_judge_the_same_after_a_restart():
+    first = tally_of(max_bad_rate=0.01, bad_rate_window=1000)
+    add_all(first, 1500, every=120)
+    second = tally_of(max_bad_rate=0.01, bad_rate_window=1000)
+    second.restore(json.loads(json.dumps(first.state())))
+    for tally in (first, second):
+        with pytest.raises(DataError):
+            add_all(tally, 1000, every=30)
+    assert first.state() == second.state()
+    assert first.state()["a"]["tried"] < 2000
+
+
+def test_a_mistake_in_the_code_is_one_clear_line(processor: Processor):
+    class Broken(Records):
+        def __getitem__(self, row: int) -> Record:
+            raise KeyError("spam\nand more")
+
+    sources = [Records("read", [talk("read", i) for i in range(4)])]
+    config = config_of(sources)
+    index = index_of(sources, processor)
+    loader = TrainLoader(config, processor, [Broken("read", sources[0].records)], index)
+    with pytest.raises(DataError, match=r"^row \d of read at position \d+: KeyError: [^\n]+$"):
+        next(iter(loader))
+
+
+# Worker processes
+
+
+def corpus(folder: Path) -> tuple[SourceConfig, ...]:
+    """Files on disk: pictures of which some turn out to be cut off, and text."""
+    rows = []
+    for i in range(14):
+        data = png(i, (40 + i, 30))
+        (folder / f"{i}.png").write_bytes(data[:-30] if i in {4, 9} else data)
+        said = [{"from": "human", "value": "<image>\nname it"}, {"from": "gpt", "value": WORDS[i]}]
+        rows.append({"id": str(i), "image": f"{i}.png", "conversations": said})
+    (folder / "seen.json").write_text(json.dumps(rows))
+    lines = [json.dumps({"text": " ".join(WORDS[: 3 + i])}) for i in range(12)]
+    (folder / "read.jsonl").write_text("\n".join(lines))
+    return (
+        SourceConfig(path=str(folder / "seen.json"), augment=0.5),
+        SourceConfig(path=str(folder / "read.jsonl"), format="text"),
+    )
+
+
+@pytest.mark.slow
+def test_workers_and_prefetch_do_not_change_the_stream(tmp_path: Path, processor: Processor):
+    configs = corpus(tmp_path)
+    sources = [open_source(config) for config in configs]
+    config = DataConfig(
+        sources=configs, sequence_length=160, batch_size=6, micro_batch=2, max_bad_rate=0.9
+    )
+    index = RowIndex.build(configs, sources, processor)
+    here = TrainLoader(config, processor, sources, index)
+    states, batches = [here.state()], []
+    for batch in itertools.islice(here.micro_batches(), 16):
+        batches.append(batch)
+        states.append(here.state())
+    assert states[-1]["sources"]["seen"]["replaced"] > 1
+    for prefetch in (1, 3):
+        pooled = replace(config, workers=2, prefetch=prefetch)
+        torch_state = torch.get_rng_state()
+        with TrainLoader(pooled, processor, sources, index) as loader:
+            stream = loader.micro_batches()
+            for number, expected in enumerate(batches[:10], start=1):
+                assert same(next(stream), expected)
+                assert loader.state() == states[number]
+            for worker in loader._workers:
+                assert worker.pid
+                os.kill(worker.pid, signal.SIGTERM)  # as a scheduler does, to all processes
+                os.kill(vars(forkserver._forkserver)["_forkserver_pid"], signal.SIGTERM)
+            loader.restore(states[4])
+            for number, expected in enumerate(batches[4:], start=5):
+                assert same(next(stream), expected)
+                assert loader.state() == states[number]
+            workers = loader._workers
+            assert len(workers) == 2
+        assert not any(worker.is_alive() for worker in workers)
+        assert torch.equal(torch.get_rng_state(), torch_state)
+
+
+@pytest.mark.slow
+def test_a_killed_worker_is_one_clear_line(tmp_path: Path, processor: Processor):
+    configs = corpus(tmp_path)
+    sources = [open_source(config) for config in configs]
+    config = DataConfig(
+        sources=configs, sequence_length=160, batch_size=1, workers=1, max_bad_rate=1.0
+    )
+    with TrainLoader(
+        config, processor, sources, RowIndex.build(configs, sources, processor)
+    ) as loader:
+        stream = loader.micro_batches()
+        next(stream)
+        loader._workers[0].kill()
+        with pytest.raises(DataError, match=r"^a data worker died \([^\n]+\): look for lack"):
+            take(stream, 20)

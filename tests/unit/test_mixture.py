@@ -1,0 +1,102 @@
+from __future__ import annotations
+
+import logging
+import sys
+
+import numpy as np
+import pytest
+
+from vl2.data.mixture import FEW_ROWS, RowOrder, deal
+
+
+def order_of(*counts: list[int] | np.ndarray, weights: tuple[float, ...] = (), **settings):
+    arrays = [np.asarray(c, dtype=np.int32) for c in counts]
+    names = [f"source{i}" for i in range(len(arrays))]
+    given = {"longest": 4096, "seed": 0, **settings}
+    return RowOrder(arrays, weights or (1.0,) * len(arrays), names=names, **given)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 10, 257, FEW_ROWS - 1, FEW_ROWS])
+def test_every_row_comes_once_per_epoch_in_a_new_order(rows: int):
+    order = order_of([7] * rows)
+    epochs = [[order[e * rows + i].row for i in range(rows)] for e in range(3)]
+    assert all(sorted(epoch) == list(range(rows)) for epoch in epochs)
+    if rows > 9:
+        assert len({tuple(epoch) for epoch in epochs}) == 3
+
+
+def test_rows_that_are_unusable_or_too_long_are_left_out_and_counted(
+    caplog: pytest.LogCaptureFixture,
+):
+    with caplog.at_level(logging.WARNING, logger="vl2"):
+        order = order_of([5, -1, 5000, 6, 4096, 0])
+    assert sorted(order[i].row for i in range(3)) == [0, 3, 4]
+    assert order.rows == (3,)
+    assert "source0: 3 of 6 rows left out: 1 longer" in caplog.text
+    assert "2 unusable" in caplog.text
+
+
+@pytest.mark.parametrize("rows", [100_000, FEW_ROWS - 1])
+def test_shuffle_has_no_trend(rows: int):
+    order = order_of(np.ones(rows))
+    places = np.array([order[i].row for i in range(rows)])
+    assert len(np.unique(places)) == rows
+    bound = max(0.01, 3 / rows**0.5)  # three standard deviations of a fair shuffle
+    assert abs(np.corrcoef(places, np.arange(rows))[0, 1]) < bound
+    assert abs(np.corrcoef(places[:-1], places[1:])[0, 1]) < bound
+
+
+def test_weights_are_shares_of_the_tokens():
+    rng = np.random.default_rng(1)
+    counts = [rng.integers(*span, size=3000) for span in ((20, 60), (400, 2000), (900, 4000))]
+    weights = (0.3, 0.5, 0.2)
+    order = order_of(*counts, weights=weights)
+    tokens = np.zeros(3)
+    for i in range(20_000):
+        ref = order[i]
+        assert ref.position == i
+        tokens[ref.source] += counts[ref.source][ref.row]
+    assert np.abs(tokens / tokens.sum() - weights).max() < 0.01
+    assert order.mean_tokens == pytest.approx(tokens.sum() / 20_000, rel=0.02)
+
+
+def test_dealing_visits_each_source_in_order_and_evenly():
+    shares = [5, 1, 3, 7]
+    drawn = [deal(k, shares) for k in range(160)]
+    for source, share in enumerate(shares):
+        turns = [turn for s, turn in drawn if s == source]
+        assert turns == list(range(share * 10))
+    firsts = np.cumsum([s == 3 for s, _ in drawn])
+    assert np.abs(firsts - np.arange(1, 161) * 7 / 16).max() < 2
+    assert deal(10**17, shares)[1] > 10**15
+
+
+def test_same_seed_same_order_at_any_place():
+    counts = [[10] * 40, [30] * 17, [20] * 6000]
+    first, again, other = (order_of(*counts, seed=s) for s in (3, 3, 4))
+    places = [0, 1, 5, 1000, 999_999_999, 7]
+    assert [first[i] for i in places] == [again[i] for i in places]
+    assert [first[i] for i in range(50)] != [other[i] for i in range(50)]
+
+
+def test_sources_of_one_size_are_not_shuffled_alike():
+    order = order_of([1] * 500, [1] * 500)
+    rows: list[list[int]] = [[], []]
+    for i in range(1000):
+        rows[order[i].source].append(order[i].row)
+    assert sorted(rows[0]) == sorted(rows[1])
+    assert abs(np.corrcoef(rows[0], rows[1])[0, 1]) < 0.2
+
+
+def test_a_large_source_without_grain_says_what_to_install(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "grain", None)
+    assert order_of([1] * 20)[0].source == 0
+    with pytest.raises(ValueError, match=r'pip install "vl2\[train\]"'):
+        order_of(np.ones(FEW_ROWS))
+
+
+def test_nothing_to_train_on():
+    with pytest.raises(ValueError, match="no data source"):
+        order_of()
+    with pytest.raises(ValueError, match="source1: none of its 2 rows can be used"):
+        order_of([1, 2], [-1, 9000])

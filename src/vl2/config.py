@@ -18,7 +18,7 @@ from vl2.config_json import read_section, unknown_fields, write_section
 from vl2.geometry import Resolution
 from vl2.logs import get_logger
 from vl2.model_folder import resolve
-from vl2.presets import BASE, NANO, RELEASED_RESOLUTIONS, SMALL, TINY
+from vl2.presets import PRESETS, RELEASED_RESOLUTIONS
 
 log = get_logger(__name__)
 
@@ -308,24 +308,35 @@ class VL2Config:
         (Path(folder) / "config.json").write_text(text, encoding="utf-8")
 
     @classmethod
+    def preset(cls, name: str) -> VL2Config:
+        """A configuration by its name in `presets.PRESETS`.
+
+        Raises:
+            ValueError: there is no such name.
+        """
+        if name not in PRESETS:
+            raise ValueError(f"no preset {name!r}: expected one of {', '.join(PRESETS)}")
+        return cls.from_dict(PRESETS[name])
+
+    @classmethod
     def tiny(cls) -> VL2Config:
         """DeepSeek-VL2-Tiny: 3,370,501,440 parameters, plain multi-head attention."""
-        return cls.from_dict(TINY)
+        return cls.preset("tiny")
 
     @classmethod
     def small(cls) -> VL2Config:
         """DeepSeek-VL2-Small: 16,148,349,504 parameters."""
-        return cls.from_dict(SMALL)
+        return cls.preset("small")
 
     @classmethod
     def base(cls) -> VL2Config:
         """DeepSeek-VL2: 27,480,134,248 parameters, sigmoid routing with a correction bias."""
-        return cls.from_dict(BASE)
+        return cls.preset("base")
 
     @classmethod
     def nano(cls) -> VL2Config:
         """The embedded model: Base's mechanisms at a size that trains on two CPU cores."""
-        return cls.from_dict(NANO)
+        return cls.preset("nano")
 
 
 _SECTIONS: dict[str, type] = {

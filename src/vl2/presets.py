@@ -112,3 +112,61 @@ NANO: dict[str, Any] = {
         "initializer_range": 0.05,
     },
 }
+
+
+_DEBUG: dict[str, Any] = {
+    "candidate_resolutions": [[56, 56], [56, 112], [112, 56], [112, 112]],
+    "vision_config": {
+        "model_name": "debug_vit_patch14_56",
+        "image_size": 56,
+        "width": 32,
+        "layers": 2,
+        "heads": 2,
+        "mlp_ratio": 2.0,
+    },
+    "projector_config": {"input_dim": 32, "n_embed": 64},
+}
+_DEBUG_LANGUAGE: dict[str, Any] = {
+    "vocab_size": 2048,
+    "bos_token_id": 0,
+    "eos_token_id": 1,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "moe_intermediate_size": 32,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+    "n_routed_experts": 8,
+    "num_experts_per_tok": 2,
+    "initializer_range": 0.05,
+}
+_DEBUG_LATENT: dict[str, Any] = {
+    "kv_lora_rank": 32,
+    "qk_nope_head_dim": 16,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 16,
+}
+DEBUG_TINY: dict[str, Any] = {
+    **_DEBUG,
+    "language_config": {**TINY["language_config"], **_DEBUG_LANGUAGE},
+}
+DEBUG_SMALL: dict[str, Any] = {
+    **_DEBUG,
+    "language_config": {**SMALL["language_config"], **_DEBUG_LANGUAGE, **_DEBUG_LATENT},
+}
+DEBUG_BASE: dict[str, Any] = {
+    **_DEBUG,
+    "language_config": {**BASE["language_config"], **_DEBUG_LANGUAGE, **_DEBUG_LATENT},
+}
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "tiny": TINY,
+    "small": SMALL,
+    "base": BASE,
+    "nano": NANO,
+    "debug_tiny": DEBUG_TINY,
+    "debug_small": DEBUG_SMALL,
+    "debug_base": DEBUG_BASE,
+}
+"""Every named configuration. The debug ones have the released mechanisms at a size for tests and
+speak with the embedded model's tokenizer."""

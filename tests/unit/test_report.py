@@ -41,7 +41,7 @@ GIB = 2**30
 def test_released_counts(
     preset: str, total: int, tensors: int, language_active: float, active: float
 ):
-    config = report.PRESETS[preset]()
+    config = VL2Config.preset(preset)
     shapes = model_shapes(config)
     count = count_parameters(config, shapes)
     assert (count.total, count.tensors) == (total, tensors)
@@ -57,7 +57,7 @@ def test_released_counts(
     ("preset", "numbers"), [("tiny", 30_720), ("small", 15_552), ("base", 17_280)]
 )
 def test_cache_bytes_are_those_of_the_cache(preset: str, numbers: int):
-    config = report.PRESETS[preset]().language_config
+    config = VL2Config.preset(preset).language_config
     assert kv_bytes_per_token(config, 2) == 2 * numbers
     cache = KVCache.empty(config, 1, 1, device="meta", dtype=torch.bfloat16)
     assert sum(layer.nbytes for layer in cache.layers) == 2 * numbers
@@ -99,7 +99,7 @@ def test_grid_tokens_are_the_released_counts():
 def test_plans_choose_the_most_exact_form_that_fits():
     chosen = {}
     for preset in ("tiny", "small", "base"):
-        budgets = plan_memory(report.PRESETS[preset](), GIB)
+        budgets = plan_memory(VL2Config.preset(preset), GIB)
         for memory in (8, 24, 40, 80):
             budget = best([replace(budget, memory=memory * GIB) for budget in budgets])
             chosen[preset, memory] = budget.scheme.name if budget else None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +20,7 @@ from vl2.checkpoint.folder import has_weights
 from vl2.checkpoint.load import open_checkpoint
 from vl2.config import VL2Config
 from vl2.model_folder import EMBEDDED, has_embedded, resolve
-
-PRESETS: dict[str, Callable[[], VL2Config]] = {
-    "tiny": VL2Config.tiny,
-    "small": VL2Config.small,
-    "base": VL2Config.base,
-    "nano": VL2Config.nano,
-}
-"""Configs that can be reported on without any file."""
+from vl2.presets import PRESETS
 
 
 def find_config(model: str) -> tuple[VL2Config, Path | None]:
@@ -40,7 +33,7 @@ def find_config(model: str) -> tuple[VL2Config, Path | None]:
         ValueError: nothing is there, or config.json is wrong.
     """
     if model in PRESETS and not (model == EMBEDDED and has_embedded()):
-        return PRESETS[model](), None
+        return VL2Config.preset(model), None
     folder = resolve(model, weights=False)
     return VL2Config.from_pretrained(folder), folder
 

@@ -19,6 +19,7 @@ from vl2.cli.doctor import doctor
 from vl2.cli.inspect import inspect
 from vl2.cli.plan import plan
 from vl2.cli.tiles import tiles
+from vl2.cli.train import train
 from vl2.logs import log_to_stderr
 
 app = typer.Typer(
@@ -27,7 +28,7 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode=None,  # rich takes longer to import than the help may to appear
 )
-for command in (ask, chat, tiles, inspect, plan, convert, doctor):
+for command in (ask, chat, tiles, inspect, plan, train, convert, doctor):
     app.command()(command)
 
 

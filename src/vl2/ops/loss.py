@@ -28,20 +28,38 @@ def next_token_loss(
     *,
     chunk: int = 1024,
 ) -> Float[Tensor, ""]:
-    """The same from hidden states, with at most [chunk, vocab] logits alive at a time.
+    """The same from hidden states, with at most [chunk, vocab] logits alive at a time."""
+    losses = token_losses(hidden, head, labels, chunk=chunk)
+    return losses.sum() / max(len(losses), 1)
+
+
+def token_losses(
+    hidden: Float[Tensor, "b t h"],
+    head: Float[Tensor, "v h"],
+    labels: Int[Tensor, "b t"],
+    *,
+    chunk: int = 1024,
+) -> Float[Tensor, " n"]:
+    """Loss of each of the n supervised targets, row by row, in float32.
 
     Only supervised positions reach the head; each chunk's logits are made again going backward.
     """
     wanted = labels[:, 1:] != IGNORE_ID
     rows, target = hidden[:, :-1][wanted], labels[:, 1:][wanted]
-    total = hidden.new_zeros((), dtype=torch.float32)
-    for start in range(0, len(target), chunk):
-        part = rows[start : start + chunk], target[start : start + chunk]
-        total = total + checkpoint(_summed_loss, *part, head, use_reentrant=False)
-    return total / max(len(target), 1)
+    parts = [
+        checkpoint(
+            _losses,
+            rows[start : start + chunk],
+            target[start : start + chunk],
+            head,
+            use_reentrant=False,
+        )
+        for start in range(0, len(target), chunk)
+    ]
+    return torch.cat(parts) if parts else rows.float().sum(dim=-1)  # empty, but with a gradient
 
 
-def _summed_loss(
+def _losses(
     rows: Float[Tensor, "n h"], target: Int[Tensor, " n"], head: Float[Tensor, "v h"]
-) -> Float[Tensor, ""]:
-    return F.cross_entropy((rows @ head.T).float(), target, reduction="sum")
+) -> Float[Tensor, " n"]:
+    return F.cross_entropy((rows @ head.T).float(), target, reduction="none")

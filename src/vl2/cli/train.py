@@ -1,0 +1,93 @@
+"""`vl2 train`: run one stage of training, or say what it would do."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from vl2.checkpoint.sizes import format_bytes
+from vl2.cli.terminal import note
+
+if TYPE_CHECKING:
+    from vl2.train.config import TrainConfig
+
+
+def train(
+    recipe: Annotated[str, typer.Argument(help="A recipe's name, or a YAML file of a run.")],
+    settings: Annotated[
+        list[str] | None, typer.Argument(help="key=value, such as optim.learning_rate=1e-4.")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print settings and estimates, and do nothing.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Train a model: one stage of a recipe, with any setting overridden.
+
+    A run goes on where it stopped when it is started again. SIGTERM ends it at the next step and
+    keeps its state (exit code 75). The trained model is left in RUN/model.
+    """
+    from vl2.logs import log_to_stderr
+    from vl2.overrides import override
+    from vl2.train.setup import build, export, plan, prepare
+    from vl2.train.trainer import STOPPED, TrainingStopped
+
+    log_to_stderr(logging.INFO)
+    config = override(find_recipe(recipe), settings or [])
+    if dry_run:
+        _show_plan(config, plan(config), as_json=as_json)
+        return
+    prepared = prepare(config)
+    trainer = build(prepared)
+    try:
+        trainer.run()
+        folder = export(trainer, prepared)
+    except TrainingStopped as stopped:
+        note(str(stopped))
+        raise typer.Exit(STOPPED) from None
+    finally:
+        trainer.store.close()
+    print(json.dumps({"model": str(folder)}) if as_json else folder)
+
+
+def find_recipe(name: str) -> TrainConfig:
+    """A recipe by its name, or the settings in a YAML file.
+
+    Raises:
+        ValueError: there is no such recipe or file.
+    """
+    from vl2.overrides import read_yaml
+    from vl2.recipes.stages import RECIPES
+    from vl2.train.config import TrainConfig
+
+    if name in RECIPES:
+        return RECIPES[name]()
+    path = Path(name).expanduser()
+    if path.is_dir() and (path / "config.yaml").is_file():
+        path = path / "config.yaml"
+    if path.is_file():
+        return read_yaml(path, TrainConfig)
+    raise ValueError(f"no recipe and no file {name!r}: recipes are {', '.join(RECIPES)}")
+
+
+def _show_plan(config: TrainConfig, found: dict[str, Any], *, as_json: bool) -> None:
+    from vl2.overrides import to_mapping, to_yaml
+
+    if as_json:
+        print(json.dumps({"config": to_mapping(config), **found}, indent=2))
+        return
+    print(to_yaml(config))
+    counts = found["parameters"]
+    print(f"# trained {counts['trained']:,}, frozen {counts['frozen']:,}")
+    for kind, parts in found["parts"].items():
+        print(f"#   {kind}: " + (", ".join(f"{k} {v:,}" for k, v in parts.items()) or "nothing"))
+    memory = {k: format_bytes(v) for k, v in found["memory_bytes"].items()}
+    print("# memory, estimated: " + ", ".join(f"{k} {v}" for k, v in memory.items()))
+    print(
+        f"# {found['tokens_per_step']:,} tokens and {found['flops_per_step']:.3g} FLOPs per step, "
+        f"{found['tokens_of_the_run']:,} tokens in all"
+    )

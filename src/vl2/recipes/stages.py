@@ -1,0 +1,191 @@
+"""The paper's three stages for every model size, as recipes (arXiv 2412.10302, section 4, table 2).
+
+    vl2 train tiny_sft data.sources.0.path=photos.json init.model=deepseek-ai/deepseek-vl2-tiny
+
+Steps follow from the paper's tokens, batch size and sequence length. What it does not state stands
+here as our choice: no warm-up, AdamW's epsilon 1e-8, a cosine that ends at zero, samples in one
+sequence that do not see each other (`data.isolate_documents`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+
+from vl2.data.config import DataConfig, SourceConfig
+from vl2.train.config import (
+    BalanceConfig,
+    CheckpointConfig,
+    ComputeConfig,
+    InitConfig,
+    OptimConfig,
+    StageKind,
+    TrainConfig,
+)
+from vl2.train.lora import LoraConfig
+
+SEQUENCE = 4096
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Size:
+    """One column of the paper's table 2."""
+
+    hub_id: str
+    rates: dict[str, float]
+    tokens: dict[str, float]
+    pretrain_batch: int
+    balance: float
+    bias_step: float  # in stage 2; only Base routes with a bias
+
+
+SIZES: dict[str, Size] = {
+    "tiny": Size(
+        hub_id="deepseek-ai/deepseek-vl2-tiny",
+        rates={"align": 5.4e-4, "pretrain": 5.4e-4, "sft": 3.0e-5},
+        tokens={"align": 2.0e9, "pretrain": 798.5e9, "sft": 19.5e9},
+        pretrain_batch=2304,
+        balance=0.001,
+        bias_step=0.0,
+    ),
+    "small": Size(
+        hub_id="deepseek-ai/deepseek-vl2-small",
+        rates={"align": 4.2e-4, "pretrain": 4.2e-4, "sft": 1.4e-5},
+        tokens={"align": 2.0e9, "pretrain": 808.9e9, "sft": 20.0e9},
+        pretrain_batch=2304,
+        balance=0.001,
+        bias_step=0.0,
+    ),
+    "base": Size(
+        hub_id="deepseek-ai/deepseek-vl2",
+        rates={"align": 4.5e-4, "pretrain": 4.5e-4, "sft": 2.0e-5},
+        tokens={"align": 2.0e9, "pretrain": 796.5e9, "sft": 19.5e9},
+        pretrain_batch=3360,
+        balance=0.0001,
+        bias_step=0.001,
+    ),
+}
+SCHEDULES = {"align": "cosine", "pretrain": "step", "sft": "constant"}
+BATCHES = {"align": 256, "sft": 64}
+BEFORE: dict[str, str] = {"pretrain": "align", "sft": "pretrain"}
+"""The stage whose run folder a stage starts from by default."""
+
+NO_SOURCE = (SourceConfig(path=""),)
+"""To be filled in by whoever has data."""
+
+
+def paper(size: str, stage: StageKind) -> TrainConfig:
+    """A stage of a released size with the paper's numbers."""
+    column = SIZES[size]
+    batch = BATCHES.get(stage, column.pretrain_batch)
+    name = f"{size}_{stage}"
+    return TrainConfig(
+        name=name,
+        stage=stage,
+        steps=round(column.tokens[stage] / (batch * SEQUENCE)),
+        init=InitConfig(model=column.hub_id, dtype="bfloat16"),
+        data=DataConfig(
+            sources=NO_SOURCE,
+            sequence_length=SEQUENCE,
+            batch_size=batch,
+            packing=stage != "align",
+            mask_prompt=stage == "sft",
+            workers=4,
+        ),
+        optim=OptimConfig(
+            learning_rate=column.rates[stage],
+            schedule=SCHEDULES[stage],  # pyright: ignore[reportArgumentType]
+        ),
+        balance=BalanceConfig(
+            loss_weight=column.balance,
+            bias_step=column.bias_step if stage == "pretrain" else 0.0,
+        ),
+        compute=ComputeConfig(recompute="full", recompute_vision="full"),
+    )
+
+
+def lora(size: str) -> TrainConfig:
+    """Low-rank tuning of a released model on one's own data: a small batch, a few hundred steps."""
+    config = paper(size, "sft")
+    return replace(
+        config,
+        name=f"{size}_lora",
+        steps=300,
+        data=replace(config.data, batch_size=8, workers=2),
+        optim=OptimConfig(learning_rate=1e-4, vision_scale=1.0, warmup=10, weight_decay=0.0),
+        balance=BalanceConfig(),
+        checkpoint=CheckpointConfig(every=100),
+        lora=LoraConfig(),
+    )
+
+
+def nano(stage: StageKind) -> TrainConfig:
+    """A stage for the embedded model, on drawn pictures until other sources are given."""
+    return TrainConfig(
+        name=f"nano_{stage}",
+        stage=stage,
+        steps=200,
+        init=InitConfig(model="nano"),
+        data=DataConfig(
+            sources=(SourceConfig(path="drills", format="synthetic", rows=2000),),
+            sequence_length=1024,
+            batch_size=8,
+            micro_batch=4,
+            mask_prompt=stage == "sft",
+        ),
+        optim=OptimConfig(
+            learning_rate={"align": 1e-3, "pretrain": 1e-3, "sft": 5e-4}[stage],
+            schedule=SCHEDULES[stage],  # pyright: ignore[reportArgumentType]
+            warmup=10,
+        ),
+        balance=BalanceConfig(bias_step=0.001 if stage == "pretrain" else 0.0),
+        checkpoint=CheckpointConfig(every=100),
+    )
+
+
+def nano_lora() -> TrainConfig:
+    """Low-rank tuning of the embedded model: a fine-tune that a laptop does in a minute or two."""
+    config = nano("sft")
+    return replace(
+        config,
+        name="nano_lora",
+        data=replace(config.data, sources=NO_SOURCE),
+        optim=replace(config.optim, learning_rate=5e-3, vision_scale=1.0, weight_decay=0.0),
+        lora=LoraConfig(rank=4, alpha=8.0),
+    )
+
+
+def debug(stage: StageKind) -> TrainConfig:
+    """The whole life in a minute: a very small model with Base's mechanisms, drawn pictures."""
+    config = nano(stage)
+    before = BEFORE.get(stage)
+    return replace(
+        config,
+        name=f"debug_{stage}",
+        steps=40,
+        init=InitConfig(model=f"runs/debug_{before}")
+        if before
+        else InitConfig(preset="debug_base", tokenizer="nano"),
+        data=replace(
+            config.data,
+            sources=(SourceConfig(path="easy", format="synthetic", rows=200),),
+            sequence_length=512,
+            batch_size=4,
+            micro_batch=2,
+        ),
+        optim=replace(config.optim, learning_rate=3e-3, warmup=5),
+        checkpoint=CheckpointConfig(every=20),
+    )
+
+
+_STAGES: tuple[StageKind, ...] = ("align", "pretrain", "sft")
+
+RECIPES: dict[str, Callable[[], TrainConfig]] = {
+    **{f"{size}_{stage}": partial(paper, size, stage) for size in SIZES for stage in _STAGES},
+    **{f"{size}_lora": partial(lora, size) for size in SIZES},
+    **{f"nano_{stage}": partial(nano, stage) for stage in _STAGES},
+    "nano_lora": nano_lora,
+    **{f"debug_{stage}": partial(debug, stage) for stage in _STAGES},
+}
+"""Every recipe by the name that `vl2 train` takes."""

@@ -1,0 +1,86 @@
+"""When a step is thrown away: a loss or gradient that is not finite, or far above what was usual.
+
+The window holds clean steps only, so one bad value cannot make every later comparison fail. What
+follows from bad steps in a row (go back, give up) is counted here and carried out by the trainer.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from statistics import fmean, pstdev
+from typing import Any
+
+from vl2.train.config import GuardConfig
+
+LEAST_WINDOW = 32
+"""Clean steps before a spike can be told from the ordinary."""
+LEAST_RATIO = 3.0
+"""A spike is at least this many times the mean: a smooth run's tiny deviation is no measure."""
+
+
+class Guard:
+    """Judges each step before the optimiser moves, and counts the bad ones."""
+
+    def __init__(self, config: GuardConfig) -> None:
+        self.config = config
+        self.window: deque[tuple[float, float]] = deque(maxlen=config.window)
+        self.in_a_row = 0
+        self.rollbacks = 0
+        self.skipped = 0
+
+    def judge(self, loss: float, gradient_norm: float) -> str | None:
+        """Why the step must not be taken, or None; remembers the verdict."""
+        reason = self._reason(loss, gradient_norm)
+        if reason is None:
+            self.window.append((loss, gradient_norm))
+            self.in_a_row = 0
+        else:
+            self.in_a_row += 1
+            self.skipped += 1
+        return reason
+
+    @property
+    def must_roll_back(self) -> bool:
+        """Whether so many steps in a row were bad that the state itself is suspect."""
+        return self.in_a_row >= self.config.skips_in_a_row
+
+    def rolled_back(self) -> bool:
+        """Note a rollback; False when the run must end instead."""
+        self.in_a_row = 0
+        self.window.clear()
+        self.rollbacks += 1
+        return self.rollbacks <= self.config.rollbacks
+
+    def state(self) -> dict[str, Any]:
+        """JSON form for a checkpoint."""
+        return {
+            "window": [list(pair) for pair in self.window],
+            "in_a_row": self.in_a_row,
+            "rollbacks": self.rollbacks,
+            "skipped": self.skipped,
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take over what `state` gave."""
+        self.window = deque(
+            ((loss, norm) for loss, norm in state["window"]), maxlen=self.config.window
+        )
+        self.in_a_row, self.rollbacks = state["in_a_row"], state["rollbacks"]
+        self.skipped = state["skipped"]
+
+    def _reason(self, loss: float, gradient_norm: float) -> str | None:
+        for name, value in (("loss", loss), ("gradient norm", gradient_norm)):
+            if not math.isfinite(value):
+                return f"{name} is {value}"
+        if not self.config.spike or len(self.window) < LEAST_WINDOW:
+            return None
+        for index, (name, value) in enumerate((("loss", loss), ("gradient norm", gradient_norm))):
+            usual = [pair[index] for pair in self.window]
+            mean = fmean(usual)
+            limit = max(mean + self.config.spike * pstdev(usual), LEAST_RATIO * mean)
+            if index == 1:
+                limit *= 10  # the norm is clipped anyway; only an explosion counts
+            if value > limit:
+                return f"{name} {value:.4g} is above {limit:.4g}, usual is {mean:.4g}"
+        return None

@@ -1,0 +1,127 @@
+"""Where a run starts from: a model with its processor, and the stages that are behind it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from vl2.checkpoint.hf import load_model
+from vl2.config import VL2Config
+from vl2.model.vl2 import VL2Model
+from vl2.model_folder import resolve
+from vl2.processing import Processor, ProcessorConfig
+from vl2.train.config import STAGE_ORDER, InitConfig, TrainConfig
+
+SETTINGS = "config.yaml"
+EXPORTED = "model"
+HISTORY = "training.json"
+"""Beside an exported model: which stages made it."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Origin:
+    """What is known of the start before a weight is read."""
+
+    config: VL2Config
+    processor: Processor
+    folder: Path | None  # None: random weights
+    stages: tuple[str, ...]  # that the model has been through, as far as its folder says
+
+
+def find_origin(config: TrainConfig) -> Origin:
+    """Find model, processor and history, and check that the stage may follow.
+
+    Raises:
+        ValueError: nothing to start from, a run that has not finished, or a stage out of order.
+    """
+    init = config.init
+    if (init.model is None) == (init.preset is None):
+        raise ValueError(
+            "init.model and init.preset: give exactly one, a model to start from or the name of a "
+            "size that gets random weights"
+        )
+    if init.preset is not None:
+        if init.tokenizer is None:
+            raise ValueError(
+                f"init.preset={init.preset} needs init.tokenizer: a folder with tokenizer.json "
+                "(for the debug sizes: nano)"
+            )
+        model = VL2Config.preset(init.preset)
+        return Origin(
+            config=model, processor=_processor(init.tokenizer, model), folder=None, stages=()
+        )
+    folder = resolve(model_folder(str(init.model)), weights=False)
+    model = VL2Config.from_pretrained(folder)
+    processor = Processor.from_pretrained(init.tokenizer or folder)
+    stages = read_history(folder)
+    _check_order(stages, config.stage, folder)
+    return Origin(config=model, processor=processor, folder=folder, stages=stages)
+
+
+def model_folder(name: str) -> str:
+    """The exported model of a run folder; any other name as it is.
+
+    Raises:
+        ValueError: a run folder without an exported model.
+    """
+    run = Path(name).expanduser()
+    if not (run / SETTINGS).is_file():
+        if name.startswith("runs/") and not run.exists():
+            raise ValueError(f"no run at {name}: run the stage before it first, or set init.model")
+        return name
+    if not (run / EXPORTED / "config.json").is_file():
+        raise ValueError(f"the run in {name} has not finished: start it again, it goes on")
+    return str(run / EXPORTED)
+
+
+def load_weights(origin: Origin, init: InitConfig, seed: int, device: str) -> VL2Model:
+    """The model on its device, from its files or from the seed."""
+    if origin.folder is None:
+        model = VL2Model(origin.config)
+        model.init_weights(torch.Generator().manual_seed(seed))
+        model = model.to(getattr(torch, init.dtype))
+        return model.to(_device(device))
+    # Of a hub model only the description is here so far; its weights are fetched now.
+    return load_model(model_folder(str(init.model)), dtype=init.dtype, device=device)
+
+
+def read_history(folder: Path) -> tuple[str, ...]:
+    """Stages that an exported model has been through; none for a model from elsewhere."""
+    file = folder / HISTORY
+    if not file.is_file():
+        return ()
+    try:
+        return tuple(str(stage) for stage in json.loads(file.read_text("utf-8"))["stages"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{file} cannot be read: {error}; remove it to go on without") from None
+
+
+def write_history(folder: Path, stages: tuple[str, ...]) -> None:
+    """Say beside an exported model which stages made it."""
+    (folder / HISTORY).write_text(json.dumps({"stages": list(stages)}) + "\n", encoding="utf-8")
+
+
+def _check_order(stages: tuple[str, ...], stage: str, folder: Path) -> None:
+    known = [s for s in stages if s in STAGE_ORDER]
+    if known and STAGE_ORDER.index(stage) < STAGE_ORDER.index(known[-1]):
+        raise ValueError(
+            f"stage is {stage!r}, but {folder} has been through {', '.join(stages)}: the order is "
+            f"{', '.join(STAGE_ORDER)}; start from an earlier model"
+        )
+
+
+def _processor(tokenizer: str, config: VL2Config) -> Processor:
+    """The tokenizer with the tile grids of the model."""
+    words = Processor.from_pretrained(tokenizer).tokenizer
+    return Processor(
+        words, ProcessorConfig.for_model(config), image_size=config.vision_config.image_size
+    )
+
+
+def _device(name: str) -> str:
+    if name != "auto":
+        return name
+    return "cuda" if torch.cuda.is_available() else "cpu"

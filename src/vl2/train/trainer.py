@@ -1,0 +1,261 @@
+"""The training loop: one for every stage, watched, resumable bit for bit, safe to kill.
+
+A step is: take a batch, compute gradients, judge them, move (or throw the step away), log, and
+keep the state where it is due. Everything that decides the next step is in the state.
+"""
+
+from __future__ import annotations
+
+import random
+import signal
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vl2.checkpoint.dcp import CheckpointStore, read_extra
+from vl2.data.collate import TrainBatch
+from vl2.logs import get_logger
+from vl2.train.config import CheckpointConfig, GuardConfig
+from vl2.train.guard import Guard
+from vl2.train.metrics import MetricsLog, batch_size
+from vl2.train.optim import Optimizers
+from vl2.train.quarantine import Quarantine
+from vl2.train.task import StepReport, Task
+
+log = get_logger(__name__)
+
+STOPPED = 75
+"""Exit code of a run that was asked to stop and kept its state: start it again to go on."""
+
+Steps = Iterator[Sequence[TrainBatch]]
+
+
+@runtime_checkable
+class Loader(Protocol):
+    """Where batches come from: an endless, reproducible stream with a small state."""
+
+    def __iter__(self) -> Steps:
+        """The micro batches of each step, from the state on."""
+        ...
+
+    def state(self) -> dict[str, Any]:
+        """JSON form of what has been consumed."""
+        ...
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on behind what `state` had consumed."""
+        ...
+
+
+class TrainingStopped(Exception):
+    """A signal asked the run to end; its state is kept."""
+
+
+class Trainer:
+    """Runs `steps` steps of a task."""
+
+    def __init__(
+        self,
+        task: Task,
+        loader: Loader,
+        optimizers: Optimizers,
+        store: CheckpointStore,
+        metrics: MetricsLog,
+        *,
+        guard: GuardConfig,
+        checkpoint: CheckpointConfig,
+        fingerprint: dict[str, Any] | None = None,
+    ) -> None:
+        """Put the parts together; nothing is read or written yet.
+
+        Args:
+            task: computes gradients; its module's trained parameters and buffers are the state.
+            loader: gives the batches.
+            optimizers: move the parameters.
+            store: keeps the state.
+            metrics: shows what happens.
+            guard: when a step is thrown away.
+            checkpoint: when the state is kept.
+            fingerprint: what a kept state must agree with to be gone on from (JSON).
+        """
+        self.task, self.loader, self.optimizers = task, loader, optimizers
+        self.store, self.metrics = store, metrics
+        self.guard, self.checkpoint = Guard(guard), checkpoint
+        self.fingerprint = fingerprint or {}
+        self.steps = metrics.steps
+        self.step = 0
+        self.quarantine = Quarantine(store.root.parent / "quarantine.jsonl")
+        self._stop_signal: int | None = None
+
+    def run(self) -> None:
+        """Train to the last step, from the newest valid state if there is one.
+
+        Raises:
+            TrainingStopped: SIGTERM or SIGUSR1 came; the state was kept at a step's end.
+            ValueError: a kept state is of another run, or the loss cannot be brought back to sense.
+        """
+        self._resume()
+        self.task.module.train()
+        self.metrics.start(self.step)
+        handlers = self._listen()
+        try:
+            self._loop()
+            self.store.wait()
+        finally:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+            self.metrics.close()
+            self.task.module.eval()
+
+    def _loop(self) -> None:
+        batches = iter(self.loader)
+        while self.step < self.steps:
+            started = time.monotonic()
+            batch = next(batches)
+            waited = time.monotonic() - started
+            if not self._take(batch, started, waited):
+                batches = iter(self.loader)
+            if self._stop_signal is not None:
+                self._save(asynchronous=False)
+                raise TrainingStopped(
+                    f"stopped by signal {self._stop_signal} at step {self.step} of {self.steps}; "
+                    "the state is kept: start the same command again to go on"
+                )
+
+    def _take(self, batch: Sequence[TrainBatch], started: float, waited: float) -> bool:
+        """One step; False when the run went back and the loader must be asked anew."""
+        rate = self.optimizers.set_rates(self.step)
+        report, norm, reason = self._compute(batch)
+        if reason is not None:
+            self.task.discard()
+            self.optimizers.zero_grad()
+            self.quarantine.add(self.step, reason, batch)
+            log.error("step %d is thrown away: %s", self.step + 1, reason)
+            if self.guard.must_roll_back:
+                self._roll_back()
+                return False
+        else:
+            self.optimizers.step()
+            self.optimizers.zero_grad()
+            self.task.after_step()
+        self.step += 1
+        values = {"loss": report.loss, "grad_norm": norm, "lr": rate, **report.values}
+        self.metrics.add(self.step, values, batch_size(batch), started=started, waited=waited)
+        if self.step % self.checkpoint.every == 0 or self.step == self.steps:
+            self._save(asynchronous=self.checkpoint.asynchronous)
+        return True
+
+    def _compute(self, batch: Sequence[TrainBatch]) -> tuple[StepReport, float, str | None]:
+        """Gradients and the guard's verdict.
+
+        A result that is not finite is computed once more: when the second is fine, the fault was
+        the machine's and not the data's.
+        """
+        report = self.task.accumulate(batch)
+        norm = float(self.optimizers.clip())
+        if not np.isfinite(report.loss + norm):
+            self.optimizers.zero_grad()
+            again = self.task.accumulate(batch)
+            second = float(self.optimizers.clip())
+            if np.isfinite(again.loss + second):
+                log.error("step %d was not finite once and is when repeated", self.step + 1)
+                report, norm = again, second
+        return report, norm, self.guard.judge(report.loss, norm)
+
+    def _roll_back(self) -> None:
+        """Go back to the last kept state, but on behind the batches that were bad."""
+        bad = self.loader.state()
+        if not self.guard.rolled_back():
+            raise ValueError(
+                f"{self.guard.rollbacks} times {self.guard.config.skips_in_a_row} bad steps in a "
+                f"row, the last at step {self.step + 1}: lower optim.learning_rate, or look at the "
+                f"samples in {self.quarantine.path}"
+            )
+        found = self.store.newest()
+        if found is None:
+            raise ValueError(
+                f"bad steps in a row at step {self.step + 1} and no kept state to go back to: "
+                f"lower checkpoint.every, or look at the samples in {self.quarantine.path}"
+            )
+        extra = self.store.load(found, self._template())
+        self.step = extra["step"]
+        self.store.discard_after(self.step)
+        self.loader.restore(bad)
+        self.metrics.start(self.step)
+        log.error("went back to step %d; the batches since are skipped", self.step)
+
+    def _resume(self) -> None:
+        found = self.store.newest()
+        if found is None:
+            return
+        self._check(read_extra(found))
+        tensors = self._template()
+        extra = self.store.load(found, tensors)
+        self.step = extra["step"]
+        self.loader.restore(extra["loader"])
+        self.guard.restore(extra["guard"])
+        self.metrics.restore(extra["metrics"])
+        _restore_rng(extra["rng"], tensors["rng.torch"])
+        log.info("goes on at step %d of %d", self.step, self.steps)
+
+    def _check(self, extra: dict[str, Any]) -> None:
+        """Refuse a state of another run before a tensor is touched."""
+        for key, value in self.fingerprint.items():
+            if extra["fingerprint"].get(key) != value:
+                raise ValueError(
+                    f"{self.store.root} holds a run with another {key} "
+                    f"({extra['fingerprint'].get(key)!r}, now {value!r}): give another out folder, "
+                    "or the settings that the run began with"
+                )
+
+    def _save(self, *, asynchronous: bool) -> None:
+        extra = {
+            "step": self.step,
+            "loader": self.loader.state(),
+            "guard": self.guard.state(),
+            "metrics": self.metrics.state(),
+            "rng": _rng_state(),
+            "fingerprint": self.fingerprint,
+        }
+        self.store.save(self.step, self._tensors(), extra, asynchronous=asynchronous)
+
+    def _tensors(self) -> dict[str, Tensor]:
+        """Everything that training changes: trained parameters, buffers, moments, RNG."""
+        module = self.task.module
+        trained = {n: p.detach() for n, p in module.named_parameters() if p.requires_grad}
+        buffers = dict(module.named_buffers())
+        state = {f"model.{name}": tensor for name, tensor in {**trained, **buffers}.items()}
+        return {**state, **self.optimizers.state(), "rng.torch": torch.get_rng_state()}
+
+    def _template(self) -> dict[str, Tensor]:
+        self.optimizers.template()
+        return self._tensors()
+
+    def _listen(self) -> dict[int, Any]:
+        """Remember a request to stop until the step's end; returns the handlers before."""
+
+        def note(number: int, _frame: object) -> None:
+            self._stop_signal = number
+
+        return {n: signal.signal(n, note) for n in (signal.SIGTERM, signal.SIGUSR1)}
+
+
+def _rng_state() -> dict[str, Any]:
+    version, words, gauss = random.getstate()
+    name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)  # noqa: NPY002
+    return {
+        "python": [version, list(words), gauss],
+        "numpy": [str(name), np.asarray(keys).tolist(), int(position), int(has_gauss), cached],
+    }
+
+
+def _restore_rng(state: dict[str, Any], torch_state: Tensor) -> None:
+    version, words, gauss = state["python"]
+    random.setstate((version, tuple(words), gauss))
+    name, keys, *rest = state["numpy"]
+    np.random.set_state((name, np.array(keys, dtype=np.uint32), *rest))  # noqa: NPY002
+    torch.set_rng_state(torch_state)

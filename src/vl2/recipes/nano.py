@@ -4,9 +4,10 @@ The released models start from a pretrained SigLIP and a pretrained DeepSeekMoE.
 so two warm-ups stand in for them: the vision tower learns to say what lies under each patch
 ("see"), the language model learns to answer from scenes described in words ("talk"). Then come the
 three stages of the paper (section 4.1): align with the language model frozen, pretrain with
-everything, SFT with only answers supervised. SFT has parts: the full mixture, mostly pictures of
-one tile, and twice pictures of several objects, among which the model must choose. Everything is
-drawn from seeds; a stopped run goes on where it was.
+everything, SFT with only answers supervised. Most pictures show several objects, and each is asked
+about many times: choosing one object by its name is what a small model learns last. SFT ends on
+pictures of one tile with few questions each. Everything is drawn from seeds; a stopped run goes on
+where it was.
 """
 
 from __future__ import annotations
@@ -17,31 +18,23 @@ import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
 
+from vl2.checkpoint.dcp import CheckpointStore
 from vl2.checkpoint.hf import save_model
 from vl2.config import VL2Config
-from vl2.data.synthetic import (
-    COLOURS,
-    LETTERS,
-    SHAPES,
-    SceneRecipe,
-    fetch_fonts,
-    font_split,
-)
+from vl2.data.synthetic import SceneRecipe, fetch_fonts, font_split
 from vl2.logs import get_logger, log_to_stderr
-from vl2.model.moe import MoE
 from vl2.model.vl2 import VL2Model
-from vl2.ops.loss import IGNORE_ID
-from vl2.ops.moe import expert_load, update_bias
 from vl2.processing import Processor
 from vl2.recipes.nano_corpus import (
-    PATCH_LABELS,
+    Batches,
     BatchPlan,
+    ReplayLoader,
     ShardKind,
     draw_shard,
     patch_batches,
@@ -49,7 +42,12 @@ from vl2.recipes.nano_corpus import (
     text_batches,
 )
 from vl2.recipes.nano_tokenizer import save_tokenizer
-from vl2.train.loop import Batch, Stage, StepResult, train_stage
+from vl2.recipes.nano_warmup import VisionWarmup
+from vl2.train.config import BalanceConfig, CheckpointConfig, GuardConfig, OptimConfig
+from vl2.train.metrics import MetricsLog
+from vl2.train.optim import Optimizers, freeze
+from vl2.train.task import LanguageTask, Task
+from vl2.train.trainer import Trainer
 
 log = get_logger(__name__)
 
@@ -59,130 +57,86 @@ VISION = ("vision.patch_embed", "vision.pos_embed", "vision.blocks", "vision.nor
 BRIDGE = ("projector", "image_newline", "view_seperator")
 
 
-class VisionWarmup(nn.Module):
-    """The tower with linear heads for what lies under each patch; the heads are thrown away."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NanoStage:
+    """One stage of the run."""
 
-    def __init__(self, model: VL2Model) -> None:
-        super().__init__()
-        width = model.config.vision_config.width
-        self.vision = model.vision
-        self.heads = nn.ModuleDict(
-            {
-                "shape_id": nn.Linear(width, 1 + len(SHAPES)),
-                "colour_id": nn.Linear(width, 1 + len(COLOURS)),
-                "char_id": nn.Linear(width, 1 + len(LETTERS)),
-                "box": nn.Linear(width, 4),
-            }
-        )
-
-    def step(self, batch: Batch) -> StepResult:
-        """Cross entropy of the three names, and the edges of the box where there is an object."""
-        features = self.vision(batch["tiles"]).flatten(0, 1)
-        losses, report = [], {}
-        for name in PATCH_LABELS:
-            target = batch[name].flatten().long()
-            logits = self.heads[name](features)
-            losses.append(F.cross_entropy(logits, target) + _foreground_loss(logits, target))
-            hit = (logits.argmax(-1) == target)[target > 0].float()
-            report[name] = hit.mean().item() if len(hit) else 1.0
-        box = batch["box"].flatten(0, 2)
-        inside = box.abs().sum(-1) > 0
-        distance = (self.heads["box"](features) - box)[inside].abs()
-        losses.append(10 * distance.mean())
-        report["box"] = distance.mean().item()
-        return StepResult(loss=torch.stack(losses).sum(), report=report)
+    name: str
+    steps: int
+    trained: tuple[str, ...]  # parameter name prefixes; everything else is frozen
+    optim: OptimConfig
+    bias_step: float = 0.0  # of the routers' loss-free balancing
 
 
-def _foreground_loss(logits: Tensor, target: Tensor) -> Tensor:
-    there = target > 0
-    return F.cross_entropy(logits[there], target[there]) if there.any() else logits.sum() * 0
+def _muon(learning_rate: float, **settings: Any) -> OptimConfig:
+    """Muon, a warm-up, and a cosine to a tenth."""
+    return OptimConfig(
+        **{
+            "optimizer": "muon",
+            "learning_rate": learning_rate,
+            "vision_scale": 1.0,
+            "warmup": 100,
+            "floor": 0.1,
+            **settings,
+        }
+    )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class NanoRecipe:
     """Every number of the run."""
 
-    stages: Mapping[str, Stage]
+    stages: Mapping[str, NanoStage]
     fonts: tuple[Path | None, ...] | None = None  # None fetches the pinned packages' fonts
     seed: int = SEED
     tokenizer_scenes: int = 4000
     patch_shards: int = 24
-    easy_shards: int = 40
-    full_shards: int = 30
-    answer_shards: int = 16
-    several_shards: int = 14
+    drill_shards: int = 36
+    full_shards: int = 10
+    exam_shards: int = 24
     text_plan: BatchPlan = field(default_factory=BatchPlan)
     picture_plan: BatchPlan = field(default_factory=lambda: BatchPlan(tokens=3072))
 
 
 STAGES = (
-    Stage(
+    NanoStage(
         name="see",
         steps=2400,
-        learning_rate=2.5e-3,
         trained=("vision", "heads"),
-        weight_decay=0.05,
+        optim=_muon(2.5e-3, vision_scale=1.0, weight_decay=0.05),
     ),
-    Stage(
+    NanoStage(
         name="talk",
-        steps=500,
-        learning_rate=3e-3,
+        steps=300,
         trained=("language",),
-        warmup=40,
+        optim=_muon(3e-3, warmup=40),
         bias_step=0.001,
     ),
-    Stage(
+    NanoStage(
         name="align",
-        steps=200,
-        learning_rate=2e-3,
+        steps=150,
         trained=(*VISION, *BRIDGE),
-        vision_scale=0.1,
+        optim=_muon(2e-3, vision_scale=0.1),
     ),
-    Stage(
+    NanoStage(
         name="pretrain",
-        steps=1000,
-        horizon=2400,
-        learning_rate=2e-3,
+        steps=1600,
         trained=("",),
-        vision_scale=0.3,
+        optim=_muon(3e-3, vision_scale=0.3, horizon=4000),
         bias_step=0.001,
     ),
-    Stage(
+    NanoStage(
         name="sft",
-        steps=800,
-        horizon=2000,
-        learning_rate=1.5e-3,
+        steps=2400,
         trained=("",),
-        vision_scale=0.3,
-        warmup=20,
+        optim=_muon(2.5e-3, vision_scale=0.3, warmup=20),
         bias_step=0.001,  # the paper has 0 here; without it the loads drifted apart
     ),
-    Stage(
-        name="sft_easy",
-        steps=800,
-        horizon=1700,
-        learning_rate=1.3e-3,
-        trained=("",),
-        vision_scale=0.3,
-        warmup=20,
-        bias_step=0.001,
-    ),
-    Stage(
-        name="sft_several",
-        steps=1150,
-        learning_rate=2.5e-3,
-        trained=("",),
-        vision_scale=0.2,
-        warmup=20,
-        bias_step=0.001,
-    ),
-    Stage(
+    NanoStage(
         name="sft_last",
-        steps=1250,
-        learning_rate=1.5e-3,
+        steps=2200,
         trained=("",),
-        vision_scale=0.2,
-        warmup=10,
+        optim=_muon(2e-3, vision_scale=0.3, warmup=20),
         bias_step=0.001,
     ),
 )
@@ -208,7 +162,7 @@ def scene_recipe(fonts: tuple[Path | None, ...], split: str = "train") -> SceneR
 
 
 def shard_kinds(seed: int, fonts: tuple[Path | None, ...]) -> dict[str, ShardKind]:
-    """Pictures for the tower's warm-up, easy ones of one tile, the full mixture, SFT's own."""
+    """Pictures for the tower's warm-up, drills and few questions on one tile, all sizes."""
     easy = scene_recipe(fonts)
     patches = replace(
         easy,
@@ -216,23 +170,25 @@ def shard_kinds(seed: int, fonts: tuple[Path | None, ...]) -> dict[str, ShardKin
         min_cap_height=26.0,
         min_shape=24.0,
     )
+    drills = replace(
+        easy, kinds=(("shapes", 0.5), ("count", 0.15), ("text", 0.3), ("mixed", 0.05)), min_shapes=2
+    )
     free = (
-        ((112, 112), 0.7),
-        ((224, 112), 0.08),
-        ((112, 224), 0.05),
-        ((224, 224), 0.07),
-        (None, 0.1),
+        ((112, 112), 0.5),
+        ((224, 112), 0.14),
+        ((112, 224), 0.08),
+        ((224, 224), 0.1),
+        (None, 0.18),
     )
     full = replace(
         easy, sizes=free, text_styles=(("code", 0.85), ("long code", 0.1), ("word", 0.05))
     )
-    several = replace(easy, kinds=(("shapes", 0.5), ("count", 0.25), ("text", 0.25)))
+    exam = replace(easy, kinds=(("text", 0.35), ("shapes", 0.4), ("count", 0.25)))
     kinds = (
         ShardKind(name="patches", seed=seed + 1, recipe=patches, patch_labels=True),
-        ShardKind(name="easy", seed=seed + 2, recipe=easy),
-        ShardKind(name="full", seed=seed + 3, recipe=full),
-        ShardKind(name="answers", seed=seed + 4, recipe=full, short_references=True),
-        ShardKind(name="several", seed=seed + 5, recipe=several, short_references=True),
+        ShardKind(name="drills", seed=seed + 2, recipe=drills, drills=True, short_references=True),
+        ShardKind(name="full", seed=seed + 3, recipe=full, short_references=True),
+        ShardKind(name="exam", seed=seed + 4, recipe=exam, short_references=True),
     )
     return {kind.name: kind for kind in kinds}
 
@@ -243,47 +199,15 @@ def draw_corpus(recipe: NanoRecipe, folder: Path, processor: Processor) -> dict[
     kinds = shard_kinds(recipe.seed, fonts)
     counts = {
         "patches": recipe.patch_shards,
-        "easy": recipe.easy_shards,
+        "drills": recipe.drill_shards,
         "full": recipe.full_shards,
-        "answers": recipe.answer_shards,
-        "several": recipe.several_shards,
+        "exam": recipe.exam_shards,
     }
     corpus = {}
     for name, count in counts.items():
         corpus[name] = [draw_shard(kinds[name], n, folder, processor) for n in range(count)]
         log.info("%s: %d shards", name, count)
     return corpus
-
-
-class LanguageStep:
-    """Next-token loss and balance loss; afterwards the routers' biases move against the load."""
-
-    def __init__(self, model: VL2Model, bias_step: float) -> None:
-        self.model, self.bias_step = model, bias_step
-        layers = model.language.model.layers
-        self.routers = [layer.mlp.gate for layer in layers if isinstance(layer.mlp, MoE)]
-
-    def __call__(self, batch: Batch) -> StepResult:
-        """One forward pass."""
-        out = self.model(**batch, logits="none")
-        assert out.loss is not None
-        assert out.balance_loss is not None
-        experts = self.routers[0].weight.shape[0]
-        mask = batch["attention_mask"]
-        loads = [expert_load(routing, mask, experts) for routing in out.language.routing]
-        imbalance = max(float(load.max() / load.mean()) for load in loads)
-
-        def balance() -> None:
-            for router, load in zip(self.routers, loads, strict=True):
-                bias = router.e_score_correction_bias
-                bias.copy_(update_bias(bias, load, self.bias_step))
-
-        report = {"loss": out.loss.item(), "imbalance": imbalance}
-        return StepResult(
-            loss=out.loss + out.balance_loss,
-            report=report,
-            after=balance if self.bias_step else None,
-        )
 
 
 def train(recipe: NanoRecipe, out: Path, config: VL2Config | None = None) -> Path:
@@ -298,42 +222,49 @@ def train(recipe: NanoRecipe, out: Path, config: VL2Config | None = None) -> Pat
     model = VL2Model(config)
     model.init_weights(torch.Generator().manual_seed(recipe.seed))
     torch.manual_seed(recipe.seed)
-    see = recipe.stages["see"]
-    warmup = VisionWarmup(model)
-    tiles = patch_batches(corpus["patches"], PATCH_BATCH, recipe.seed)
-    train_stage(warmup, see, tiles, warmup.step, out)
+    tiles = partial(patch_batches, corpus["patches"], PATCH_BATCH, recipe.seed)
+    run_stage(recipe.stages["see"], VisionWarmup(model), tiles, out)
     for name, batches in language_batches(recipe, corpus, processor.tokenizer.image_id).items():
         stage = recipe.stages[name]
-        train_stage(model, stage, batches, LanguageStep(model, stage.bias_step), out)
+        task = LanguageTask(model, BalanceConfig(bias_step=stage.bias_step))
+        run_stage(stage, task, batches, out)
     processor.save_pretrained(release)
     save_model(model.to(torch.bfloat16), release, max_shard_bytes=None)
     return release
 
 
+def run_stage(stage: NanoStage, task: Task, batches: Batches, out: Path) -> None:
+    """Train through one stage, or take over what an earlier run of it has kept."""
+    names = freeze(task.module, stage.trained)
+    log.info("%s: %d tensors train for %d steps", stage.name, len(names), stage.steps)
+    with CheckpointStore(out / stage.name / "checkpoints", keep=1) as store:
+        Trainer(
+            task,
+            ReplayLoader(batches),
+            Optimizers(task.module, stage.optim, stage.steps),
+            store,
+            MetricsLog(out, steps=stage.steps, every=20, stage=stage.name),
+            guard=GuardConfig(spike=0.0),
+            checkpoint=CheckpointConfig(every=200, keep=1),
+        ).run()
+
+
 def language_batches(
     recipe: NanoRecipe, corpus: Mapping[str, Sequence[Path]], image_id: int
-) -> dict[str, Iterator[Batch]]:
+) -> dict[str, Batches]:
     """What each stage with the language model reads, in the order of the stages."""
-    easy, everything = corpus["easy"], [*corpus["easy"], *corpus["full"]]
-    unseen = easy[-18:]  # pretraining ends before it reaches these
+    drills, everything = corpus["drills"], [*corpus["drills"], *corpus["full"]]
+    last = [*corpus["exam"], *drills[: len(drills) // 3]]
     seed, ids = recipe.seed, (image_id,)
     text = replace(recipe.text_plan, supervise_prompt=True)
     answers, prompts = recipe.picture_plan, replace(recipe.picture_plan, supervise_prompt=True)
     mixed = replace(prompts, text_share=0.1)
     return {
-        "talk": text_batches(everything, text, seed, ignore_ids=ids),
-        "align": question_batches(easy, prompts, seed, ignore_ids=ids),
-        "pretrain": question_batches(everything, mixed, seed, ignore_ids=ids),
-        "sft": question_batches(
-            [*corpus["answers"], *corpus["full"]], answers, seed, ignore_ids=ids
-        ),
-        "sft_easy": question_batches(
-            [*corpus["answers"], *unseen], answers, seed + 1, ignore_ids=ids
-        ),
-        "sft_several": question_batches(corpus["several"], answers, seed, ignore_ids=ids),
-        "sft_last": question_batches(
-            [*unseen, *corpus["several"]], answers, seed + 3, ignore_ids=ids
-        ),
+        "talk": partial(text_batches, drills, text, seed, ignore_ids=ids),
+        "align": partial(question_batches, drills, prompts, seed, ignore_ids=ids),
+        "pretrain": partial(question_batches, everything, mixed, seed + 1, ignore_ids=ids),
+        "sft": partial(question_batches, everything, answers, seed + 2, ignore_ids=ids),
+        "sft_last": partial(question_batches, last, answers, seed + 3, ignore_ids=ids),
     }
 
 
@@ -345,10 +276,11 @@ def budget(recipe: NanoRecipe, out: Path) -> Iterator[dict[str, object]]:
     yield {"stage": "see", "steps": steps, "pictures": steps * PATCH_BATCH}
     for name, batches in language_batches(recipe, corpus, processor.tokenizer.image_id).items():
         seen = {"pictures": 0, "described": 0, "tokens": 0, "supervised": 0}
-        for batch in itertools.islice(batches, recipe.stages[name].steps):
-            seen["pictures" if "images" in batch else "described"] += len(batch["input_ids"])
-            seen["tokens"] += int(batch["attention_mask"].sum())
-            seen["supervised"] += int((batch["labels"] != IGNORE_ID).sum())
+        for batch in itertools.islice(batches(), recipe.stages[name].steps):
+            seen["pictures"] += batch.images
+            seen["described"] += 0 if batch.images else len(batch.tensors["input_ids"])
+            seen["tokens"] += batch.tokens
+            seen["supervised"] += batch.supervised
         yield {"stage": name, "steps": recipe.stages[name].steps, **seen}
 
 

@@ -6,9 +6,10 @@ seed and its index. Nothing is drawn twice, and a run that stopped goes on where
 
 from __future__ import annotations
 
+import itertools
 import random
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,8 +20,17 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from vl2.data.collate import TrainBatch
 from vl2.data.packing import PackedRow, share_prefix
-from vl2.data.synthetic import Question, Scene, SceneRecipe, ask, dense_labels, draw_scene
+from vl2.data.synthetic import (
+    Question,
+    Scene,
+    SceneRecipe,
+    ask,
+    dense_labels,
+    draw_scene,
+    drill,
+)
 from vl2.logs import get_logger
 from vl2.ops.loss import IGNORE_ID
 from vl2.processing import ModelInputs, Processor, conversation
@@ -39,6 +49,7 @@ class ShardKind:
     seed: int
     recipe: SceneRecipe
     patch_labels: bool = False  # one padded tile and per-patch targets instead of questions
+    drills: bool = False  # many questions on each picture, and lists
     short_references: bool = False  # half of the official requests are the object's name alone
 
 
@@ -52,7 +63,8 @@ def draw_shard(kind: ShardKind, number: int, folder: Path, processor: Processor)
     if kind.patch_labels:
         tensors = _patch_tensors(scenes, processor)
     else:
-        asked = [ask(scene, rng) for scene in scenes]
+        asker = drill if kind.drills else ask
+        asked = [asker(scene, rng) for scene in scenes]
         if kind.short_references:
             asked = [[_shortened(q) if rng.random() < 0.5 else q for q in qs] for qs in asked]
         tensors = _question_tensors(scenes, asked, processor)
@@ -174,24 +186,51 @@ class BatchPlan:
     supervise_prompt: bool = False  # questions count in the loss too
 
 
+Batches = Callable[[], Iterator[TrainBatch]]
+"""A stage's endless stream of batches, from its beginning."""
+
+
+class ReplayLoader:
+    """Steps of one batch each; going on replays the stream: that costs reading, but no drawing."""
+
+    def __init__(self, batches: Batches) -> None:
+        self.batches = batches
+        self.consumed = 0
+
+    def __iter__(self) -> Iterator[Sequence[TrainBatch]]:
+        """Steps from the state on."""
+        for batch in itertools.islice(self.batches(), self.consumed, None):
+            self.consumed += 1
+            yield [batch]
+
+    def state(self) -> dict[str, int]:
+        """Steps consumed."""
+        return {"consumed": self.consumed}
+
+    def restore(self, state: dict[str, int]) -> None:
+        """Go on behind them."""
+        self.consumed = state["consumed"]
+
+
 def _load(path: Path) -> dict[str, Tensor]:
     with safe_open(path, framework="pt") as file:
         return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
 
 
-def patch_batches(shards: Sequence[Path], size: int, seed: int) -> Iterator[dict[str, Tensor]]:
+def patch_batches(shards: Sequence[Path], size: int, seed: int) -> Iterator[TrainBatch]:
     """Endless batches of `size` tiles (float, normalised) with their per-patch targets."""
     for epoch, path in _endless(shards, seed):
         data = _load(path)
         order = torch.randperm(len(data["tiles"]), generator=_generator(seed, epoch, path))
         for rows in order.split(size):
             batch = {key: value[rows] for key, value in data.items()}
-            yield {**batch, "tiles": _normalised(batch["tiles"])}
+            tensors = {**batch, "tiles": _normalised(batch["tiles"])}
+            yield TrainBatch(tensors=tensors, images=len(rows), tiles=len(rows))
 
 
 def question_batches(
     shards: Sequence[Path], plan: BatchPlan, seed: int, *, ignore_ids: Sequence[int]
-) -> Iterator[dict[str, Tensor]]:
+) -> Iterator[TrainBatch]:
     """Endless batches of packed rows, arguments of the model; rows of one length stand together.
 
     Args:
@@ -214,7 +253,7 @@ def question_batches(
 
 def text_batches(
     shards: Sequence[Path], plan: BatchPlan, seed: int, *, ignore_ids: Sequence[int]
-) -> Iterator[dict[str, Tensor]]:
+) -> Iterator[TrainBatch]:
     """Endless batches of text-only documents."""
     for epoch, path in _endless(shards, seed):
         data = _load(path)
@@ -271,7 +310,7 @@ def _collate(
     group: list[int],
     plan: BatchPlan,
     ignore_ids: Sequence[int],
-) -> dict[str, Tensor]:
+) -> TrainBatch:
     """Right-padded arguments of the model; padding is a segment that nobody sees."""
     lengths = data[f"{prefix}.lengths"]
     ends = lengths.cumsum(0)
@@ -293,11 +332,17 @@ def _collate(
     batch["attention_mask"] = batch["segment_ids"] >= 0
     if plan.supervise_prompt:
         batch["labels"] = _supervise_all(batch, ignore_ids)
+    tokens = int(batch["attention_mask"].sum())
+    supervised = int((batch["labels"] != IGNORE_ID).sum())
     if prefix == "text":
         batch.pop("images_seq_mask")
-        return batch
+        return TrainBatch(tensors=batch, tokens=tokens, supervised=supervised)
     crops = data["crops"][group]
-    return {**batch, "images": _tiles(data, group, crops), "images_spatial_crop": crops[:, None]}
+    batch["images"], batch["images_spatial_crop"] = _tiles(data, group, crops), crops[:, None]
+    tiles = int((1 + crops.prod(dim=1)).sum())
+    return TrainBatch(
+        tensors=batch, tokens=tokens, supervised=supervised, images=len(group), tiles=tiles
+    )
 
 
 def _supervise_all(batch: dict[str, Tensor], ignore_ids: Sequence[int]) -> Tensor:

@@ -30,7 +30,8 @@ def draw_scene(rng: np.random.Generator, *, recipe: SceneRecipe) -> Scene:
     if kind == "text":
         font = add_text(rng, board, recipe, short=False)
     elif kind == "shapes":
-        add_shapes(rng, board, int(rng.integers(1, recipe.max_shapes + 1)), smallest=smallest)
+        number = int(rng.integers(recipe.min_shapes, recipe.max_shapes + 1))
+        add_shapes(rng, board, number, smallest=smallest)
     elif kind == "count":
         add_counted(rng, board, recipe.max_count, smallest=smallest)
     elif kind == "mixed":

@@ -1,7 +1,7 @@
 """Questions about a scene with their true answers: `ask(scene, rng)`."""
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +17,7 @@ QUESTION_KINDS = (
 )
 GROUNDING = "<|grounding|>"
 MIN_QUESTIONS, MAX_QUESTIONS = 2, 5
+DRILL_ROUNDS = 4
 GRID_MARGIN = 0.04
 """An object whose centre is this close to a line of the 3x3 grid has no clear place."""
 CLEAR_SHIFT = 0.12
@@ -39,8 +40,25 @@ Asker = Callable[[Scene, np.random.Generator], Question | None]
 def ask(scene: Scene, rng: np.random.Generator) -> list[Question]:
     """Two to five different questions that the scene answers without doubt, in random order."""
     wanted = int(rng.integers(MIN_QUESTIONS, MAX_QUESTIONS + 1))
+    return _collect(scene, rng, _askers(scene, rng), wanted)
+
+
+def drill(scene: Scene, rng: np.random.Generator, most: int = 10) -> list[Question]:
+    """Up to `most` questions, and lists of all objects: much practice from one picture.
+
+    In a list each object's property stands right behind its name, in random order. A model learns
+    to choose one object among several from these first, and then for questions.
+    """
+    rounds = [asker for _ in range(DRILL_ROUNDS) for asker in _askers(scene, rng)]
+    lists = _collect(scene, rng, LISTS, len(LISTS)) if len(scene.shapes) > 1 else []
+    return shuffled(rng, [*lists, *_collect(scene, rng, rounds, most)])
+
+
+def _collect(
+    scene: Scene, rng: np.random.Generator, askers: Sequence[Asker], wanted: int
+) -> list[Question]:
     questions: dict[str, Question] = {}
-    for asker in _askers(scene, rng):
+    for asker in askers:
         question = asker(scene, rng)
         if question and question.text not in questions:
             questions[question.text] = question
@@ -198,6 +216,57 @@ def _relation(scene: Scene, rng: np.random.Generator) -> Question | None:
     word = pick(rng, clear)
     text = phrased(rng, "relation", single[0].name, word, single[1].name)
     return Question(text=text, answer="yes" if truths[word] > 0 else "no", kind="position")
+
+
+def _reverse_position(scene: Scene, rng: np.random.Generator) -> Question | None:
+    """What stands in a cell of the 3x3 grid that holds one object."""
+    places = [(place_word(item, scene), item) for item in scene.shapes]
+    counts = Counter(place for place, _ in places)
+    single = [(place, item) for place, item in places if place and counts[place] == 1]
+    if not single or any(place is None for place, _ in places):
+        return None
+    place, item = pick(rng, single)
+    where = "in the centre" if place == "centre" else f"at the {place}"
+    return Question(text=phrased(rng, "reverse position", where), answer=item.name, kind="position")
+
+
+def _single(scene: Scene, field: str) -> list[SceneObject]:
+    """The shapes whose name, shape or colour no other shape has."""
+    counts = Counter(getattr(item, field) for item in scene.shapes)
+    return [item for item in scene.shapes if counts[getattr(item, field)] == 1]
+
+
+def _listing(rng: np.random.Generator, kind: str, parts: Sequence[str]) -> Question | None:
+    if len(parts) < 2:
+        return None
+    answer = ", ".join(shuffled(rng, parts))
+    return Question(text=phrased(rng, kind), answer=answer, kind="caption")
+
+
+def _list_colours(scene: Scene, rng: np.random.Generator) -> Question | None:
+    parts = [f"{item.shape} {item.colour}" for item in _single(scene, "shape")]
+    return _listing(rng, "list colours", parts)
+
+
+def _list_shapes(scene: Scene, rng: np.random.Generator) -> Question | None:
+    return _listing(rng, "list shapes", [item.name for item in _single(scene, "colour")])
+
+
+def _list_places(scene: Scene, rng: np.random.Generator) -> Question | None:
+    places = [(item, place_word(item, scene)) for item in _single(scene, "name")]
+    return _listing(rng, "list places", [f"{item.name} {place}" for item, place in places if place])
+
+
+def _list_boxes(scene: Scene, rng: np.random.Generator) -> Question | None:
+    size = scene.image.size
+    parts = [grounded(item.name, [item.box], size) for item in _single(scene, "name")]
+    return _listing(rng, "list boxes", parts)
+
+
+LISTS: tuple[Asker, ...] = (
+    *(_list_colours, _list_shapes, _list_places, _list_boxes, _reverse_position),
+)
+"""What `drill` asks besides questions."""
 
 
 def _caption(scene: Scene, rng: np.random.Generator) -> Question | None:

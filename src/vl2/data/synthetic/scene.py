@@ -98,6 +98,7 @@ class SceneRecipe:
     """Of a text in pixels; the height of a capital H."""
     min_shape: float = 18.0
     """Side of the smallest shape in pixels."""
+    min_shapes: int = 1
     max_shapes: int = 5
     max_count: int = 4
     augment: float | int = 0.4

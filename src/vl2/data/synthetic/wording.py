@@ -37,6 +37,11 @@ PHRASINGS: dict[str, tuple[str, ...]] = {
         "In which part of the picture is the {}?",
         "What is the position of the {}?",
     ),
+    "reverse position": ("What is {}?", "Which shape is {}?"),
+    "list colours": ("Name the colour of each shape.", "What colour is each shape?"),
+    "list shapes": ("Name the shape of each colour.", "List the shapes by colour."),
+    "list places": ("Where is each shape?", "Name the position of each shape."),
+    "list boxes": ("Locate each shape.", "Find all shapes."),
     "relation": ("Is the {} {} the {}?",),
     "caption": (
         "Describe the picture.",

@@ -16,17 +16,14 @@ import pytest
 import torch
 from PIL import Image
 
-from vl2.config import VL2Config
-from vl2.data.collate import Sample, SampleInfo, TrainBatch, collate_rows
+from vl2.data.collate import TrainBatch
 from vl2.data.config import DataConfig, SourceConfig
 from vl2.data.encode import token_count
 from vl2.data.index import RowIndex
 from vl2.data.loader import TrainLoader
 from vl2.data.records import Record, RecordError, Turn
 from vl2.data.sources import Source, open_source
-from vl2.data.substitute import DataError, SlotReport, Tally
-from vl2.model.vl2 import VL2Model
-from vl2.ops.loss import IGNORE_ID, token_losses
+from vl2.data.substitute import DataError
 from vl2.processing import Processor
 
 WORDS = ["a", "red", "dog", "ran", "over", "green", "hills", "and", "saw", "one", "cat", "sleep"]
@@ -122,101 +119,6 @@ def take(batches: Iterator[TrainBatch], count: int) -> list[TrainBatch]:
 
 def ids(batches: Sequence[TrainBatch]) -> list[tuple[str, str, int]]:
     return [(s.source, s.id, s.position) for b in batches for s in b.samples]
-
-
-# Packing
-
-
-def sample_of(record: Record, processor: Processor, source: int = 0) -> Sample:
-    messages = [{"role": turn.role, "content": turn.text} for turn in record.turns]
-    inputs = processor.from_conversation(messages, record.images, inference_mode=False)
-    info = SampleInfo(
-        source=record.source, id=record.id, position=0, row=0, tokens=len(inputs.input_ids)
-    )
-    return Sample(info=info, source=source, inputs=inputs)
-
-
-def small_model() -> VL2Model:
-    nano = VL2Config.nano()
-    model = VL2Model(
-        replace(
-            nano,
-            language_config=replace(nano.language_config, num_hidden_layers=2),
-            vision_config=replace(nano.vision_config, layers=1),
-        )
-    )
-    model.init_weights(torch.Generator().manual_seed(0))
-    return model.eval()
-
-
-@torch.no_grad()
-def test_a_packed_row_computes_what_its_samples_compute_alone(processor: Processor):
-    model = small_model()
-    records = [talk("a", 0, pictures=1), talk("a", 1, words=9), talk("a", 2, pictures=2)]
-    samples = [sample_of(record, processor, source=i) for i, record in enumerate(records)]
-
-    def losses(rows: list[list[Sample]], **settings) -> torch.Tensor:
-        tensors = dict(collate_rows(rows, pad_id=0, **settings).tensors)
-        labels = tensors.pop("labels")
-        hidden = model(**tensors, logits="none").language.hidden
-        return token_losses(hidden, model.language.lm_head.weight, labels)
-
-    alone = torch.cat([losses([[sample]]) for sample in samples])
-    order = [samples[2], samples[0]]
-    padded = losses([[samples[0], samples[1]], [samples[2]]], pad_to=200)
-    assert torch.allclose(padded, alone, atol=1e-5)
-    swapped = losses([order])
-    assert not torch.allclose(swapped, losses([order], isolate_documents=False), atol=1e-3)
-    assert torch.allclose(swapped, torch.cat([losses([[s]]) for s in order]), atol=1e-5)
-
-
-def test_a_packed_row_has_segments_positions_sources_and_no_borrowed_targets(processor: Processor):
-    first, second = talk("a", 0), talk("b", 1, pictures=1)
-    samples = [sample_of(first, processor), sample_of(second, processor, source=1)]
-    whole = replace(
-        samples[1], inputs=replace(samples[1].inputs, labels=samples[1].inputs.input_ids)
-    )
-    batch = collate_rows([[samples[0], whole], [samples[0]]], pad_id=9, source_names=("a", "b"))
-    cut, length = samples[0].info.tokens, samples[0].info.tokens + samples[1].info.tokens
-    t = batch.tensors
-    assert t["input_ids"].shape == (2, length)
-    assert t["segment_ids"][0].tolist() == [1] * cut + [2] * (length - cut)
-    assert t["segment_ids"][1].tolist() == [1] * cut + [-1] * (length - cut)
-    assert t["position_ids"][0].tolist() == [*range(cut), *range(length - cut)]
-    assert t["labels"][0, cut] == IGNORE_ID
-    assert t["labels"][0, cut + 1] == samples[1].inputs.input_ids[1]
-    assert (t["labels"][1, cut:] == IGNORE_ID).all()
-    assert (t["input_ids"][1, cut:] == 9).all()
-    assert t["attention_mask"].sum(dim=1).tolist() == [length, cut]
-    assert batch.source_ids[0].tolist() == [0] * cut + [1] * (length - cut)
-    assert batch.source_ids[1].tolist() == [0] * cut + [-1] * (length - cut)
-    assert torch.equal(t["images"][0], samples[1].inputs.images)
-    assert t["images_spatial_crop"].tolist() == [[[1, 1]], [[0, 0]]]
-    assert (batch.tokens, batch.images, batch.tiles) == (length + cut, 1, 2)
-    assert batch.supervised == int((t["labels"] != IGNORE_ID).sum())
-    assert [info.source for info in batch.samples] == ["a", "b", "a"]
-
-
-def test_the_unisolated_variant_shares_a_segment_but_restarts_positions(processor: Processor):
-    samples = [sample_of(talk("a", i), processor) for i in range(2)]
-    t = collate_rows([samples], pad_id=0, isolate_documents=False).tensors
-    assert (t["segment_ids"] == 1).all()
-    assert t["position_ids"][0, samples[0].info.tokens] == 0
-    assert t["labels"][0, samples[0].info.tokens] == IGNORE_ID
-
-
-@torch.no_grad()
-def test_text_alone_and_empty_rows_go_through_the_model(processor: Processor):
-    model = small_model()
-    sample = sample_of(talk("a", 0), processor)
-    for rows in ([[sample], []], [[]]):
-        batch = collate_rows(rows, pad_id=0)
-        assert not any(name.startswith("images") for name in batch.tensors)
-        out = model(**batch.tensors)
-        assert out.loss is not None
-        assert torch.isfinite(out.loss)
-    with pytest.raises(ValueError, match="rows have 3: plan shorter ones"):
-        collate_rows([[sample]], pad_id=0, pad_to=3)
 
 
 # The stream
@@ -377,67 +279,6 @@ def test_more_tokens_than_planned_is_a_bad_record(processor: Processor):
     batches = take(loader.micro_batches(), 5)
     assert "read-0" not in {id for _, id, _ in ids(batches)}
     assert "where its index has" in loader.state()["sources"]["read"]["reasons"][0]
-
-
-def report(failed: int = 0, *, filled: bool = True) -> SlotReport:
-    return SlotReport(
-        source=0, failed=failed, reasons=("no picture",) * min(failed, 3), filled=filled
-    )
-
-
-def add_all(tally: Tally, places: int, *, every: int) -> None:
-    for number in range(places):
-        tally.add(report(failed=int(number % every == 0)))
-
-
-def tally_of(**settings) -> Tally:
-    return Tally(["a"], DataConfig(**settings))
-
-
-def test_a_source_past_the_rate_stops_the_run():
-    tally = tally_of(max_bad_rate=0.01, bad_rate_window=1000)
-    add_all(tally, 10_000, every=101)
-    assert len(tally.state()["a"]["recent"]) <= 10
-    with pytest.raises(DataError) as told:
-        add_all(tally, 10_000, every=50)
-    message = str(told.value)
-    assert message.startswith("source a: 11 of the last 1000 records are bad (data.max_bad_rate")
-    assert "first reasons: no picture; no picture; no picture: repair the source" in message
-    assert "\n" not in message
-
-
-def test_few_bad_records_at_the_start_do_not_stop_the_run_but_a_broken_source_does():
-    tally = tally_of()
-    tally.add(report(failed=2))
-    for _ in range(30):
-        tally.add(report())
-    tally.add(report(failed=2))
-    with pytest.raises(DataError):
-        add_all(tally, 200, every=2)
-    assert 40 < tally.state()["a"]["tried"] < 80
-
-
-def test_a_row_of_bad_records_stops_the_run_and_one_good_one_ends_the_row():
-    tally = tally_of(max_bad_rate=1.0)
-    for _ in range(5):
-        tally.add(report(failed=100))
-    tally.add(report(failed=60, filled=False))
-    with pytest.raises(
-        DataError, match=r"source a: 101 records in a row are bad \(data.max_bad_in"
-    ):
-        tally.add(report(failed=41))
-
-
-def test_counts_judge_the_same_after_a_restart():
-    first = tally_of(max_bad_rate=0.01, bad_rate_window=1000)
-    add_all(first, 1500, every=120)
-    second = tally_of(max_bad_rate=0.01, bad_rate_window=1000)
-    second.restore(json.loads(json.dumps(first.state())))
-    for tally in (first, second):
-        with pytest.raises(DataError):
-            add_all(tally, 1000, every=30)
-    assert first.state() == second.state()
-    assert first.state()["a"]["tried"] < 2000
 
 
 def test_a_mistake_in_the_code_is_one_clear_line(processor: Processor):

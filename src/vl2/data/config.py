@@ -51,7 +51,7 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         """Check the numbers that have to fit each other."""
-        for name in ("sequence_length", "batch_size", "micro_batch", "bad_rate_window"):
+        for name in ("sequence_length", "batch_size", "micro_batch", "prefetch", "bad_rate_window"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}: expected at least 1")
         if self.workers < 0:

@@ -9,11 +9,14 @@ from __future__ import annotations
 import hashlib
 import json
 import multiprocessing
+import os
 import signal
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from multiprocessing import resource_tracker
+from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import Any
 
@@ -209,6 +212,7 @@ class TrainLoader:
         # Forking the trainer itself could copy a lock that one of its threads holds.
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(["vl2.data.decode"])
+        self._lifeline = context.Pipe(duplex=False)
         return DataLoader(
             self._decoder,
             batch_size=None,
@@ -216,6 +220,7 @@ class TrainLoader:
             num_workers=self.config.workers,
             prefetch_factor=self.config.prefetch,
             collate_fn=_as_it_is,
+            worker_init_fn=partial(_end_with_trainer, self._lifeline[0]),
             multiprocessing_context=context,
             persistent_workers=True,
             generator=torch.Generator().manual_seed(0),  # leaves the trainer's own alone
@@ -254,3 +259,17 @@ def _sheltered() -> Iterator[None]:
 
 def _as_it_is(decoded: Any) -> Any:
     return decoded
+
+
+def _end_with_trainer(lifeline: Connection, _worker: int) -> None:
+    """End this worker when the trainer is gone, however it went.
+
+    Only the trainer holds the pipe's other end. PyTorch's own watch looks at the parent, which here
+    is the fork server, and that one stays as long as a worker does.
+    """
+
+    def watch() -> None:
+        lifeline.poll(None)
+        os._exit(1)
+
+    threading.Thread(target=watch, name="lifeline", daemon=True).start()

@@ -211,6 +211,9 @@ class ReplayLoader:
         """Go on behind them."""
         self.consumed = state["consumed"]
 
+    def close(self) -> None:
+        """Nothing works for it."""
+
 
 def _load(path: Path) -> dict[str, Tensor]:
     with safe_open(path, framework="pt") as file:

@@ -76,6 +76,9 @@ class Numbers:
     def restore(self, state: dict[str, int]) -> None:
         self.next = state["next"]
 
+    def close(self) -> None:
+        self.closed = True
+
 
 def trainer(folder: Path, task: NetTask, steps: int = 40, **settings) -> Trainer:
     freeze(task.module, settings.pop("trained", ("",)))

@@ -48,12 +48,9 @@ def convert_checkpoint(
     check_layout(layout)
     held = None if dtype == "auto" else model_dtype(dtype)
     folder, goal = resolve(source), Path(target).expanduser()
-    if goal.exists() and not goal.is_dir():
-        raise ValueError(f"{goal} is a file: give a folder to write into")
     if goal.is_dir() and goal.samefile(folder):
         raise ValueError(f"{goal} is the source itself: give another folder to write into")
-    if goal.is_dir() and any(goal.iterdir()) and not force:
-        raise ValueError(f"{goal} is not empty: give a new folder, or --force to replace the model")
+    check_target(goal, force=force)
     checkpoint = open_checkpoint(folder)
     write_checkpoint(
         goal,
@@ -64,6 +61,18 @@ def convert_checkpoint(
         on_progress=on_progress,
     )
     return goal
+
+
+def check_target(goal: Path, *, force: bool) -> None:
+    """Refuse to write into a file, or without `force` into a folder that holds something.
+
+    Raises:
+        ValueError: one of these.
+    """
+    if goal.exists() and not goal.is_dir():
+        raise ValueError(f"{goal} is a file: give a folder to write into")
+    if goal.is_dir() and any(goal.iterdir()) and not force:
+        raise ValueError(f"{goal} is not empty: give a new folder, or --force to replace the model")
 
 
 def _converted(

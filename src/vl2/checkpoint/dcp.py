@@ -168,10 +168,15 @@ class CheckpointStore:
         keep_last(self.root, self.keep, valid=folder)
 
 
-def load_step(folder: Path, tensors: Mapping[str, Any]) -> dict[str, Any]:
+def load_step(folder: Path, tensors: Mapping[str, Any], *, subset: bool = False) -> dict[str, Any]:
     """Fill `tensors` in place from a step and return its `extra`; needs no store and no lock.
 
     Every byte of the step, and every key, shape and dtype, is checked before a tensor is touched.
+
+    Args:
+        folder: of the step.
+        tensors: as saved, nested at will.
+        subset: let the step hold more than is asked for, such as moments.
 
     Raises:
         CheckpointError: the step is damaged, or its tensors are not those given.
@@ -182,7 +187,7 @@ def load_step(folder: Path, tensors: Mapping[str, Any]) -> dict[str, Any]:
     reader = HuggingFaceStorageReader(str(folder))
     _allow_single_process()
     try:
-        _check_same(folder, reader.read_metadata().state_dict_metadata, targets)
+        _check_same(folder, reader.read_metadata().state_dict_metadata, targets, subset)
         with torch.no_grad():
             load(dict(targets), storage_reader=reader, no_dist=True)
     except (CheckpointException, SafetensorError, KeyError, OSError) as error:
@@ -244,11 +249,13 @@ def _allow_single_process() -> None:
     warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or")
 
 
-def _check_same(folder: Path, stored: Mapping[str, Any], targets: Mapping[str, Tensor]) -> None:
-    """The step must hold exactly the tensors that are to be filled."""
+def _check_same(
+    folder: Path, stored: Mapping[str, Any], targets: Mapping[str, Tensor], subset: bool
+) -> None:
+    """The step must hold exactly the tensors that are to be filled, or at least those."""
     for name in sorted(targets.keys() - stored.keys()):
         raise CheckpointError(f"{name} is not in {folder}: load into the model that was saved")
-    for name in sorted(stored.keys() - targets.keys()):
+    for name in sorted(stored.keys() - targets.keys() if not subset else ()):
         raise CheckpointError(
             f"{folder} holds {name}, which has no place to go: load into the model that was saved"
         )

@@ -13,7 +13,9 @@ from vl2.checkpoint.sizes import format_bytes, parse_bytes
 
 
 def convert(
-    src: Annotated[str, typer.Argument(help="nano, a model folder, or a hub id.")],
+    src: Annotated[
+        str, typer.Argument(help="nano, a model folder, a hub id, a training run or a step of it.")
+    ],
     dst: Annotated[Path, typer.Argument(help="New or empty folder to write.")],
     dtype: Annotated[
         str, typer.Option(help="float32, bfloat16 or float16; auto keeps each tensor's own.")
@@ -28,13 +30,18 @@ def convert(
 ) -> None:
     """Write a model in another dtype or layout, with the fields and files other engines need.
 
-    Runs tensor by tensor: a model larger than memory can be converted.
+    Runs tensor by tensor: a model larger than memory can be converted. Of a training run the newest
+    valid state is written, adapters merged.
     """
-    from vl2.checkpoint.convert import convert_checkpoint
+    from vl2.checkpoint.convert import check_target, convert_checkpoint
     from vl2.checkpoint.folder import scan_folder
     from vl2.checkpoint.report import stored_bytes
 
     shard_bytes = parse_bytes(max_shard_size)
+    if _is_run(src):
+        check_target(dst, force=force)
+        _convert_run(src, dst, dtype, layout, shard_bytes)
+        return
     columns = (TextColumn("converting"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     console = Console(stderr=True)
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
@@ -53,3 +60,26 @@ def convert(
         f"{format_bytes(n)} {name}" for name, n in stored_bytes(stored.values()).items()
     )
     print(f"{folder}: {len(stored):,} tensors, {held}")
+
+
+def _is_run(src: str) -> bool:
+    if not Path(src).expanduser().is_dir():
+        return False
+    from vl2.train.kept import is_run
+
+    return is_run(src)
+
+
+def _convert_run(src: str, dst: Path, dtype: str, layout: str, shard_bytes: int | None) -> None:
+    from vl2.checkpoint.load import model_dtype
+    from vl2.checkpoint.save import save_model
+    from vl2.train.kept import load_kept
+    from vl2.train.origin import write_history
+
+    kept = load_kept(src)
+    model = kept.model if dtype == "auto" else kept.model.to(model_dtype(dtype))
+    dst.mkdir(parents=True, exist_ok=True)
+    kept.processor.save_pretrained(dst)
+    write_history(dst, kept.stages)
+    save_model(model, dst, shard_bytes, layout=layout)
+    print(f"{dst}: step {kept.step} of {src}")

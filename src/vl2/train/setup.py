@@ -45,6 +45,7 @@ from vl2.train.trainer import Trainer
 
 log = get_logger(__name__)
 
+CHECKPOINTS = "checkpoints"
 ADAPTER = "adapter"
 """Where a run with low-rank adapters leaves them, beside the merged model."""
 
@@ -109,7 +110,7 @@ def build(prepared: Prepared) -> Trainer:
     config, origin = prepared.config, prepared.origin
     folder = Path(config.folder)
     folder.mkdir(parents=True, exist_ok=True)
-    store = CheckpointStore(folder / "checkpoints", keep=config.checkpoint.keep)
+    store = CheckpointStore(folder / CHECKPOINTS, keep=config.checkpoint.keep)
     if config.compute.threads:
         torch.set_num_threads(config.compute.threads)
     torch.manual_seed(config.seed)

@@ -14,7 +14,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vl2.checkpoint.dcp import CheckpointStore, read_extra
 from vl2.data.collate import TrainBatch
@@ -48,6 +48,10 @@ class Loader(Protocol):
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on behind what `state` had consumed."""
+        ...
+
+    def close(self) -> None:
+        """End what works for it; iterating again starts anew."""
         ...
 
 
@@ -90,6 +94,7 @@ class Trainer:
         self.step = 0
         self.quarantine = Quarantine(store.root.parent / "quarantine.jsonl")
         self._stop_signal: int | None = None
+        self._kept: int | None = None  # the step whose state the store has, or is about to have
 
     def run(self) -> None:
         """Train to the last step, from the newest valid state if there is one.
@@ -109,6 +114,7 @@ class Trainer:
             for number, handler in handlers.items():
                 signal.signal(number, handler)
             self.metrics.close()
+            self.loader.close()
             self.task.module.eval()
 
     def _loop(self) -> None:
@@ -182,7 +188,7 @@ class Trainer:
                 f"lower checkpoint.every, or look at the samples in {self.quarantine.path}"
             )
         extra = self.store.load(found, self._template())
-        self.step = extra["step"]
+        self.step = self._kept = extra["step"]
         self.store.discard_after(self.step)
         self.loader.restore(bad)
         self.metrics.start(self.step)
@@ -195,7 +201,7 @@ class Trainer:
         self._check(read_extra(found))
         tensors = self._template()
         extra = self.store.load(found, tensors)
-        self.step = extra["step"]
+        self.step = self._kept = extra["step"]
         self.loader.restore(extra["loader"])
         self.guard.restore(extra["guard"])
         self.metrics.restore(extra["metrics"])
@@ -213,6 +219,9 @@ class Trainer:
                 )
 
     def _save(self, *, asynchronous: bool) -> None:
+        if self.step == self._kept:
+            self.store.wait()
+            return
         extra = {
             "step": self.step,
             "loader": self.loader.state(),
@@ -222,13 +231,11 @@ class Trainer:
             "fingerprint": self.fingerprint,
         }
         self.store.save(self.step, self._tensors(), extra, asynchronous=asynchronous)
+        self._kept = self.step
 
     def _tensors(self) -> dict[str, Tensor]:
         """Everything that training changes: trained parameters, buffers, moments, RNG."""
-        module = self.task.module
-        trained = {n: p.detach() for n, p in module.named_parameters() if p.requires_grad}
-        buffers = dict(module.named_buffers())
-        state = {f"model.{name}": tensor for name, tensor in {**trained, **buffers}.items()}
+        state = model_state(self.task.module)
         return {**state, **self.optimizers.state(), "rng.torch": torch.get_rng_state()}
 
     def _template(self) -> dict[str, Tensor]:
@@ -242,6 +249,13 @@ class Trainer:
             self._stop_signal = number
 
         return {n: signal.signal(n, note) for n in (signal.SIGTERM, signal.SIGUSR1)}
+
+
+def model_state(module: nn.Module) -> dict[str, Tensor]:
+    """What training changes in a module: its trained parameters and its buffers."""
+    trained = {n: p.detach() for n, p in module.named_parameters() if p.requires_grad}
+    found = {**trained, **dict(module.named_buffers())}
+    return {f"model.{name}": tensor for name, tensor in found.items()}
 
 
 def _rng_state() -> dict[str, Any]:

@@ -1,0 +1,68 @@
+"""A model out of the kept state of a run, finished or not: what `vl2 convert RUN` writes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from vl2.checkpoint.commit import newest_valid
+from vl2.checkpoint.dcp import load_step
+from vl2.model.vl2 import VL2Model
+from vl2.overrides import read_yaml
+from vl2.processing import Processor
+from vl2.train.config import TrainConfig
+from vl2.train.lora import merge_lora
+from vl2.train.origin import SETTINGS, find_origin, load_weights
+from vl2.train.setup import CHECKPOINTS, select
+from vl2.train.trainer import model_state
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Kept:
+    """A model as a run had it after `step` steps, adapters merged."""
+
+    model: VL2Model
+    processor: Processor
+    step: int
+    stages: tuple[str, ...]
+
+
+def is_run(path: str | Path) -> bool:
+    """Whether a run folder, or a step inside one, is meant."""
+    return run_of(Path(path).expanduser()) is not None
+
+
+def run_of(path: Path) -> Path | None:
+    """The run folder of a run or of one of its steps."""
+    for folder in (path, path.parent.parent):
+        if (folder / SETTINGS).is_file() and (folder / CHECKPOINTS).is_dir():
+            return folder
+    return None
+
+
+def load_kept(path: str | Path) -> Kept:
+    """The model of a run's newest valid step, or of the step that `path` names.
+
+    Raises:
+        ValueError: no run, no valid step, or a damaged one; what is wrong is named.
+    """
+    given = Path(path).expanduser()
+    run = run_of(given)
+    if run is None:
+        raise ValueError(f"{path} is no run: expected a folder with {SETTINGS} and {CHECKPOINTS}")
+    step = newest_valid(run / CHECKPOINTS) if given == run else given
+    if step is None:
+        raise ValueError(f"{run / CHECKPOINTS} holds no valid step: let the run keep one first")
+    config = read_yaml(run / SETTINGS, TrainConfig)
+    origin = find_origin(config)
+    model = load_weights(origin, config.init, config.seed, "cpu")
+    select(model, config)
+    extra = load_step(step, model_state(model), subset=True)
+    if config.lora is not None:
+        merge_lora(model, keep_base=False)
+    return Kept(
+        model=model.eval(),
+        processor=origin.processor,
+        step=int(extra["step"]),
+        stages=(*origin.stages, config.stage),
+    )

@@ -23,7 +23,7 @@ from PIL import Image
 
 import vl2
 from vl2.data.synthetic import Question, ask, draw_scene, fetch_fonts, font_split
-from vl2.processing.grounding import Box, parse_grounding
+from vl2.processing.grounding import iou, parse_grounding
 from vl2.recipes.nano import scene_recipe
 
 SEED = 77_000_000
@@ -56,16 +56,6 @@ def items(kind: str, pictures: int, split: str) -> Iterator[Item]:
                 yield Item(image=scene.image, question=question, objects=len(scene.objects))
 
 
-def overlap(a: Box, b: Box) -> float:
-    """Intersection over union of two boxes."""
-    wide = min(a.x2, b.x2) - max(a.x1, b.x1)
-    high = min(a.y2, b.y2) - max(a.y1, b.y1)
-    if wide <= 0 or high <= 0:
-        return 0.0
-    areas = ((box.x2 - box.x1) * (box.y2 - box.y1) for box in (a, b))
-    return wide * high / (sum(areas) - wide * high)
-
-
 def is_right(item: Item, answer: str) -> bool:
     """Exact text, or for one located object a box that overlaps by half."""
     if item.question.kind != "locate":
@@ -74,7 +64,7 @@ def is_right(item: Item, answer: str) -> bool:
     found = parse_grounding(answer, [item.image.size])
     if not wanted:
         return not found
-    return len(found) == 1 and overlap(wanted[0], found[0]) >= 0.5
+    return len(found) == 1 and iou(wanted[0], found[0]) >= 0.5
 
 
 def wanted_kind(item: Item, scene: str) -> str | None:

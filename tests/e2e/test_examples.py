@@ -1,5 +1,6 @@
 """The examples run as their first line says, and stay short."""
 
+import json
 import runpy
 import sys
 from pathlib import Path
@@ -29,6 +30,13 @@ def test_chat(run, picture: Path, model_folder: Path):
 
 def test_grounding(run, picture: Path, model_folder: Path):
     assert run("grounding.py", picture, "the square", model_folder)
+
+
+@pytest.mark.slow
+def test_finetune_teaches_the_embedded_model_a_new_object(run):
+    scores = json.loads(run("finetune.py").splitlines()[-1])
+    assert scores["before"] <= 0.2
+    assert scores["after"] >= scores["before"] + 0.3
 
 
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.name)

@@ -33,7 +33,7 @@ def train(
     """
     from vl2.logs import log_to_stderr
     from vl2.overrides import override
-    from vl2.train.setup import build, export, plan, prepare
+    from vl2.train.setup import plan, run
     from vl2.train.trainer import STOPPED, TrainingStopped
 
     log_to_stderr(logging.INFO)
@@ -41,16 +41,11 @@ def train(
     if dry_run:
         _show_plan(config, plan(config), as_json=as_json)
         return
-    prepared = prepare(config)
-    trainer = build(prepared)
     try:
-        trainer.run()
-        folder = export(trainer, prepared)
+        folder = run(config)
     except TrainingStopped as stopped:
         note(str(stopped))
         raise typer.Exit(STOPPED) from None
-    finally:
-        trainer.store.close()
     print(json.dumps({"model": str(folder)}) if as_json else folder)
 
 

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
         Box,
         draw_boxes,
         grounding_text,
+        iou,
         parse_grounding,
         to_999,
         to_pixels,
@@ -35,6 +36,7 @@ __all__ = [
     "draw_boxes",
     "draw_layout",
     "grounding_text",
+    "iou",
     "open_image",
     "parse_grounding",
     "probe",
@@ -43,7 +45,15 @@ __all__ = [
 ]
 
 _HOMES = {
-    "grounding": ("Box", "draw_boxes", "grounding_text", "parse_grounding", "to_999", "to_pixels"),
+    "grounding": (
+        "Box",
+        "draw_boxes",
+        "grounding_text",
+        "iou",
+        "parse_grounding",
+        "to_999",
+        "to_pixels",
+    ),
     "image_gate": ("ImageError", "ImagePolicy", "open_image", "probe"),
     "inputs": ("Batch", "ModelInputs"),
     "processor": ("Processor",),

@@ -33,6 +33,16 @@ class Box:
     image_index: int = 0
 
 
+def iou(a: Box, b: Box) -> float:
+    """Intersection over union of two boxes, 0 to 1."""
+    wide = min(a.x2, b.x2) - max(a.x1, b.x1)
+    high = min(a.y2, b.y2) - max(a.y1, b.y1)
+    if wide <= 0 or high <= 0:
+        return 0.0
+    areas = ((box.x2 - box.x1) * (box.y2 - box.y1) for box in (a, b))
+    return wide * high / (sum(areas) - wide * high)
+
+
 _BOXES = re.compile(r"<\|det\|>(.*?)(?=<\|/det\|>|<\|ref\|>|<\|det\|>|\Z)", re.DOTALL)
 _NUMBER = r"\s{0,8}(\d{1,9})(?:\.\d{0,9})?\s{0,8}"
 _BOX = re.compile(rf"\[{_NUMBER},{_NUMBER},{_NUMBER},{_NUMBER}\]")

@@ -150,7 +150,10 @@ def nano_lora() -> TrainConfig:
     return replace(
         config,
         name="nano_lora",
-        data=replace(config.data, sources=NO_SOURCE),
+        steps=80,
+        data=replace(
+            config.data, sources=NO_SOURCE, sequence_length=512, batch_size=2, micro_batch=2
+        ),
         optim=replace(config.optim, learning_rate=5e-3, vision_scale=1.0, weight_decay=0.0),
         lora=LoraConfig(rank=4, alpha=8.0),
     )

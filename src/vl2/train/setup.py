@@ -89,6 +89,20 @@ def prepare(config: TrainConfig) -> Prepared:
     return Prepared(config=config, origin=origin, sources=sources, index=index)
 
 
+def run(config: TrainConfig) -> Path:
+    """Train a stage from its beginning or from where it stopped; the folder of its model.
+
+    Raises:
+        ValueError: something is wrong with settings, start or data; no weight was touched.
+        TrainingStopped: a signal ended it, its state is kept.
+    """
+    prepared = prepare(config)
+    trainer = build(prepared)
+    with trainer.store:
+        trainer.run()
+        return export(trainer, prepared)
+
+
 def plan(config: TrainConfig) -> dict[str, Any]:
     """What the run will train and need, without reading weights or data."""
     origin = find_origin(config)

@@ -1,5 +1,6 @@
 """The embedded model's recipe, whole, on a few drawn pictures."""
 
+import itertools
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,13 +10,21 @@ import torch
 
 from vl2.checkpoint.hf import load_model
 from vl2.config import VL2Config
-from vl2.data.synthetic import SceneRecipe, draw_scene
+from vl2.data.collate import TrainBatch
+from vl2.data.synthetic import SceneRecipe, dense_labels, draw_scene
 from vl2.ops.loss import IGNORE_ID
 from vl2.processing import Processor
 from vl2.recipes import nano_corpus
 from vl2.recipes.nano import NanoRecipe, nano, scene_recipe, shard_kinds, train
-from vl2.recipes.nano_corpus import BatchPlan, describe, draw_shard, question_batches
+from vl2.recipes.nano_corpus import (
+    BatchPlan,
+    ReplayLoader,
+    describe,
+    draw_shard,
+    question_batches,
+)
 from vl2.recipes.nano_tokenizer import save_tokenizer, train_tokenizer
+from vl2.recipes.nano_warmup import EDGE_BINS, edge_classes
 
 FONTS = (None,)
 
@@ -33,8 +42,11 @@ def short(monkeypatch: pytest.MonkeyPatch) -> NanoRecipe:
     monkeypatch.setattr(nano_corpus, "PICTURES_PER_SHARD", 12)
     monkeypatch.setattr("vl2.recipes.nano.PATCH_BATCH", 6)
     whole = nano()
-    stages = {name: replace(stage, steps=2, warmup=1) for name, stage in whole.stages.items()}
-    counts = {f"{kind}_shards": 1 for kind in ("patch", "easy", "full", "answer", "several")}
+    stages = {
+        name: replace(stage, steps=2, optim=replace(stage.optim, warmup=1))
+        for name, stage in whole.stages.items()
+    }
+    counts = {f"{kind}_shards": 1 for kind in ("patch", "drill", "full", "exam")}
     plan = BatchPlan(tokens=1024)
     return replace(
         whole,
@@ -68,16 +80,7 @@ def test_from_nothing_to_a_model_that_loads(short: NanoRecipe, tmp_path: Path):
 
 def test_stages_stand_in_the_papers_order_and_freeze_what_it_freezes():
     stages = nano().stages
-    assert list(stages) == [
-        "see",
-        "talk",
-        "align",
-        "pretrain",
-        "sft",
-        "sft_easy",
-        "sft_several",
-        "sft_last",
-    ]
+    assert list(stages) == ["see", "talk", "align", "pretrain", "sft", "sft_last"]
     assert not any("language".startswith(prefix) for prefix in stages["align"].trained)
     assert stages["pretrain"].bias_step == 0.001
     assert stages["align"].bias_step == 0.0
@@ -119,7 +122,11 @@ def test_batches_supervise_text_only_and_feed_the_model(
     )
     assistant = processor.tokenizer.assistant_id
     for _ in range(12):
-        batch = next(source)
+        made = next(source)
+        batch = made.tensors
+        assert made.tokens == int(batch["attention_mask"].sum())
+        assert made.supervised == int((batch["labels"] != IGNORE_ID).sum())
+        assert made.images == (len(batch["input_ids"]) if "images" in batch else 0)
         labels, ids = batch["labels"], batch["input_ids"]
         assert ids.numel() <= max(1500, ids.shape[1])
         supervised = labels != IGNORE_ID
@@ -152,3 +159,37 @@ def test_the_tokenizer_keeps_digits_and_capitals_apart():
     text = "Größe 12,\n\n价格 [[1, 2]]"
     assert tokenizer.decode(tokenizer.encode(text).ids) == text
     assert tokenizer.token_to_id("<|det|>") == 6
+
+
+def test_edges_fall_into_the_class_of_their_place():
+    scene = draw_scene(np.random.default_rng(5), recipe=scene_recipe(FONTS))
+    labels = dense_labels(scene, image_size=112, patch=14)
+    classes = edge_classes(torch.from_numpy(labels["box"])[None], 8)[0]
+    for item in scene.objects:
+        here = torch.from_numpy(labels["shape_id"] + labels["char_id"]) > 0
+        rows, columns = here.nonzero().T
+        x1, y1, x2, y2 = item.box
+        inside = [
+            (r, c)
+            for r, c in zip(rows.tolist(), columns.tolist(), strict=True)
+            if x1 <= 14 * c + 7 < x2 and y1 <= 14 * r + 7 < y2
+        ]
+        for row, column in inside:
+            expected = [min(31, int(edge / 112 * EDGE_BINS)) for edge in item.box]
+            difference = (classes[row, column] - torch.tensor(expected)).abs().max()
+            assert difference <= 1  # float32 on a class's border
+
+
+def test_a_replayed_stream_goes_on_behind_its_state():
+    def numbers():
+        for n in itertools.count():
+            yield TrainBatch(tensors={"n": torch.tensor(n)})
+
+    loader = ReplayLoader(numbers)
+    steps = iter(loader)
+    seen = [next(steps)[0].tensors["n"].item() for _ in range(3)]
+    state = loader.state()
+    again = ReplayLoader(numbers)
+    again.restore(state)
+    assert seen == [0, 1, 2]
+    assert next(iter(again))[0].tensors["n"].item() == 3

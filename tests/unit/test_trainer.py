@@ -65,10 +65,10 @@ class Numbers:
         while True:
             index, self.next = self.next, self.next + 1
             generator = torch.Generator().manual_seed(index)
-            x = torch.randn(16, 4, generator=generator)
+            x = torch.randn(64, 4, generator=generator)
             y = torch.stack((x[:, 0], x[:, 1] * x[:, 2], x.sum(-1)), dim=1)
             info = SampleInfo(source="s", id=f"r{index}", position=index, row=index, tokens=1)
-            yield [TrainBatch(tensors={"x": x, "y": y}, samples=(info,), tokens=16)]
+            yield [TrainBatch(tensors={"x": x, "y": y}, samples=(info,), tokens=64)]
 
     def state(self) -> dict[str, int]:
         return {"next": self.next}

@@ -66,7 +66,8 @@ class Numbers:
             index, self.next = self.next, self.next + 1
             generator = torch.Generator().manual_seed(index)
             x = torch.randn(64, 4, generator=generator)
-            y = torch.stack((x[:, 0], x[:, 1] * x[:, 2], x.sum(-1)), dim=1)
+            y = torch.stack((x[:, 0], x[:, 1] * x[:, 2], x.sum(-1)), dim=1).tanh()
+            y += 0.3 * torch.randn(64, 3, generator=generator)
             info = SampleInfo(source="s", id=f"r{index}", position=index, row=index, tokens=1)
             yield [TrainBatch(tensors={"x": x, "y": y}, samples=(info,), tokens=64)]
 

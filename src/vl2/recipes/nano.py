@@ -6,8 +6,8 @@ so two warm-ups stand in for them: the vision tower learns to say what lies unde
 three stages of the paper (section 4.1): align with the language model frozen, pretrain with
 everything, SFT with only answers supervised. Most pictures show several objects, and each is asked
 about many times: choosing one object by its name is what a small model learns last. SFT ends on
-pictures of one tile with few questions each. Everything is drawn from seeds; a stopped run goes on
-where it was.
+pictures of one tile with few questions each, at last with more text and counting. Everything is
+drawn from seeds; a stopped run goes on where it was.
 """
 
 from __future__ import annotations
@@ -94,6 +94,7 @@ class NanoRecipe:
     drill_shards: int = 36
     full_shards: int = 10
     exam_shards: int = 24
+    reading_shards: int = 12
     text_plan: BatchPlan = field(default_factory=BatchPlan)
     picture_plan: BatchPlan = field(default_factory=lambda: BatchPlan(tokens=3072))
 
@@ -137,6 +138,13 @@ STAGES = (
         steps=2200,
         trained=("",),
         optim=_muon(2e-3, vision_scale=0.3, warmup=20),
+        bias_step=0.001,
+    ),
+    NanoStage(
+        name="sft_reading",
+        steps=1600,
+        trained=("",),
+        optim=_muon(2e-3, vision_scale=0.5, warmup=20),
         bias_step=0.001,
     ),
 )
@@ -184,11 +192,13 @@ def shard_kinds(seed: int, fonts: tuple[Path | None, ...]) -> dict[str, ShardKin
         easy, sizes=free, text_styles=(("code", 0.85), ("long code", 0.1), ("word", 0.05))
     )
     exam = replace(easy, kinds=(("text", 0.35), ("shapes", 0.4), ("count", 0.25)))
+    reading = replace(easy, kinds=(("text", 0.5), ("count", 0.38), ("shapes", 0.12)))
     kinds = (
         ShardKind(name="patches", seed=seed + 1, recipe=patches, patch_labels=True),
         ShardKind(name="drills", seed=seed + 2, recipe=drills, drills=True, short_references=True),
         ShardKind(name="full", seed=seed + 3, recipe=full, short_references=True),
         ShardKind(name="exam", seed=seed + 4, recipe=exam, short_references=True),
+        ShardKind(name="reading", seed=seed + 5, recipe=reading, short_references=True),
     )
     return {kind.name: kind for kind in kinds}
 
@@ -202,6 +212,7 @@ def draw_corpus(recipe: NanoRecipe, folder: Path, processor: Processor) -> dict[
         "drills": recipe.drill_shards,
         "full": recipe.full_shards,
         "exam": recipe.exam_shards,
+        "reading": recipe.reading_shards,
     }
     corpus = {}
     for name, count in counts.items():
@@ -255,6 +266,7 @@ def language_batches(
     """What each stage with the language model reads, in the order of the stages."""
     drills, everything = corpus["drills"], [*corpus["drills"], *corpus["full"]]
     last = [*corpus["exam"], *drills[: len(drills) // 3]]
+    reading = [*corpus["reading"], *corpus["exam"][: len(corpus["exam"]) // 4]]
     seed, ids = recipe.seed, (image_id,)
     text = replace(recipe.text_plan, supervise_prompt=True)
     answers, prompts = recipe.picture_plan, replace(recipe.picture_plan, supervise_prompt=True)
@@ -265,6 +277,7 @@ def language_batches(
         "pretrain": partial(question_batches, everything, mixed, seed + 1, ignore_ids=ids),
         "sft": partial(question_batches, everything, answers, seed + 2, ignore_ids=ids),
         "sft_last": partial(question_batches, last, answers, seed + 3, ignore_ids=ids),
+        "sft_reading": partial(question_batches, reading, answers, seed + 4, ignore_ids=ids),
     }
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -75,6 +76,25 @@ def model_folder(name: str) -> str:
     if not (run / EXPORTED / "config.json").is_file():
         raise ValueError(f"the run in {name} has not finished: start it again, it goes on")
     return str(run / EXPORTED)
+
+
+def absolute(init: InitConfig) -> InitConfig:
+    """The same start with local folders named from the root: a run's settings serve anywhere."""
+
+    def full(name: str | None) -> str | None:
+        folder = Path(name).expanduser() if name else None
+        return str(folder.resolve()) if folder and folder.is_dir() else name
+
+    return replace(init, model=full(init.model), tokenizer=full(init.tokenizer))
+
+
+def weights_digest(origin: Origin) -> str:
+    """sha256 of the names and sizes of the files that a run starts from; empty for random ones."""
+    if origin.folder is None:
+        return ""
+    files = sorted(origin.folder.glob("*.safetensors"))
+    listed = [f"{file.name} {file.stat().st_size}" for file in files]
+    return hashlib.sha256("/".join(listed).encode()).hexdigest()
 
 
 def load_weights(origin: Origin, init: InitConfig, seed: int, device: str) -> VL2Model:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,13 +35,15 @@ from vl2.train.origin import (
     EXPORTED,
     SETTINGS,
     Origin,
+    absolute,
     find_origin,
     load_weights,
+    weights_digest,
     write_history,
 )
 from vl2.train.report import estimate, trained_parts
 from vl2.train.task import LanguageTask
-from vl2.train.trainer import Trainer
+from vl2.train.trainer import Trainer, seed_all
 
 log = get_logger(__name__)
 
@@ -127,7 +129,7 @@ def build(prepared: Prepared) -> Trainer:
     store = CheckpointStore(folder / CHECKPOINTS, keep=config.checkpoint.keep)
     if config.compute.threads:
         torch.set_num_threads(config.compute.threads)
-    torch.manual_seed(config.seed)
+    seed_all(config.seed)
     model = load_weights(origin, config.init, config.seed, config.compute.device)
     names = select(model, config)
     _describe(model, config, origin, names, folder)
@@ -169,7 +171,7 @@ def _describe(
     model: VL2Model, config: TrainConfig, origin: Origin, names: list[str], folder: Path
 ) -> None:
     """Write the settings and the list of tensors, and log the numbers by part."""
-    write_yaml(config, folder / SETTINGS)
+    write_yaml(replace(config, init=absolute(config.init)), folder / SETTINGS)
     trained = set(names)
     frozen = [n for n, _ in model.named_parameters() if n not in trained]
     tensors = {
@@ -206,7 +208,7 @@ def _fingerprint(prepared: Prepared, loader: TrainLoader) -> dict[str, Any]:
     config = prepared.config
     fixed = {
         "stage": config.stage,
-        "init": to_mapping(config.init),
+        "start": [config.init.preset, config.init.dtype, weights_digest(prepared.origin)],
         "lora": [to_mapping(config.lora), _profile_bytes(config)],
         "optimizer": config.optim.optimizer,
         "data": loader.fingerprint,

@@ -258,6 +258,13 @@ def model_state(module: nn.Module) -> dict[str, Tensor]:
     return {f"model.{name}": tensor for name, tensor in found.items()}
 
 
+def seed_all(seed: int) -> None:
+    """Start every generator that a run keeps: Python's, numpy's and torch's."""
+    random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002 - the legacy state is what other code may draw from
+    torch.manual_seed(seed)
+
+
 def _rng_state() -> dict[str, Any]:
     version, words, gauss = random.getstate()
     name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)  # noqa: NPY002

@@ -173,6 +173,25 @@ def test_a_dry_run_prints_settings_and_estimates(
 
 
 @pytest.mark.slow
+def test_adapters_on_the_busiest_experts(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
+    few = ("data.sources=[{path: easy, format: synthetic, rows: 16}]", "steps=2")
+    profile = tmp_path / "profile.json"
+    assert train(tmp_path, "nano_lora", *few, "--profile", str(profile)) == 0
+    assert not (tmp_path / "runs" / "nano_lora" / "model").exists()
+    words = (f"lora.experts={profile}", "lora.expert_share=0.25", "lora.targets=[experts]")
+    assert train(tmp_path, "nano_lora", *few, *words) == 0
+    names = json.loads((tmp_path / "runs" / "nano_lora" / "tensors.json").read_text())["trained"]
+    assert names
+    assert all(".experts." in name for name in names)
+    adapter = (tmp_path / "runs" / "nano_lora" / "adapter" / "adapter_model.safetensors").stat()
+    assert adapter.st_size > 0
+    capfd.readouterr()
+    profile.write_text("{}")
+    assert train(tmp_path, "nano_lora", *few, *words, "out=other") == 2
+    assert "profile" in capfd.readouterr().err
+
+
+@pytest.mark.slow
 def test_stopped_runs_go_on_bit_for_bit():
     script = ROOT / "scripts" / "resume_check.py"
     words = [sys.executable, str(script), "--steps", "6", "--stops", "2,5", "--workers", "0,2"]

@@ -46,7 +46,9 @@ def short(monkeypatch: pytest.MonkeyPatch) -> NanoRecipe:
         name: replace(stage, steps=2, optim=replace(stage.optim, warmup=1))
         for name, stage in whole.stages.items()
     }
-    counts = {f"{kind}_shards": 1 for kind in ("patch", "drill", "full", "exam")}
+    counts = {
+        f"{kind}_shards": 1 for kind in ("patch", "drill", "full", "exam", "reading", "counting")
+    }
     plan = BatchPlan(tokens=1024)
     return replace(
         whole,
@@ -80,7 +82,8 @@ def test_from_nothing_to_a_model_that_loads(short: NanoRecipe, tmp_path: Path):
 
 def test_stages_stand_in_the_papers_order_and_freeze_what_it_freezes():
     stages = nano().stages
-    assert list(stages) == ["see", "talk", "align", "pretrain", "sft", "sft_last"]
+    warmups, annealed = ("see", "talk"), ("sft_last", "sft_reading", "sft_counting")
+    assert list(stages) == [*warmups, "align", "pretrain", "sft", *annealed]
     assert not any("language".startswith(prefix) for prefix in stages["align"].trained)
     assert stages["pretrain"].bias_step == 0.001
     assert stages["align"].bias_step == 0.0

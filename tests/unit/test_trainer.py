@@ -156,7 +156,8 @@ def test_killed_runs_go_on_bit_for_bit(tmp_path: Path, asynchronous: bool):
     assert [{k: row[k] for k in kept} for row in lines(parts)] == expected
 
 
-def test_a_signal_ends_the_run_at_a_steps_end_with_its_state(tmp_path: Path):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
+def test_a_signal_ends_the_run_at_a_steps_end_with_its_state(tmp_path: Path, number: int):
     net = Net()
     task = NetTask(net)
     after = task.after_step
@@ -164,13 +165,13 @@ def test_a_signal_ends_the_run_at_a_steps_end_with_its_state(tmp_path: Path):
     def signalled() -> None:
         after()
         if net.seen == 13:
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), number)
 
     task.after_step = signalled
-    before = signal.getsignal(signal.SIGTERM)
+    before = signal.getsignal(number)
     with pytest.raises(TrainingStopped, match="step 13 of 40"):
         run(tmp_path, task)
-    assert signal.getsignal(signal.SIGTERM) is before
+    assert signal.getsignal(number) is before
     again = Net()
     run(tmp_path, NetTask(again))
     whole = Net()

@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from vl2.train.config import TrainConfig
 
 
+PROFILE_STEPS = 20
+"""Batches that a routing profile is taken from, at most."""
+
+
 def train(
     recipe: Annotated[str, typer.Argument(help="A recipe's name, or a YAML file of a run.")],
     settings: Annotated[
@@ -24,22 +28,32 @@ def train(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print settings and estimates, and do nothing.")
     ] = False,
+    profile: Annotated[
+        Path | None,
+        typer.Option(help="Write which experts the first steps' data uses, for lora.experts."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Train a model: one stage of a recipe, with any setting overridden.
 
-    A run goes on where it stopped when it is started again. SIGTERM ends it at the next step and
-    keeps its state (exit code 75). The trained model is left in RUN/model.
+    A run goes on where it stopped when it is started again. Ctrl-C or SIGTERM ends it at the next
+    step and keeps its state (exit code 75). The trained model is left in RUN/model.
     """
     from vl2.logs import log_to_stderr
     from vl2.overrides import override
+    from vl2.train.routing_profile import save_profile
     from vl2.train.setup import plan, run
+    from vl2.train.setup import profile as profile_run
     from vl2.train.trainer import STOPPED, TrainingStopped
 
     log_to_stderr(logging.INFO)
     config = override(find_recipe(recipe), settings or [])
     if dry_run:
         _show_plan(config, plan(config), as_json=as_json)
+        return
+    if profile is not None:
+        save_profile(profile_run(config, min(config.steps, PROFILE_STEPS)), profile)
+        print(profile)
         return
     try:
         folder = run(config)

@@ -95,6 +95,7 @@ class NanoRecipe:
     full_shards: int = 10
     exam_shards: int = 24
     reading_shards: int = 12
+    counting_shards: int = 10
     text_plan: BatchPlan = field(default_factory=BatchPlan)
     picture_plan: BatchPlan = field(default_factory=lambda: BatchPlan(tokens=3072))
 
@@ -147,6 +148,13 @@ STAGES = (
         optim=_muon(2e-3, vision_scale=0.5, warmup=20),
         bias_step=0.001,
     ),
+    NanoStage(
+        name="sft_counting",
+        steps=1200,
+        trained=("",),
+        optim=_muon(2e-3, vision_scale=0.5, warmup=20),
+        bias_step=0.001,
+    ),
 )
 """In their order; a change of the numbers is another model."""
 
@@ -193,12 +201,14 @@ def shard_kinds(seed: int, fonts: tuple[Path | None, ...]) -> dict[str, ShardKin
     )
     exam = replace(easy, kinds=(("text", 0.35), ("shapes", 0.4), ("count", 0.25)))
     reading = replace(easy, kinds=(("text", 0.5), ("count", 0.38), ("shapes", 0.12)))
+    counting = replace(easy, kinds=(("text", 0.36), ("count", 0.5), ("shapes", 0.14)))
     kinds = (
         ShardKind(name="patches", seed=seed + 1, recipe=patches, patch_labels=True),
         ShardKind(name="drills", seed=seed + 2, recipe=drills, drills=True, short_references=True),
         ShardKind(name="full", seed=seed + 3, recipe=full, short_references=True),
         ShardKind(name="exam", seed=seed + 4, recipe=exam, short_references=True),
         ShardKind(name="reading", seed=seed + 5, recipe=reading, short_references=True),
+        ShardKind(name="counting", seed=seed + 6, recipe=counting, short_references=True),
     )
     return {kind.name: kind for kind in kinds}
 
@@ -213,6 +223,7 @@ def draw_corpus(recipe: NanoRecipe, folder: Path, processor: Processor) -> dict[
         "full": recipe.full_shards,
         "exam": recipe.exam_shards,
         "reading": recipe.reading_shards,
+        "counting": recipe.counting_shards,
     }
     corpus = {}
     for name, count in counts.items():
@@ -267,6 +278,7 @@ def language_batches(
     drills, everything = corpus["drills"], [*corpus["drills"], *corpus["full"]]
     last = [*corpus["exam"], *drills[: len(drills) // 3]]
     reading = [*corpus["reading"], *corpus["exam"][: len(corpus["exam"]) // 4]]
+    counting = [*corpus["counting"], *corpus["reading"][: len(corpus["reading"]) // 2]]
     seed, ids = recipe.seed, (image_id,)
     text = replace(recipe.text_plan, supervise_prompt=True)
     answers, prompts = recipe.picture_plan, replace(recipe.picture_plan, supervise_prompt=True)
@@ -278,6 +290,7 @@ def language_batches(
         "sft": partial(question_batches, everything, answers, seed + 2, ignore_ids=ids),
         "sft_last": partial(question_batches, last, answers, seed + 3, ignore_ids=ids),
         "sft_reading": partial(question_batches, reading, answers, seed + 4, ignore_ids=ids),
+        "sft_counting": partial(question_batches, counting, answers, seed + 5, ignore_ids=ids),
     }
 
 

@@ -6,6 +6,7 @@ Everything that can be wrong is looked at first: settings, start, data. Weights 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -42,6 +43,7 @@ from vl2.train.origin import (
     write_history,
 )
 from vl2.train.report import estimate, trained_parts
+from vl2.train.routing_profile import profile_routing
 from vl2.train.task import LanguageTask
 from vl2.train.trainer import Trainer, seed_all
 
@@ -103,6 +105,18 @@ def run(config: TrainConfig) -> Path:
     with trainer.store:
         trainer.run()
         return export(trainer, prepared)
+
+
+def profile(config: TrainConfig, steps: int) -> dict[str, Any]:
+    """Which experts the run's first `steps` batches choose, see `routing_profile`."""
+    prepared = prepare(replace(config, lora=None))
+    origin = prepared.origin
+    model = load_weights(origin, config.init, config.seed, config.compute.device)
+    with TrainLoader(config.data, origin.processor, prepared.sources, prepared.index) as loader:
+        batches = itertools.chain.from_iterable(itertools.islice(loader, steps))
+        device = model.image_newline.device
+        moved = ({k: v.to(device) for k, v in batch.tensors.items()} for batch in batches)
+        return profile_routing(model, moved)
 
 
 def plan(config: TrainConfig) -> dict[str, Any]:

@@ -31,6 +31,8 @@ log = get_logger(__name__)
 STOPPED = 75
 """Exit code of a run that was asked to stop and kept its state: start it again to go on."""
 
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+
 Steps = Iterator[Sequence[TrainBatch]]
 
 
@@ -100,7 +102,7 @@ class Trainer:
         """Train to the last step, from the newest valid state if there is one.
 
         Raises:
-            TrainingStopped: SIGTERM or SIGUSR1 came; the state was kept at a step's end.
+            TrainingStopped: SIGTERM, SIGUSR1 or Ctrl-C came; the state was kept at a step's end.
             ValueError: a kept state is of another run, or the loss cannot be brought back to sense.
         """
         self._resume()
@@ -246,9 +248,11 @@ class Trainer:
         """Remember a request to stop until the step's end; returns the handlers before."""
 
         def note(number: int, _frame: object) -> None:
+            if number == signal.SIGINT and self._stop_signal is not None:
+                raise KeyboardInterrupt  # asked a second time: not even to the step's end
             self._stop_signal = number
 
-        return {n: signal.signal(n, note) for n in (signal.SIGTERM, signal.SIGUSR1)}
+        return {n: signal.signal(n, note) for n in STOP_SIGNALS}
 
 
 def model_state(module: nn.Module) -> dict[str, Tensor]:

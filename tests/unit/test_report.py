@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from vl2.checkpoint import report
 from vl2.checkpoint.budget import PREFILL_CHUNK, RESERVE_BYTES, best, plan_memory
 from vl2.checkpoint.count import (
     SCHEMES,

@@ -220,7 +220,7 @@ class TrainLoader:
             num_workers=self.config.workers,
             prefetch_factor=self.config.prefetch,
             collate_fn=_as_it_is,
-            worker_init_fn=partial(_end_with_trainer, self._lifeline[0]),
+            worker_init_fn=partial(_end_with_trainer, self._lifeline[0]),  # pyright: ignore[reportArgumentType]
             multiprocessing_context=context,
             persistent_workers=True,
             generator=torch.Generator().manual_seed(0),  # leaves the trainer's own alone

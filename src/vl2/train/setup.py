@@ -22,11 +22,10 @@ from vl2.data.index import RowIndex
 from vl2.data.loader import TrainLoader
 from vl2.data.sources import Source, open_source
 from vl2.logs import get_logger
-from vl2.model.attention import LatentAttention, MultiHeadAttention
-from vl2.model.moe import Mlp, MoE
 from vl2.model.vl2 import VL2Model
 from vl2.overrides import to_mapping, write_yaml
 from vl2.parallel.activation_checkpoint import recompute_activations
+from vl2.parallel.compile_blocks import compile_blocks
 from vl2.train.config import TRAINED, TrainConfig
 from vl2.train.lora import apply_lora, merge_lora
 from vl2.train.lora_files import save_lora
@@ -149,7 +148,7 @@ def build(prepared: Prepared) -> Trainer:
     _describe(model, config, origin, names, folder)
     recompute_activations(model, config.compute.recompute, config.compute.recompute_vision)
     if config.compute.compile:
-        _compile(model)
+        compile_blocks(model)
     task = LanguageTask(model, config.balance, autocast=config.compute.autocast)
     loader = TrainLoader(config.data, origin.processor, prepared.sources, prepared.index)
     return Trainer(
@@ -241,19 +240,3 @@ def _profile_bytes(config: TrainConfig) -> str:
 def _digest(value: Any) -> str:
     text = json.dumps(value, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def _compile(model: VL2Model) -> None:
-    """Compile block by block: one graph serves all layers of a kind.
-
-    The compiler's grouped matmul wants bfloat16; around experts in float32 it gets the parts.
-    """
-    for block in model.vision.blocks:
-        block.compile()
-    for layer in model.language.model.layers:
-        if not isinstance(layer.mlp, MoE) or layer.mlp.gate.weight.dtype == torch.bfloat16:
-            layer.compile()
-            continue
-        for part in layer.modules():
-            if isinstance(part, LatentAttention | MultiHeadAttention | Mlp):
-                part.compile()

@@ -1,0 +1,160 @@
+"""How fast one training step is, against the same step with a loop over the experts.
+
+    python bench/training.py [--model tiny|small|base] [--repeats 7] [--threads 2] [--quick]
+
+A language model with the routing of the named size (64 or 72 routed experts, 6 of them per token,
+shared ones beside) at a width that takes seconds on a CPU, float32, AdamW. A step is forward,
+backward, clipping and update. Both run alternately in one process; the last line has the ratio of
+the medians, `"train_step_speedup"`. With CUDA it also prints the model FLOP utilisation of a step
+of Tiny's exact shapes in bfloat16.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+
+import torch
+
+from vl2.checkpoint.count import count_parameters, model_shapes
+from vl2.config import VL2Config
+from vl2.data.collate import TrainBatch
+from vl2.model import moe
+from vl2.model.vl2 import VL2Model
+from vl2.train.config import TRAINED, BalanceConfig, OptimConfig
+from vl2.train.metrics import peak_flops, step_flops
+from vl2.train.optim import Optimizers, freeze
+from vl2.train.task import LanguageTask
+
+
+def narrow(size: str, *, quick: bool) -> VL2Config:
+    """The routing of a released size in a small model; text alone, so the tower hardly counts."""
+    config = VL2Config.preset(size)
+    debug = VL2Config.preset(f"debug_{size}")
+    language = replace(
+        config.language_config,
+        vocab_size=4096,
+        hidden_size=256,
+        intermediate_size=1024,
+        moe_intermediate_size=192,
+        num_hidden_layers=2 if quick else 4,
+        num_attention_heads=8,
+        num_key_value_heads=8,
+        **(
+            {"kv_lora_rank": 128, "qk_nope_head_dim": 32, "qk_rope_head_dim": 16, "v_head_dim": 32}
+            if config.language_config.use_mla
+            else {}
+        ),
+    )
+    projector = replace(debug.projector_config, n_embed=256)
+    return replace(debug, language_config=language, projector_config=projector)
+
+
+def text_batch(config: VL2Config, rows: int, length: int, device: str) -> TrainBatch:
+    """Random tokens, all supervised."""
+    generator = torch.Generator().manual_seed(0)
+    vocabulary = config.language_config.vocab_size
+    ids = torch.randint(0, vocabulary, (rows, length), generator=generator).to(device)
+    return TrainBatch(tensors={"input_ids": ids, "labels": ids}, tokens=ids.numel())
+
+
+class Step:
+    """One model and what trains it."""
+
+    def __init__(self, config: VL2Config, dtype: torch.dtype, device: str) -> None:
+        model = VL2Model(config).to(device, dtype)
+        model.init_weights(torch.Generator(device).manual_seed(0))
+        freeze(model, TRAINED["sft"])
+        model.train()
+        self.task = LanguageTask(model, BalanceConfig())
+        self.optimizers = Optimizers(model, OptimConfig(learning_rate=1e-4), 1000)
+
+    def __call__(self, batch: TrainBatch) -> float:
+        """Seconds of a whole step."""
+        start = time.perf_counter()
+        self.task.accumulate([batch])
+        self.optimizers.clip()
+        self.optimizers.step()
+        self.optimizers.zero_grad()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        return time.perf_counter() - start
+
+
+@contextmanager
+def expert_loop() -> Iterator[None]:
+    """Run the plain twin, one expert after the other, in place of the grouped matmuls."""
+    grouped = moe.expert_mlp
+    moe.expert_mlp = moe.expert_mlp_ref
+    try:
+        yield
+    finally:
+        moe.expert_mlp = grouped
+
+
+def compare(size: str, repeats: int, *, quick: bool) -> dict[str, object]:
+    """Medians of both forms, run in turn."""
+    config = narrow(size, quick=quick)
+    batch = text_batch(config, 4, 512, "cpu")
+    step = Step(config, torch.float32, "cpu")
+    taken: dict[str, list[float]] = {"grouped": [], "loop": []}
+    for number in range(repeats + 1):
+        ours = step(batch)
+        with expert_loop():
+            theirs = step(batch)
+        if number:  # the first of each warms up
+            taken["grouped"].append(ours)
+            taken["loop"].append(theirs)
+    median = {name: statistics.median(values) for name, values in taken.items()}
+    language = config.language_config
+    return {
+        "shapes": f"{language.n_routed_experts} experts of {language.moe_intermediate_size}, top "
+        f"{language.num_experts_per_tok}, hidden {language.hidden_size}, "
+        f"{language.num_hidden_layers} layers, 4 x 512 tokens, float32",
+        **{f"{name}_tokens_per_s": round(batch.tokens / s) for name, s in median.items()},
+        "repeats": repeats,
+        "train_step_speedup": round(median["loop"] / median["grouped"], 2),
+    }
+
+
+def utilisation(repeats: int) -> dict[str, object] | None:
+    """MFU of Tiny's exact shapes on a CUDA device; None without one whose peak is known."""
+    if not torch.cuda.is_available() or (peak := peak_flops(torch.device("cuda"))) is None:
+        return None
+    config = VL2Config.tiny()
+    batch = text_batch(config, 4, 4096, "cuda")
+    step = Step(config, torch.bfloat16, "cuda")
+    seconds = statistics.median([step(batch) for _ in range(repeats + 2)][2:])
+    active = count_parameters(config, model_shapes(config)).language_active
+    flops = step_flops(config, active, batch.tokens, 4096)
+    name = torch.cuda.get_device_name()
+    speed = round(batch.tokens / seconds)
+    return {"device": name, "tokens_per_s": speed, "mfu": round(flops / seconds / peak, 4)}
+
+
+def main() -> None:
+    """Measure and print JSON lines."""
+    parser = argparse.ArgumentParser(description="Speed of one training step.")
+    parser.add_argument("--model", choices=("tiny", "small", "base"), default="tiny")
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--threads", type=int, default=None)
+    parser.add_argument("--quick", action="store_true", help="half the layers")
+    given = parser.parse_args()
+    if given.threads:
+        torch.set_num_threads(given.threads)
+    found = utilisation(given.repeats)
+    if found is not None:
+        print(json.dumps(found))
+    machine = {"cpu": platform.machine(), "threads": torch.get_num_threads()}
+    row = {"model": given.model, **machine}
+    print(json.dumps({**row, **compare(given.model, given.repeats, quick=given.quick)}))
+
+
+if __name__ == "__main__":
+    main()

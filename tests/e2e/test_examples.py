@@ -35,8 +35,7 @@ def test_grounding(run, picture: Path, model_folder: Path):
 @pytest.mark.slow
 def test_finetune_teaches_the_embedded_model_a_new_object(run):
     scores = json.loads(run("finetune.py").splitlines()[-1])
-    assert scores["before"] <= 0.2
-    assert scores["after"] >= scores["before"] + 0.3
+    assert scores["after"] >= max(0.6, scores["before"] + 0.2)
 
 
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.name)

@@ -64,89 +64,99 @@ def take_step(
     return report
 
 
+LEARNT, LIMIT = 0.05, 60
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("preset", "optimizer"),
+    ("preset", "settings"),
     [
-        ("debug_tiny", "adamw"),
-        ("debug_small", "adamw"),
-        ("debug_base", "adamw"),
-        ("debug_base", "muon"),
+        ("debug_tiny", OptimConfig(learning_rate=0.01, schedule="constant", vision_scale=1.0)),
+        ("debug_small", OptimConfig(learning_rate=0.01, schedule="constant", vision_scale=1.0)),
+        (
+            "debug_base",
+            OptimConfig(
+                optimizer="muon", learning_rate=0.01, schedule="constant", vision_scale=1.0
+            ),
+        ),
     ],
+    ids=["tiny", "small", "base"],
 )
-def test_eight_samples_are_learnt_by_heart(preset: str, optimizer: str):
+def test_eight_samples_are_learnt_by_heart(preset: str, settings: OptimConfig):
     config = VL2Config.preset(preset)
     batch = drawn_samples(config)
     model = model_of(config)
     balance = BalanceConfig(bias_step=0.001 if preset == "debug_base" else 0.0)
-    settings = OptimConfig(
-        optimizer=optimizer,  # pyright: ignore[reportArgumentType]
-        learning_rate=0.01,
-        vision_scale=1.0,
-        schedule="constant",
-        warmup=5,
-    )
-    task, optimizers = LanguageTask(model, balance), Optimizers(model, settings, 60)
-    first = take_step(task, optimizers, 0, batch).loss
-    assert first > 7  # about log(2048): nothing is known yet
-    losses = [take_step(task, optimizers, step, batch).loss for step in range(1, 60)]
-    assert losses[-1] < 0.05
+    settings = replace(settings, warmup=5, weight_decay=0.0)
+    task, optimizers = LanguageTask(model, balance), Optimizers(model, settings, LIMIT)
+    losses: list[float] = []
+    while len(losses) < LIMIT and (not losses or losses[-1] >= LEARNT):
+        losses.append(take_step(task, optimizers, len(losses), batch).loss)
+    assert losses[0] > 7  # log(2048) = 7.6: nothing is known yet
+    assert losses[-1] < LEARNT  # measured: after 26 to 34 steps
 
 
-EXPERTS_AHEAD = 2
-SHARED, SKEW = 0.15, 0.3
+AHEAD = 2  # experts
+SHARED, SKEW = 0.2, 0.8
 STEPS = 200
 
 
 def skewed_model() -> VL2Model:
-    """Two experts of each layer are liked by every token, by the router's weights themselves.
+    """Two experts of each layer are preferred for every token, by the routers' weights themselves.
 
     All embeddings share one large coordinate, which the residual stream carries through the
-    layers; the routers' rows of the two experts follow it.
+    layers; of a router's rows only those of the two experts follow it.
     """
-    config = VL2Config.preset("debug_base")
-    model = model_of(config)
+    model = model_of(VL2Config.preset("debug_base"))
     with torch.no_grad():
         model.language.model.embed_tokens.weight[:, 0] = SHARED
         for router in Balancer(model, 0.0).routers:
             router.weight[:, 0] = 0.0
-            router.weight[:EXPERTS_AHEAD, 0] = SKEW
+            router.weight[:AHEAD, 0] = SKEW
     return model
 
 
-def random_text(seed: int, rows: int, tokens: int) -> TrainBatch:
+def chains(seed: int, rows: int, tokens: int) -> TrainBatch:
+    """Text in which each token decides the next one: it can be learnt, and tokens stay distinct."""
+    config = VL2Config.preset("debug_base").language_config
+    following = torch.randperm(config.vocab_size, generator=torch.Generator().manual_seed(0))
     generator = torch.Generator().manual_seed(seed)
-    ids = torch.randint(10, 2000, (rows, tokens), generator=generator)
-    return TrainBatch(tensors={"input_ids": ids, "labels": ids}, tokens=ids.numel())
+    ids = [torch.randint(0, config.vocab_size, (rows,), generator=generator)]
+    for _ in range(tokens - 1):
+        ids.append(following[ids[-1]])
+    stacked = torch.stack(ids, dim=1)
+    return TrainBatch(tensors={"input_ids": stacked, "labels": stacked}, tokens=stacked.numel())
 
 
 @torch.no_grad()
 def worst_load(model: VL2Model) -> float:
-    """Largest max/mean load of a layer on text that training did not see."""
+    """Largest max/mean load of a layer, on rows that training did not see; 4 is the worst."""
     balancer = Balancer(model, 0.0)
-    ids = random_text(10_000, 16, 128).tensors["input_ids"]
+    ids = chains(10_000, 32, 64).tensors["input_ids"]
     routing = model(input_ids=ids, logits="none").language.routing
     balancer.observe(routing, torch.ones_like(ids, dtype=torch.bool), None)
     return balancer.report()["load_text"]
 
 
-def after_training(bias_step: float) -> tuple[VL2Model, list[Tensor]]:
+def after_training(bias_step: float) -> tuple[float, list[Tensor]]:
+    """The load after 200 steps without a balance loss, and the routers' biases."""
     model = skewed_model()
     balance = BalanceConfig(loss_weight=0.0, bias_step=bias_step)
     settings = OptimConfig(learning_rate=1e-4, schedule="constant")
     task, optimizers = LanguageTask(model, balance), Optimizers(model, settings, STEPS)
     for step in range(STEPS):
-        take_step(task, optimizers, step, random_text(step, 4, 64))
-    return model, [router.e_score_correction_bias for router in task.balancer.routers]
+        take_step(task, optimizers, step, chains(step, 4, 64))
+    biases = [router.e_score_correction_bias for router in task.balancer.routers]
+    return worst_load(model), [bias for bias in biases if bias is not None]
 
 
 @pytest.mark.slow
-def test_a_skewed_start_is_balanced_by_the_biases_and_not_without():
-    assert worst_load(skewed_model()) > 2.5
-    idle, unmoved = after_training(bias_step=0.0)
-    assert worst_load(idle) > 2.5
-    assert not any(bias.any() for bias in unmoved)
-    balanced, moved = after_training(bias_step=0.001)
-    assert worst_load(balanced) < 1.5
-    for bias in moved:
-        assert bias[:EXPERTS_AHEAD].max() < bias[EXPERTS_AHEAD:].min()
+def test_biases_balance_a_skewed_start_that_stays_skewed_without_them():
+    assert worst_load(skewed_model()) > 2.5  # measured: 3.2
+    load, biases = after_training(bias_step=0.0)
+    assert load > 2.5  # measured: 3.3
+    assert not any(bias.any() for bias in biases)
+    load, biases = after_training(bias_step=0.001)  # the paper's step
+    assert load < 1.5  # measured: 1.3
+    for bias in biases:
+        assert bias[:AHEAD].max() < bias[AHEAD:].min()

@@ -49,7 +49,8 @@ class Router(nn.Module):
 
     def forward(self, x: Float[Tensor, "n h"]) -> Routing:
         """Experts, weights and scores of n tokens."""
-        logits = F.linear(x.float(), self.weight.float())
+        with torch.autocast(x.device.type, enabled=False):  # near ties decide the choice
+            logits = F.linear(x.float(), self.weight.float())
         return route(logits, self.config, self.e_score_correction_bias)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Router:

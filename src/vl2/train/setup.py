@@ -44,7 +44,7 @@ from vl2.train.origin import (
 from vl2.train.report import estimate, trained_parts
 from vl2.train.routing_profile import profile_routing
 from vl2.train.task import LanguageTask
-from vl2.train.trainer import Trainer, seed_all
+from vl2.train.trainer import Trainer, check_fingerprint, seed_all
 
 log = get_logger(__name__)
 
@@ -142,6 +142,9 @@ def build(prepared: Prepared) -> Trainer:
     store = CheckpointStore(folder / CHECKPOINTS, keep=config.checkpoint.keep)
     if config.compute.threads:
         torch.set_num_threads(config.compute.threads)
+    loader = TrainLoader(config.data, origin.processor, prepared.sources, prepared.index)
+    fingerprint = _fingerprint(prepared, loader)
+    check_fingerprint(store, fingerprint)
     seed_all(config.seed)
     model = load_weights(origin, config.init, config.seed, config.compute.device)
     names = select(model, config)
@@ -150,7 +153,6 @@ def build(prepared: Prepared) -> Trainer:
     if config.compute.compile:
         compile_blocks(model)
     task = LanguageTask(model, config.balance, autocast=config.compute.autocast)
-    loader = TrainLoader(config.data, origin.processor, prepared.sources, prepared.index)
     return Trainer(
         task,
         loader,
@@ -159,7 +161,7 @@ def build(prepared: Prepared) -> Trainer:
         _metrics(config, origin, model, folder),
         guard=config.guard,
         checkpoint=config.checkpoint,
-        fingerprint=_fingerprint(prepared, loader),
+        fingerprint=fingerprint,
     )
 
 

@@ -152,6 +152,7 @@ class Trainer:
             self.task.after_step()
         self.step += 1
         values = {"loss": report.loss, "grad_norm": norm, "lr": rate, **report.values}
+        values = values if reason is None else {"thrown_away": 1.0}
         self.metrics.add(self.step, values, batch_size(batch), started=started, waited=waited)
         if self.step % self.checkpoint.every == 0 or self.step == self.steps:
             self._save(asynchronous=self.checkpoint.asynchronous)
@@ -193,6 +194,7 @@ class Trainer:
         self.step = self._kept = extra["step"]
         self.store.discard_after(self.step)
         self.loader.restore(bad)
+        self.metrics.restore(extra["metrics"])
         self.metrics.start(self.step)
         log.error("went back to step %d; the batches since are skipped", self.step)
 
@@ -200,7 +202,7 @@ class Trainer:
         found = self.store.newest()
         if found is None:
             return
-        self._check(read_extra(found))
+        check_fingerprint(self.store, self.fingerprint)
         tensors = self._template()
         extra = self.store.load(found, tensors)
         self.step = self._kept = extra["step"]
@@ -209,16 +211,6 @@ class Trainer:
         self.metrics.restore(extra["metrics"])
         _restore_rng(extra["rng"], tensors["rng.torch"])
         log.info("goes on at step %d of %d", self.step, self.steps)
-
-    def _check(self, extra: dict[str, Any]) -> None:
-        """Refuse a state of another run before a tensor is touched."""
-        for key, value in self.fingerprint.items():
-            if extra["fingerprint"].get(key) != value:
-                raise ValueError(
-                    f"{self.store.root} holds a run with another {key} "
-                    f"({extra['fingerprint'].get(key)!r}, now {value!r}): give another out folder, "
-                    "or the settings that the run began with"
-                )
 
     def _save(self, *, asynchronous: bool) -> None:
         if self.step == self._kept:
@@ -253,6 +245,22 @@ class Trainer:
             self._stop_signal = number
 
         return {n: signal.signal(n, note) for n in STOP_SIGNALS}
+
+
+def check_fingerprint(store: CheckpointStore, fingerprint: dict[str, Any]) -> None:
+    """Refuse to go on from the state of another run, before anything is touched.
+
+    Raises:
+        ValueError: what differs, and both values.
+    """
+    found = store.newest()
+    kept = read_extra(found)["fingerprint"] if found else fingerprint
+    for key, value in fingerprint.items():
+        if kept.get(key) != value:
+            raise ValueError(
+                f"{store.root} holds a run with another {key} ({kept.get(key)!r}, now {value!r}): "
+                "give another out folder, or the settings that the run began with"
+            )
 
 
 def model_state(module: nn.Module) -> dict[str, Tensor]:

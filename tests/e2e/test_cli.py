@@ -220,7 +220,7 @@ WRONG = {
     "nothing": (("ask",), "see vl2 ask --help"),
     "unknown option": (("ask", "PICTURE", "x", "--colour"), "No such option: --colour"),
     "unknown command": (("dance",), "No such command 'dance'"),
-    "no stub": (("train",), "No such command 'train'"),
+    "no stub": (("serve",), "No such command 'serve'"),
     "no model": (("ask", "PICTURE", "x", "--model", "/nowhere"), "no model at /nowhere"),
     "model without files": (("ask", "PICTURE", "x", "--model", "FOLDER"), "give a model folder"),
     "model is a file": (("ask", "PICTURE", "x", "--model", "TEXT"), "is a file"),
@@ -268,7 +268,7 @@ def test_version_and_help(vl2_command):
     code, out, _ = vl2_command("--help")
     assert code == 0
     assert vl2_command() == (0, out, "")
-    for command in ("ask", "chat", "tiles", "inspect", "plan", "convert", "doctor"):
+    for command in ("ask", "chat", "tiles", "inspect", "plan", "train", "convert", "doctor"):
         assert f"\n  {command} " in out
         assert vl2_command(command, "--help")[0] == 0
 

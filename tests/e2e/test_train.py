@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -17,12 +18,16 @@ QUICK = ("data.sources.0.rows=24", "steps=6", "checkpoint.every=3", "log_every=2
 
 
 def train(folder: Path, *words: str) -> int:
-    before = Path.cwd()
+    """Run the command in `folder`; the log is as quiet afterwards as before."""
+    before, logger = Path.cwd(), logging.getLogger("vl2")
+    level, handlers = logger.level, list(logger.handlers)
     os.chdir(folder)
     try:
         return main(["train", *words])
     finally:
         os.chdir(before)
+        logger.setLevel(level)
+        logger.handlers = handlers
 
 
 @pytest.fixture(scope="module")

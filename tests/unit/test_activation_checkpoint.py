@@ -69,7 +69,8 @@ def calls_of_parts(preset: str, language: Recompute, vision: Recompute) -> Count
     model = model_of(preset, language, vision)
     calls: Counter[str] = Counter()
 
-    def count(module: nn.Module, name: str) -> None:
+    def count(module: object, name: str) -> None:
+        assert isinstance(module, nn.Module)
         module.register_forward_pre_hook(lambda *_: calls.update([name]))
 
     for layer in model.language.model.layers:

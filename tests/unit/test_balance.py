@@ -65,6 +65,14 @@ def test_the_report_names_the_worst_layer_and_the_dead_experts():
     assert found["entropy_image"] == pytest.approx(math.log(2) / math.log(8))
     assert found["entropy_text"] == pytest.approx(math.log(2) / math.log(8))
     balancer.reset()
+    even = routing((0, 1), (2, 3), (4, 5), (6, 7))
+    for layers in ((even, SECOND), (SECOND, even)):
+        balancer.observe(layers, torch.ones_like(REAL), None)
+        found = balancer.report()
+        assert found["load_text"] == 3.0  # of 8 choices over 8 experts two took 3
+        assert found["entropy_text"] < 0.6
+        assert found["dead_text"] == 5
+        balancer.reset()
     balancer.observe((FIRST, SECOND), REAL, None)
     assert not [name for name in balancer.report() if name.endswith("image")]
     balancer.reset()

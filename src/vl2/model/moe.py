@@ -77,8 +77,17 @@ class Experts(nn.Module):
         self, x: Float[Tensor, "n h"], routing: Routing, change: ExpertChange | None = None
     ) -> Float[Tensor, "n h"]:
         """Weighted sum over each token's experts, whose matrices a low-rank `change` may shift."""
-        mlp = expert_mlp if has_grouped_matmul(x, self.gate_proj) else expert_mlp_ref
-        return mlp(x, routing, self.gate_proj, self.up_proj, self.down_proj, change)
+        dtype = matmul_dtype(x)
+        weights = (self.gate_proj, self.up_proj, self.down_proj)
+        gate, up, down = (weight.to(dtype) for weight in weights)
+        mlp = expert_mlp if has_grouped_matmul(x.to(dtype), gate) else expert_mlp_ref
+        return mlp(x.to(dtype), routing, gate, up, down, change).to(x.dtype)
+
+
+def matmul_dtype(x: Tensor) -> torch.dtype:
+    """The dtype of matrix products with x: autocast does not know the grouped one, so we ask it."""
+    kind = x.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
 
 
 class MoE(nn.Module):

@@ -25,7 +25,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from vl2.checkpoint.layout import table
-from vl2.model.moe import Experts
+from vl2.model.moe import Experts, matmul_dtype
 from vl2.model.vl2 import VL2Model
 from vl2.ops.moe import ExpertChange, LowRank, Routing
 from vl2.train.routing_profile import chosen_experts, load_profile
@@ -128,7 +128,7 @@ class LoraExperts(nn.Module):
     def forward(self, x: Float[Tensor, "n h"], routing: Routing) -> Float[Tensor, "n h"]:
         """Weighted sum over each token's experts, changed ones among them."""
         scale = self.alpha / self.rank
-        factors = (stack(scale, x.dtype) for stack in self.stacks().values())
+        factors = (stack(scale, matmul_dtype(x)) for stack in self.stacks().values())
         return self.base(x, routing, ExpertChange(*factors))
 
     def stacks(self) -> dict[str, LoraStack]:

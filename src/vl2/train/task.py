@@ -82,15 +82,17 @@ class LanguageTask:
         self.balancer.reset()
         tokens = max(sum(_targets(b.tensors["labels"]) for b in batches), 1)
         rows = sum(len(b.tensors["input_ids"]) for b in batches)
-        total, balance = 0.0, 0.0
+        # Losses stay on the device to the step's end: reading one makes the host wait. Their sums
+        # over micro batches are float64, so that how a batch is cut does not show.
+        sums = torch.zeros(2, dtype=torch.float64, device=self.model.image_newline.device)
         sources = _SourceMeans()
         for batch in batches:
             losses, penalty = self._forward(batch)
             share = penalty * (self.balance_scale * len(batch.tensors["input_ids"]) / rows)
             (losses.sum() / tokens + share).backward()
-            total += float(losses.detach().sum())
-            balance += float(share.detach())
+            sums += torch.stack([losses.detach().sum(), share.detach()])
             sources.add(batch, losses.detach())
+        total, balance = sums.tolist()
         values = {"balance_loss": balance, **self.balancer.report(), **sources.means()}
         return StepReport(loss=total / tokens, values=values)
 
@@ -125,24 +127,34 @@ class _SourceMeans:
     """Loss per source, from the sources of the supervised tokens."""
 
     def __init__(self) -> None:
-        self.sums: dict[str, float] = {}
-        self.counts: dict[str, int] = {}
+        self.names: list[str] = []
+        self.counts: list[Tensor] = []
+        self.sums: list[Tensor] = []
 
     def add(self, batch: TrainBatch, losses: Tensor) -> None:
         """Count one micro batch, whose `losses` go row by row over its targets."""
         if not batch.source_names:
             return
         wanted = batch.tensors["labels"][:, 1:] != IGNORE_ID
-        of_target = batch.source_ids[:, 1:][wanted].to(losses.device)
-        for index, name in enumerate(batch.source_names):
-            here = losses[of_target == index]
-            if len(here):
-                self.sums[name] = self.sums.get(name, 0.0) + float(here.sum())
-                self.counts[name] = self.counts.get(name, 0) + len(here)
+        numbers = torch.arange(len(batch.source_names))
+        own = batch.source_ids[:, 1:][wanted] == numbers[:, None]  # [sources, targets]
+        self.names += batch.source_names
+        self.counts.append(own.sum(dim=1))
+        # Selecting targets would wait for the device, and adding by index has no fixed order there.
+        own = own.to(losses.device, non_blocking=True)
+        self.sums.append(torch.where(own, losses, 0.0).sum(dim=1, dtype=torch.float64))
 
     def means(self) -> dict[str, float]:
         """`loss/<source>` for each source that had a target."""
-        return {f"loss/{name}": total / self.counts[name] for name, total in self.sums.items()}
+        totals: dict[str, float] = {}
+        targets: dict[str, int] = {}
+        if not self.names:
+            return {}
+        counts, sums = torch.cat(self.counts).tolist(), torch.cat(self.sums).tolist()
+        for name, count, total in zip(self.names, counts, sums, strict=True):
+            totals[name] = totals.get(name, 0.0) + total
+            targets[name] = targets.get(name, 0) + count
+        return {f"loss/{name}": totals[name] / n for name, n in targets.items() if n}
 
 
 def _targets(labels: Tensor) -> int:

@@ -81,7 +81,7 @@ def load_model(
         raise ValueError(
             f"quantization is {quantization!r}: only None is available in this version"
         )
-    target = _device(device)
+    target = choose_device(device)
     checkpoint = open_checkpoint(resolve(path))
     held = _dtype(dtype, checkpoint)
     state = _allocate(checkpoint.skeleton, held, target)
@@ -139,7 +139,12 @@ def _match(
     return tuple(places)
 
 
-def _device(device: str | torch.device) -> torch.device:
+def choose_device(device: str | torch.device) -> torch.device:
+    """The device meant by "auto" (CUDA when available, else the CPU) or by its name.
+
+    Raises:
+        ValueError: there is no such device, or this PyTorch cannot use it.
+    """
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

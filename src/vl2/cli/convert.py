@@ -65,7 +65,7 @@ def convert(
 def _is_run(src: str) -> bool:
     if not Path(src).expanduser().is_dir():
         return False
-    from vl2.train.kept import is_run
+    from vl2.train.origin import is_run
 
     return is_run(src)
 

@@ -72,12 +72,13 @@ def find_recipe(name: str) -> TrainConfig:
     from vl2.overrides import read_yaml
     from vl2.recipes.stages import RECIPES
     from vl2.train.config import TrainConfig
+    from vl2.train.origin import SETTINGS
 
     if name in RECIPES:
         return RECIPES[name]()
     path = Path(name).expanduser()
-    if path.is_dir() and (path / "config.yaml").is_file():
-        path = path / "config.yaml"
+    if path.is_dir() and (path / SETTINGS).is_file():
+        path = path / SETTINGS
     if path.is_file():
         return read_yaml(path, TrainConfig)
     raise ValueError(f"no recipe and no file {name!r}: recipes are {', '.join(RECIPES)}")

@@ -12,8 +12,8 @@ from vl2.overrides import read_yaml
 from vl2.processing import Processor
 from vl2.train.config import TrainConfig
 from vl2.train.lora import merge_lora
-from vl2.train.origin import SETTINGS, find_origin, load_weights
-from vl2.train.setup import CHECKPOINTS, select
+from vl2.train.origin import CHECKPOINTS, SETTINGS, find_origin, load_weights, run_of
+from vl2.train.setup import select
 from vl2.train.trainer import model_state
 
 
@@ -25,19 +25,6 @@ class Kept:
     processor: Processor
     step: int
     stages: tuple[str, ...]
-
-
-def is_run(path: str | Path) -> bool:
-    """Whether a run folder, or a step inside one, is meant."""
-    return run_of(Path(path).expanduser()) is not None
-
-
-def run_of(path: Path) -> Path | None:
-    """The run folder of a run or of one of its steps."""
-    for folder in (path, path.parent.parent):
-        if (folder / SETTINGS).is_file() and (folder / CHECKPOINTS).is_dir():
-            return folder
-    return None
 
 
 def load_kept(path: str | Path) -> Kept:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from vl2.checkpoint.hf import load_model
+from vl2.checkpoint.load import choose_device, load_model, model_dtype
 from vl2.config import VL2Config
 from vl2.model.vl2 import VL2Model
 from vl2.model_folder import resolve
@@ -17,6 +17,7 @@ from vl2.processing import Processor, ProcessorConfig
 from vl2.train.config import STAGE_ORDER, InitConfig, TrainConfig
 
 SETTINGS = "config.yaml"
+CHECKPOINTS = "checkpoints"
 EXPORTED = "model"
 HISTORY = "training.json"
 """Beside an exported model: which stages made it."""
@@ -80,6 +81,19 @@ def model_folder(name: str) -> str:
     return str(run / EXPORTED)
 
 
+def is_run(path: str | Path) -> bool:
+    """Whether a run folder, or a step inside one, is meant."""
+    return run_of(Path(path).expanduser()) is not None
+
+
+def run_of(path: Path) -> Path | None:
+    """The run folder of a run or of one of its steps."""
+    for folder in (path, path.parent.parent):
+        if (folder / SETTINGS).is_file() and (folder / CHECKPOINTS).is_dir():
+            return folder
+    return None
+
+
 def absolute(init: InitConfig) -> InitConfig:
     """The same start with local folders named from the root: a run's settings serve anywhere."""
 
@@ -110,8 +124,7 @@ def load_weights(origin: Origin, init: InitConfig, seed: int, device: str) -> VL
     if origin.folder is None:
         model = VL2Model(origin.config)
         model.init_weights(torch.Generator().manual_seed(seed))
-        model = model.to(getattr(torch, init.dtype))
-        return model.to(_device(device))
+        return model.to(device=choose_device(device), dtype=model_dtype(init.dtype))
     # Of a hub model only the description is here so far; its weights are fetched now.
     return load_model(model_folder(str(init.model)), dtype=init.dtype, device=device)
 
@@ -147,9 +160,3 @@ def _processor(tokenizer: str, config: VL2Config) -> Processor:
     return Processor(
         words, ProcessorConfig.for_model(config), image_size=config.vision_config.image_size
     )
-
-
-def _device(name: str) -> str:
-    if name != "auto":
-        return name
-    return "cuda" if torch.cuda.is_available() else "cpu"

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from vl2.checkpoint.count import count_parameters, model_shapes
 from vl2.checkpoint.dcp import CheckpointStore
 from vl2.checkpoint.hf import save_model
 from vl2.checkpoint.skeleton import build_skeleton
+from vl2.config import VL2Config
 from vl2.data.index import RowIndex
 from vl2.data.loader import TrainLoader
 from vl2.data.sources import Source, open_source
@@ -32,6 +34,7 @@ from vl2.train.lora_files import save_lora
 from vl2.train.metrics import MetricsLog, peak_flops, step_flops
 from vl2.train.optim import Optimizers, freeze
 from vl2.train.origin import (
+    CHECKPOINTS,
     EXPORTED,
     SETTINGS,
     Origin,
@@ -48,7 +51,6 @@ from vl2.train.trainer import Trainer, check_fingerprint, seed_all
 
 log = get_logger(__name__)
 
-CHECKPOINTS = "checkpoints"
 ADAPTER = "adapter"
 """Where a run with low-rank adapters leaves them, beside the merged model."""
 
@@ -144,7 +146,7 @@ def build(prepared: Prepared) -> Trainer:
         torch.set_num_threads(config.compute.threads)
     loader = TrainLoader(config.data, origin.processor, prepared.sources, prepared.index)
     fingerprint = _fingerprint(prepared, loader)
-    check_fingerprint(store, fingerprint)
+    check_fingerprint(store.newest(), fingerprint)
     seed_all(config.seed)
     model = load_weights(origin, config.init, config.seed, config.compute.device)
     names = select(model, config)
@@ -203,19 +205,22 @@ def _describe(
 
 
 def _metrics(config: TrainConfig, origin: Origin, model: VL2Model, folder: Path) -> MetricsLog:
-    device = model.image_newline.device
-    peak = peak_flops(device)
-    active = count_parameters(origin.config, model_shapes(origin.config)).active
-    length = config.data.sequence_length
+    peak = peak_flops(model.image_newline.device)
     return MetricsLog(
         folder,
         steps=config.steps,
         every=config.log_every,
         tensorboard=config.tensorboard,
         stage=config.stage,
-        flops=(lambda tokens: step_flops(origin.config, active, tokens, length)) if peak else None,
+        flops=_flops(origin.config, config.data.sequence_length) if peak else None,
         peak=peak or 1.0,
     )
+
+
+def _flops(config: VL2Config, length: int) -> Callable[[int], float]:
+    """FLOPs of a step by its tokens."""
+    active = count_parameters(config, model_shapes(config)).active
+    return lambda tokens: step_flops(config, active, tokens, length)
 
 
 def _fingerprint(prepared: Prepared, loader: TrainLoader) -> dict[str, Any]:

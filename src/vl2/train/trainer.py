@@ -10,6 +10,7 @@ import random
 import signal
 import time
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -202,7 +203,7 @@ class Trainer:
         found = self.store.newest()
         if found is None:
             return
-        check_fingerprint(self.store, self.fingerprint)
+        check_fingerprint(found, self.fingerprint)
         tensors = self._template()
         extra = self.store.load(found, tensors)
         self.step = self._kept = extra["step"]
@@ -247,18 +248,19 @@ class Trainer:
         return {n: signal.signal(n, note) for n in STOP_SIGNALS}
 
 
-def check_fingerprint(store: CheckpointStore, fingerprint: dict[str, Any]) -> None:
-    """Refuse to go on from the state of another run, before anything is touched.
+def check_fingerprint(found: Path | None, fingerprint: dict[str, Any]) -> None:
+    """Refuse to go on from the kept step of another run, before anything is touched.
 
     Raises:
         ValueError: what differs, and both values.
     """
-    found = store.newest()
-    kept = read_extra(found)["fingerprint"] if found else fingerprint
+    if found is None:
+        return
+    root, kept = found.parent, read_extra(found)["fingerprint"]
     for key, value in fingerprint.items():
         if kept.get(key) != value:
             raise ValueError(
-                f"{store.root} holds a run with another {key} ({kept.get(key)!r}, now {value!r}): "
+                f"{root} holds a run with another {key} ({kept.get(key)!r}, now {value!r}): "
                 "give another out folder, or the settings that the run began with"
             )
 

@@ -190,25 +190,25 @@ def recovers(
     return newest_step(root) == step + 1 and names == {f.name for f in committed(root)}
 
 
-def kill_plain(root: Path, kills: int, rng: random.Random) -> int:
-    """SIGKILL the bare protocol; returns how many kills it survived."""
+def kill(
+    root: Path,
+    kills: int,
+    rng: random.Random,
+    save: Callable[[Path, int, Ack], None],
+    right: Callable[[Path], bool],
+    *,
+    longest: float,
+    in_flight: int,
+) -> int:
+    """SIGKILL a process that saves, within `longest` seconds; returns how many kills it survived.
+
+    Up to `in_flight` saves may be whole and not reported.
+    """
     survived = 0
     for _ in range(kills):
         before = newest_step(root)
-        saved, status = fork(lambda ack: save_plain(root, 10**6, ack), rng.uniform(0, 0.04))
-        good = recovers(root, max(saved, before), 1, save_plain, plain_is_right)
-        survived += good and status == -signal.SIGKILL
-    return survived
-
-
-def kill_store(root: Path, kills: int, rng: random.Random) -> int:
-    """SIGKILL the store of tensors; returns how many kills it survived."""
-    survived = 0
-    for _ in range(kills):
-        before = newest_step(root)
-        saved, status = fork(lambda ack: save_store(root, 10**6, ack), rng.uniform(0, 0.15))
-        # One save in the thread and one after it may be whole and not reported.
-        good = recovers(root, max(saved, before), 2, save_store, store_is_right)
+        saved, status = fork(lambda ack: save(root, 10**6, ack), rng.uniform(0, longest))
+        good = recovers(root, max(saved, before), in_flight, save, right)
         survived += good and status == -signal.SIGKILL
     return survived
 
@@ -324,9 +324,12 @@ def main() -> int:
     of_store = options.kills // 10
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
         base = Path(name)
-        valid = kill_plain(base / "plain", options.kills - of_store, rng)
+        root, count = base / "plain", options.kills - of_store
+        valid = kill(root, count, rng, save_plain, plain_is_right, longest=0.04, in_flight=1)
         aborts, recovered = abort_everywhere(base / "aborts")
-        valid += kill_store(base / "store", of_store, rng)
+        # One save in the thread and one after it may be whole and not reported.
+        root, count = base / "store", of_store
+        valid += kill(root, count, rng, save_store, store_is_right, longest=0.15, in_flight=2)
         corruptions, refused = damage_store(base / "damaged", rng, log)
     line = {"kills": options.kills, "valid": valid, "aborts": aborts, "recovered": recovered}
     line |= {"corruptions": corruptions, "refused": refused}

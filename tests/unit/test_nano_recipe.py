@@ -46,9 +46,6 @@ def short(monkeypatch: pytest.MonkeyPatch) -> NanoRecipe:
         name: replace(stage, steps=2, optim=replace(stage.optim, warmup=1))
         for name, stage in whole.stages.items()
     }
-    counts = {
-        f"{kind}_shards": 1 for kind in ("patch", "drill", "full", "exam", "reading", "counting")
-    }
     plan = BatchPlan(tokens=1024)
     return replace(
         whole,
@@ -57,7 +54,7 @@ def short(monkeypatch: pytest.MonkeyPatch) -> NanoRecipe:
         text_plan=plan,
         picture_plan=plan,
         tokenizer_scenes=50,
-        **counts,
+        shards=dict.fromkeys(whole.shards, 1),
     )
 
 

@@ -87,15 +87,10 @@ class NanoRecipe:
     """Every number of the run."""
 
     stages: Mapping[str, NanoStage]
+    shards: Mapping[str, int]  # how many of each kind
     fonts: tuple[Path | None, ...] | None = None  # None fetches the pinned packages' fonts
     seed: int = SEED
     tokenizer_scenes: int = 4000
-    patch_shards: int = 24
-    drill_shards: int = 36
-    full_shards: int = 10
-    exam_shards: int = 24
-    reading_shards: int = 12
-    counting_shards: int = 10
     text_plan: BatchPlan = field(default_factory=BatchPlan)
     picture_plan: BatchPlan = field(default_factory=lambda: BatchPlan(tokens=3072))
 
@@ -105,7 +100,7 @@ STAGES = (
         name="see",
         steps=2400,
         trained=("vision", "heads"),
-        optim=_muon(2.5e-3, vision_scale=1.0, weight_decay=0.05),
+        optim=_muon(2.5e-3, weight_decay=0.05),
     ),
     NanoStage(
         name="talk",
@@ -158,10 +153,13 @@ STAGES = (
 )
 """In their order; a change of the numbers is another model."""
 
+SHARDS = {"patches": 24, "drills": 36, "full": 10, "exam": 24, "reading": 12, "counting": 10}
+"""How many of each of `shard_kinds`; the same holds for them."""
+
 
 def nano() -> NanoRecipe:
     """The run that made the embedded model."""
-    return NanoRecipe(stages={stage.name: stage for stage in STAGES})
+    return NanoRecipe(stages={stage.name: stage for stage in STAGES}, shards=SHARDS)
 
 
 def scene_recipe(fonts: tuple[Path | None, ...], split: str = "train") -> SceneRecipe:
@@ -217,16 +215,8 @@ def draw_corpus(recipe: NanoRecipe, folder: Path, processor: Processor) -> dict[
     """Every shard of the run, drawn where it is missing."""
     fonts = recipe.fonts or tuple(font_split(fetch_fonts(), "train"))
     kinds = shard_kinds(recipe.seed, fonts)
-    counts = {
-        "patches": recipe.patch_shards,
-        "drills": recipe.drill_shards,
-        "full": recipe.full_shards,
-        "exam": recipe.exam_shards,
-        "reading": recipe.reading_shards,
-        "counting": recipe.counting_shards,
-    }
     corpus = {}
-    for name, count in counts.items():
+    for name, count in recipe.shards.items():
         corpus[name] = [draw_shard(kinds[name], n, folder, processor) for n in range(count)]
         log.info("%s: %d shards", name, count)
     return corpus

@@ -14,21 +14,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from PIL import Image
+from tests.unit.source_rows import picture, refused, talk, texts
 
 from vl2.data.config import SourceConfig
-from vl2.data.records import Record, RecordError
+from vl2.data.records import RecordError
 from vl2.data.sources import Source, open_source
-
-
-def picture(colour: str = "red", size: tuple[int, int] = (40, 30), kind: str = "JPEG") -> bytes:
-    file = io.BytesIO()
-    Image.new("RGB", size, colour).save(file, kind)
-    return file.getvalue()
-
-
-def talk(question: str = "<image>\nWhat?", answer: Any = "Red.") -> list[dict[str, Any]]:
-    return [{"from": "human", "value": question}, {"from": "gpt", "value": answer}]
 
 
 def tar(path: Path, members: Sequence[tuple[str, bytes]]) -> Path:
@@ -38,20 +28,6 @@ def tar(path: Path, members: Sequence[tuple[str, bytes]]) -> Path:
             info.size = len(data)
             file.addfile(info, io.BytesIO(data))
     return path
-
-
-def texts(record: Record) -> list[tuple[str, str]]:
-    return [(turn.role, turn.text) for turn in record.turns]
-
-
-def refused(source: Source, row: int = 0) -> str:
-    with pytest.raises(RecordError) as caught:
-        source[row]
-    message = str(caught.value)
-    assert "\n" not in message
-    assert message.endswith(")")
-    assert f"#{row} of {source.name}" in message
-    return message
 
 
 def lines(path: Path, rows: Sequence[Any]) -> Source:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,41 +9,17 @@ from typing import Any
 
 import pytest
 from PIL import Image
+from tests.unit.source_rows import picture, refused, talk, texts
 
 from vl2.data.config import SourceConfig
-from vl2.data.records import Record, RecordError
 from vl2.data.source_record import MAX_TEXT_BYTES
 from vl2.data.sources import Source, open_source
-
-
-def picture(colour: str = "red", size: tuple[int, int] = (40, 30), kind: str = "JPEG") -> bytes:
-    file = io.BytesIO()
-    Image.new("RGB", size, colour).save(file, kind)
-    return file.getvalue()
-
-
-def talk(question: str = "<image>\nWhat?", answer: Any = "Red.") -> list[dict[str, Any]]:
-    return [{"from": "human", "value": question}, {"from": "gpt", "value": answer}]
 
 
 def jsonl(path: Path, rows: Sequence[Any], **config: Any) -> Source:
     lines = [row if isinstance(row, bytes) else json.dumps(row).encode() for row in rows]
     path.write_bytes(b"\n".join(lines) + b"\n")
     return open_source(SourceConfig(path=str(path), **config))
-
-
-def texts(record: Record) -> list[tuple[str, str]]:
-    return [(turn.role, turn.text) for turn in record.turns]
-
-
-def refused(source: Source, row: int = 0) -> str:
-    with pytest.raises(RecordError) as caught:
-        source[row]
-    message = str(caught.value)
-    assert "\n" not in message
-    assert message.endswith(")")
-    assert f"#{row} of {source.name}" in message
-    return message
 
 
 @pytest.fixture

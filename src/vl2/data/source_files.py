@@ -1,4 +1,4 @@
-"""Data sets of several files: which files, and which row is in which."""
+"""Files of a source: which there are, which row is in which, and how many rows count."""
 
 from __future__ import annotations
 
@@ -35,3 +35,18 @@ def locate(ends: np.ndarray, row: int) -> tuple[int, int]:
     """(part, row in the part) of a row that exists."""
     part = int(np.searchsorted(ends, row, side="right"))
     return part, row - (int(ends[part - 1]) if part else 0)
+
+
+def row_count(whole: int, limit: int | None) -> int:
+    """Rows that are used of those that there are: `rows` of the configuration, or all."""
+    return whole if limit is None else min(limit, whole)
+
+
+def check_row(row: int, rows: int, source: str) -> None:
+    """Hold a row's number against the number of rows of a source.
+
+    Raises:
+        IndexError: there is no such row.
+    """
+    if not 0 <= row < rows:
+        raise IndexError(f"row {row} of {source}, which has {rows}")

@@ -13,6 +13,7 @@ import numpy as np
 
 from vl2.data.config import SourceConfig
 from vl2.data.records import Record
+from vl2.data.source_files import check_row, row_count
 from vl2.data.source_record import MAX_ROW_BYTES, Origin, record_id
 
 Row = Mapping[str, Any]
@@ -54,7 +55,8 @@ class JsonSource:
             raise ValueError(
                 f"source {self.name!r}: cannot read {path} ({error.strerror}): give a JSON file"
             ) from None
-        self._starts, self._ends = starts[: config.rows], ends[: config.rows]
+        rows = row_count(len(starts), config.rows)
+        self._starts, self._ends = starts[:rows], ends[:rows]
 
     def __len__(self) -> int:
         """Number of rows, bad ones included."""
@@ -66,8 +68,7 @@ class JsonSource:
         Raises:
             RecordError: it cannot be used.
         """
-        if not 0 <= row < len(self):
-            raise IndexError(f"row {row} of {self.name}, which has {len(self)}")
+        check_row(row, len(self), self.name)
         fields = self._fields(row)
         origin = Origin(source=self.name, id=record_id(row, fields.get("id")))
         return self._to_record(fields, origin, self._root)

@@ -13,7 +13,7 @@ from typing import Any
 
 from vl2.data.config import SourceConfig
 from vl2.data.records import Record
-from vl2.data.source_files import ends_of, locate, matching_files
+from vl2.data.source_files import check_row, ends_of, locate, matching_files, row_count
 from vl2.data.source_llava import ANSWERS, llava_record, pictures_of
 from vl2.data.source_record import Origin, record_id
 
@@ -49,8 +49,7 @@ class ParquetSource:
                 self._groups.append((path, group, columns))
                 lengths.append(rows)
         self._ends = ends_of(lengths)
-        whole = sum(lengths)
-        self._rows = whole if config.rows is None else min(config.rows, whole)
+        self._rows = row_count(sum(lengths), config.rows)
         self._held: tuple[int, Any] | None = None
 
     def __len__(self) -> int:
@@ -63,8 +62,7 @@ class ParquetSource:
         Raises:
             RecordError: it cannot be used.
         """
-        if not 0 <= row < len(self):
-            raise IndexError(f"row {row} of {self.name}, which has {len(self)}")
+        check_row(row, len(self), self.name)
         part, local = locate(self._ends, row)
         origin = Origin(source=self.name, id=record_id(row, None))
         try:

@@ -15,7 +15,7 @@ import numpy as np
 
 from vl2.data.config import SourceConfig
 from vl2.data.records import Record
-from vl2.data.source_files import ends_of, locate, matching_files
+from vl2.data.source_files import check_row, ends_of, locate, matching_files, row_count
 from vl2.data.source_json import Row, read_object
 from vl2.data.source_llava import ANSWERS, llava_record
 from vl2.data.source_record import MAX_ROW_BYTES, Origin, caption_record, record_id
@@ -60,8 +60,7 @@ class WebDatasetSource:
         self.name = config.name or Path(config.path).stem
         self._shards = [_index(path, self.name) for path in matching_files(config.path)]
         self._ends = ends_of([len(shard.keys) for shard in self._shards])
-        whole = int(self._ends[-1])
-        self._rows = whole if config.rows is None else min(config.rows, whole)
+        self._rows = row_count(int(self._ends[-1]), config.rows)
 
     def __len__(self) -> int:
         """Number of samples, bad ones included."""
@@ -73,8 +72,7 @@ class WebDatasetSource:
         Raises:
             RecordError: it cannot be used.
         """
-        if not 0 <= row < len(self):
-            raise IndexError(f"row {row} of {self.name}, which has {len(self)}")
+        check_row(row, len(self), self.name)
         part, local = locate(self._ends, row)
         shard = self._shards[part]
         origin = Origin(source=self.name, id=record_id(row, shard.keys[local]))

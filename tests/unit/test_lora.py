@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from tests.unit.small_models import small_model
 from torch import Tensor, nn
 
 from vl2.checkpoint.hf import load_model, save_model
@@ -29,15 +29,6 @@ from vl2.train.lora import (
 from vl2.train.routing_profile import profile_routing, save_profile
 
 EVERYTHING = tuple(TARGETS)
-
-
-def small_model(*, layers: int = 2) -> VL2Model:
-    config = VL2Config.nano()
-    language = replace(config.language_config, num_hidden_layers=layers, vocab_size=64)
-    vision = replace(config.vision_config, layers=1)
-    model = VL2Model(replace(config, language_config=language, vision_config=vision))
-    model.init_weights(torch.Generator().manual_seed(3))
-    return model.eval()
 
 
 def batch_of(model: VL2Model, seed: int = 0) -> dict[str, Tensor]:

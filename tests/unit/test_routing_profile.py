@@ -3,25 +3,14 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from tests.unit.small_models import small_model
 
-from vl2.config import VL2Config
-from vl2.model.vl2 import VL2Model
 from vl2.train.lora import LoraConfig, apply_lora, lora_layers
 from vl2.train.routing_profile import chosen_experts, load_profile, profile_routing, save_profile
-
-
-def small_model(*, layers: int = 2) -> VL2Model:
-    config = VL2Config.nano()
-    language = replace(config.language_config, num_hidden_layers=layers, vocab_size=64)
-    vision = replace(config.vision_config, layers=1)
-    model = VL2Model(replace(config, language_config=language, vision_config=vision))
-    model.init_weights(torch.Generator().manual_seed(3))
-    return model.eval()
 
 
 def test_a_profile_counts_real_tokens_of_each_layer():

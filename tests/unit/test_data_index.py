@@ -59,13 +59,13 @@ def config(tmp_path: Path) -> SourceConfig:
 def scans(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Ids of the records that were counted."""
     seen: list[str] = []
-    real = index.token_count
+    real = index.record_size
 
     def spy(record, *args, **more):
         seen.append(record.id)
         return real(record, *args, **more)
 
-    monkeypatch.setattr(index, "token_count", spy)
+    monkeypatch.setattr(index, "record_size", spy)
     return seen
 
 
@@ -80,8 +80,27 @@ def test_counts_are_those_of_the_encoded_rows(
     assert counts.tolist() == [lengths[0], -1, lengths[1], -1, -1, -1]
     assert rows.mean_tokens(0) == sum(lengths) / 2
     assert "t: 4 of 6 rows cannot be used: 2 x an answer is empty; 1 x" in caplog.text
-    with pytest.raises(ValueError, match="read-only"):
-        counts[0] = 1
+    tiles = rows.tiles(0)
+    assert tiles.dtype == np.int32
+    pictures = encode_record(source[0], processor).images
+    assert tiles.tolist() == [len(pictures), -1, 0, -1, -1, -1]
+    assert len(pictures) > 1
+    for each in (counts, tiles):
+        with pytest.raises(ValueError, match="read-only"):
+            each[0] = 1
+
+
+def test_tiles_are_those_of_every_picture_s_views(tmp_path: Path, processor: vl2.Processor):
+    sizes = [(90, 60), (500, 100), (100, 500), (700, 700), (112, 112)]
+    for number, size in enumerate(sizes):
+        Image.new("RGB", size).save(tmp_path / f"{number}.png")
+    shown = [["0.png"], ["1.png"], ["2.png"], ["3.png", "1.png"], [f"{n}.png" for n in range(5)]]
+    rows = [{"images": images, "conversations": talk()} for images in shown]
+    config = write(tmp_path / "t.jsonl", rows)
+    source = open_source(config)
+    wanted = [len(encode_record(source[n], processor).images) for n in range(len(rows))]
+    assert build([config], processor).tiles(0).tolist() == wanted
+    assert len(set(wanted)) > 3
 
 
 def test_progress_is_logged(
@@ -107,6 +126,7 @@ def test_the_cache_saves_the_scan(
     again = build([config], processor, cache=cache)
     assert scans == ["#1"]  # only what was bad is tried again
     assert again.counts(0).tolist() == first.counts(0).tolist()
+    assert again.tiles(0).tolist() == first.tiles(0).tolist()
     assert again.fingerprint == first.fingerprint == build([config], processor).fingerprint
 
 
@@ -141,14 +161,48 @@ def test_a_corrupt_cache_is_built_again(
 
 
 def test_any_flipped_byte_of_a_cache_is_noticed(tmp_path: Path):
-    counts = np.array([5, -1, 900], dtype=np.int32)
+    sizes = np.array([[5, -1, 900], [2, -1, 0]], dtype=np.int32)
     file = tmp_path / "rows.npz"
-    index._write(file, "key", counts)
+    index._write(file, "key", sizes)
     whole = file.read_bytes()
     for at in range(0, len(whole), 3):
         file.write_bytes(whole[:at] + bytes([whole[at] ^ 0x41]) + whole[at + 1 :])
         found = index._read(file, "key", 3)
-        assert found is None or found.tolist() == counts.tolist()
+        assert found is None or found.tolist() == sizes.tolist()
+
+
+def test_a_cache_without_tiles_is_built_again(
+    tmp_path: Path, config: SourceConfig, processor: vl2.Processor, scans: list[str]
+):
+    cache = tmp_path / "cache"
+    whole = build([config], processor, cache=cache)
+    (file,) = cache.iterdir()
+    counts = whole.counts(0)
+    with file.open("wb") as stream:
+        np.savez(stream, counts=counts, digest=index._digest("key", counts))
+    scans.clear()
+    again = build([config], processor, cache=cache)
+    assert scans == ["#0", "#1", "#2"]
+    assert again.tiles(0).tolist() == whole.tiles(0).tolist()
+    assert again.fingerprint == whole.fingerprint
+
+
+def test_a_cache_of_other_rules_is_not_looked_at(
+    tmp_path: Path,
+    config: SourceConfig,
+    processor: vl2.Processor,
+    scans: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+):
+    cache = tmp_path / "cache"
+    with monkeypatch.context() as patch:
+        patch.setattr(index, "_RULES", "1")
+        old = build([config], processor, cache=cache)
+    scans.clear()
+    new = build([config], processor, cache=cache)
+    assert scans == ["#0", "#1", "#2"]
+    assert old.fingerprint != new.fingerprint
+    assert len(list(cache.iterdir())) == 2
 
 
 def test_a_cache_folder_that_cannot_be_written(

@@ -18,7 +18,7 @@ from PIL import Image
 
 from vl2.data.collate import TrainBatch
 from vl2.data.config import DataConfig, SourceConfig
-from vl2.data.encode import token_count
+from vl2.data.encode import record_size
 from vl2.data.index import RowIndex
 from vl2.data.loader import TrainLoader
 from vl2.data.records import Record, RecordError, Turn
@@ -59,7 +59,9 @@ class Records:
         return self.name
 
 
-def talk(name: str, row: int, *, pictures: int = 0, words: int = 3) -> Record:
+def talk(
+    name: str, row: int, *, pictures: int = 0, words: int = 3, size: tuple[int, int] = (24, 16)
+) -> Record:
     turns = (
         Turn(role="user", text="<image>" * pictures + f" what is {row}?"),
         Turn(role="assistant", text=" ".join(WORDS[i % len(WORDS)] for i in range(words))),
@@ -67,7 +69,7 @@ def talk(name: str, row: int, *, pictures: int = 0, words: int = 3) -> Record:
     return Record(
         id=f"{name}-{row}",
         source=name,
-        images=tuple(png(row + i) for i in range(pictures)),
+        images=tuple(png(row + i, size) for i in range(pictures)),
         turns=turns,
     )
 
@@ -93,19 +95,19 @@ def loader_of(
 
 def index_of(sources: Sequence[Records], processor: Processor) -> RowIndex:
     """Counts of all records, also of those that are bad: that shows when they are read."""
-    counts = [
-        np.array([token_count(record, processor) for record in source.records])
-        for source in sources
-    ]
-    return RowIndex(counts, "/".join(source.name for source in sources))
+    sizes = []
+    for source in sources:
+        counted = [record_size(record, processor) for record in source.records]
+        sizes.append(np.array([[c.tokens for c in counted], [c.tiles for c in counted]]))
+    return RowIndex(sizes, "/".join(source.name for source in sources))
 
 
 def same(one: TrainBatch, other: TrainBatch) -> bool:
-    plain = [
-        (b.samples, b.source_names, b.tokens, b.supervised, b.images, b.tiles, b.closes_step)
-        for b in (one, other)
-    ]
-    equal = one.tensors.keys() == other.tensors.keys() and plain[0] == plain[1]
+    names = ("samples", "source_names", "tokens", "supervised", "images", "tiles")
+    names += ("closes_step", "tile_loads")
+    equal = one.tensors.keys() == other.tensors.keys() and all(
+        getattr(one, name) == getattr(other, name) for name in names
+    )
     return (
         equal
         and torch.equal(one.source_ids, other.source_ids)
@@ -203,11 +205,41 @@ def test_a_step_has_the_same_samples_for_any_number_of_ranks(processor: Processo
         loader_of(two_sources(), processor, config, world=3)
 
 
+def skewed_sources() -> list[Records]:
+    """Pictures of few and of many tiles, and text."""
+    sizes = [(60 + 160 * (i % 5), 60) for i in range(40)]
+    wide = [talk("wide", i, pictures=1, size=size, words=2) for i, size in enumerate(sizes)]
+    return [Records("wide", wide), *two_sources(40)[1:]]
+
+
+@pytest.mark.parametrize("packing", [True, False])
+def test_ranks_see_about_equal_tiles_as_planned(processor: Processor, packing: bool):
+    sources = skewed_sources()
+    whole = []
+    for balance in (False, True):
+        settings = {"batch_size": 8, "micro_batch": 1, "packing": packing, "balance_tiles": balance}
+        config = config_of(sources, sequence_length=320, **settings)
+        streams = [iter(loader_of(sources, processor, config, rank=r, world=4)) for r in range(4)]
+        most = mean = 0.0
+        for _ in range(8):
+            step = [next(stream) for stream in streams]
+            tiles = [[batch.tiles for batch in batches] for batches in step]
+            (told,) = {batch.tile_loads for batches in step for batch in batches}
+            assert told is not None
+            assert told[1].most == sum(max(at) for at in zip(*tiles, strict=True))
+            assert told[1].mean == sum(map(sum, tiles)) / 4
+            most, mean = most + told[1].most, mean + told[1].mean
+        whole.append(most / mean)
+    assert whole[0] > 1.4
+    assert whole[1] < 1 + 0.5 * (whole[0] - 1)
+
+
 def test_the_fingerprint_names_the_stream(processor: Processor):
     config = config_of(two_sources())
     first = loader_of(two_sources(), processor, config).fingerprint
     assert loader_of(two_sources(), processor, replace(config, workers=2)).fingerprint == first
     others = [replace(config, seed=1), replace(config, packing=False)]
+    others.append(replace(config, balance_tiles=False))
     assert first not in [loader_of(two_sources(), processor, c).fingerprint for c in others]
 
 

@@ -60,6 +60,16 @@ def test_weights_are_shares_of_the_tokens():
     assert order.mean_tokens == pytest.approx(tokens.sum() / 20_000, rel=0.02)
 
 
+def test_no_row_repeats_before_it_is_said():
+    counts = [[10] * 40, [30] * 17, [20] * 600]
+    order = order_of(*counts, weights=(0.2, 0.5, 0.3))
+    refs = [order[i] for i in range(order.repeats_after + 20)]
+    rows = [(ref.source, ref.row) for ref in refs]
+    first = next(i for i in range(len(rows)) if rows[i] in rows[:i])
+    assert order.repeats_after - 2 <= first
+    assert order.repeats_after > 17
+
+
 def test_dealing_visits_each_source_in_order_and_evenly():
     shares = [5, 1, 3, 7]
     drawn = [deal(k, shares) for k in range(160)]

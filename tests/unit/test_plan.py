@@ -4,31 +4,35 @@ import itertools
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from vl2.data.plan import Planner, RowRef, SequencePlan, best_fit, draw, micro_plans
+from vl2.data.config import DataConfig
+from vl2.data.plan import MicroPlan, Planner, RowRef, SequencePlan, draw, micro_plans
 
 LENGTHS = np.random.default_rng(5).integers(500, 2501, size=4000).astype(np.int32)
+TILES = np.random.default_rng(6).integers(0, LENGTHS // 200 + 1).astype(np.int32)
 
 
 class InOrder:
     """Rows one after the other."""
 
     def __init__(self, counts: np.ndarray) -> None:
-        self.rows = len(counts)
+        self.rows = self.repeats_after = len(counts)
         self.mean_tokens = float(counts.mean())
 
     def __getitem__(self, position: int) -> RowRef:
         return RowRef(0, position % self.rows, position)
 
 
-def planner_of(counts: np.ndarray = LENGTHS, **settings) -> Planner:
-    return Planner(InOrder(counts), [counts], **{"sequence_length": 4096, **settings})
+def planner_of(
+    counts: np.ndarray = LENGTHS, tiles: np.ndarray | None = None, **settings
+) -> Planner:
+    tiles = np.zeros_like(counts) if tiles is None else tiles
+    return Planner(InOrder(counts), [counts], [tiles], DataConfig(**{"batch_size": 1, **settings}))
 
 
 def take(planner: Planner, count: int) -> list[SequencePlan]:
-    return list(itertools.islice(planner, count))
+    steps = itertools.islice(planner, -(-count // planner.config.batch_size))
+    return [sequence for step in steps for sequence in step.sequences][:count]
 
 
 def positions(plans: list[SequencePlan]) -> list[int]:
@@ -42,7 +46,7 @@ def test_packing_fills_sequences_and_loses_no_sample():
     planner = planner_of()
     whole = []
     while planner.state()["position"] < 5 * planner.window:
-        whole.append(next(planner))
+        whole += next(planner).sequences
     assert sorted(positions(whole)) == list(range(5 * planner.window))
     for plan in whole:
         assert plan.tokens == tuple(LENGTHS[ref.row] for ref in plan.rows)
@@ -69,19 +73,81 @@ def test_without_packing_each_sample_is_a_sequence():
 
 
 @pytest.mark.parametrize("packing", [True, False])
-def test_goes_on_from_every_state(packing: bool):
-    counts = LENGTHS[:50]
-    planner = planner_of(counts, packing=packing)
-    plans, states = [], []
-    for _ in range(150):
+@pytest.mark.parametrize("batch_size", [1, 5, 100])  # within a window, over its end, over several
+def test_goes_on_from_every_state(packing: bool, batch_size: int):
+    settings = {"packing": packing, "batch_size": batch_size}
+    planner = planner_of(LENGTHS[:300], TILES[:300], **settings)
+    steps, states = [], []
+    for _ in range(max(300 // batch_size, 7)):
         states.append(planner.state())
-        plans.append(next(planner))
+        steps.append(next(planner))
     assert len({state["position"] for state in states}) > 1
-    for number, state in enumerate(states):
-        again = planner_of(counts, packing=packing)
+    for number in range(0, len(states), max(7 // batch_size, 1)):
+        state = states[number]
+        again = planner_of(LENGTHS[:300], TILES[:300], **settings)
         again.restore(state)
         assert again.state() == state
-        assert next(again) == plans[number]
+        assert next(again) == steps[number]
+
+
+def step_spreads(planner: Planner, steps: int = 40) -> list[int]:
+    """Between the sequences with the most and the fewest tiles of each step."""
+    tiles = [[s.tiles for s in step.sequences] for step in itertools.islice(planner, steps)]
+    return [max(step) - min(step) for step in tiles]
+
+
+@pytest.mark.parametrize("packing", [True, False])
+def test_balanced_steps_are_alike_in_tiles_and_lose_nothing(packing: bool):
+    settings = {"packing": packing, "batch_size": 8}
+    plain = planner_of(tiles=TILES, balance_tiles=False, **settings)
+    planner = planner_of(tiles=TILES, **settings)
+    assert np.mean(step_spreads(planner)) < 0.25 * np.mean(step_spreads(plain))
+    planner = planner_of(tiles=TILES, **settings)
+    seen: list[SequencePlan] = []
+    before: list[int] = []
+    while planner.state()["position"] < 4 * planner.window:
+        step = next(planner)
+        seen += step.sequences
+        before += step.plain_tiles
+    for sequence in seen:
+        assert sequence.tiles == sum(TILES[ref.row] for ref in sequence.rows)
+    found = sorted(positions(seen))
+    assert found[: 4 * planner.window] == list(range(4 * planner.window))
+    assert len(set(found)) == len(found)
+    per_step = [sum(s.tiles for s in seen[at : at + 8]) for at in range(0, len(seen), 8)]
+    assert per_step != sorted(per_step)
+    assert per_step != sorted(per_step, reverse=True)
+    assert sum(before) == pytest.approx(sum(s.tiles for s in seen), rel=0.02)
+
+
+def test_an_epoch_still_has_every_row_once_when_balanced():
+    planner = planner_of(LENGTHS[:512], TILES[:512], packing=False, batch_size=16)
+    for epoch in range(3):
+        rows = [ref.row for plan in take(planner, 512) for ref in plan.rows]
+        assert sorted(rows) == list(range(512))
+        assert rows != list(range(512)), epoch
+
+
+@pytest.mark.parametrize("packing", [True, False])
+def test_without_pictures_balancing_changes_nothing(packing: bool):
+    plain = planner_of(packing=packing, batch_size=8, balance_tiles=False)
+    assert take(planner_of(packing=packing, batch_size=8), 300) == take(plain, 300)
+
+
+def test_a_step_of_few_rows_holds_none_twice():
+    planner = planner_of(LENGTHS[:20], TILES[:20], packing=False, batch_size=8)
+    for step in itertools.islice(planner, 20):
+        assert len({ref.row for sequence in step.sequences for ref in sequence.rows}) == 8
+    assert planner.window == 16
+
+
+def test_steps_are_not_alike_where_windows_hold_rows_twice():
+    order = InOrder(LENGTHS)
+    config = DataConfig(batch_size=8)
+    alike = np.mean(step_spreads(Planner(order, [LENGTHS], [TILES], config)))
+    order.repeats_after = 100
+    mixed = np.mean(step_spreads(Planner(order, [LENGTHS], [TILES], config)))
+    assert alike < 0.5 * mixed
 
 
 @pytest.mark.parametrize(
@@ -98,61 +164,114 @@ def test_state_of_other_data_is_refused(state: dict[str, int]):
         planner_of().restore(state)
 
 
-@given(st.lists(st.integers(1, 100), max_size=60))
-def test_best_fit_keeps_every_item_and_the_room(sizes: list[int]):
-    bins = best_fit(sizes, 100)
-    assert sorted(i for members in bins for i in members) == list(range(len(sizes)))
-    loads = [sum(sizes[i] for i in members) for members in bins]
-    assert all(load <= 100 for load in loads)
-    assert sum(load <= 50 for load in loads) <= 1  # two of these would share a bin
-
-
-def test_best_fit_refuses_what_it_would_have_to_cut():
-    with pytest.raises(ValueError, match="a sample of 101 tokens in sequences of 100"):
-        best_fit([3, 101], 100)
-
-
 def test_draw_is_the_same_forever():
     assert draw(0, "sequence", 1) == 11382405075976131099
     assert len({draw(0, i) % 1000 for i in range(20_000)}) == 1000
 
 
-@pytest.mark.parametrize("world", [1, 2, 4])
-def test_a_step_s_sequences_do_not_depend_on_the_ranks(world: int):
-    settings = {"batch_size": 8, "micro_batch": 2, "world": world}
-    streams = [micro_plans(planner_of(), rank=r, **settings) for r in range(world)]
-    expected = iter(planner_of())
-    for _ in range(3):
-        step: list[list[SequencePlan]] = [[] for _ in range(world)]
-        for m in range(8 // (2 * world)):
-            plans = [next(stream) for stream in streams]
-            assert len({tuple(plan.state.items()) for plan in plans}) == 1
-            for rank, plan in enumerate(plans):
-                assert len(plan.sequences) == 2
-                assert plan.closes_step == (m == 8 // (2 * world) - 1)
-                step[rank].extend(plan.sequences)
-        whole = list(itertools.islice(expected, 8))
-        assert step == [whole[rank::world] for rank in range(world)]
+WORLDS = (1, 2, 4, 8)
 
 
-def test_goes_on_with_other_ranks_in_the_middle_of_a_step():
-    settings = {"batch_size": 8, "micro_batch": 1}
-    first = micro_plans(planner_of(), rank=0, world=2, **settings)
-    plans = [next(first) for _ in range(6)]  # one step and two of four micro batches
-    state = dict(plans[-1].state)
-    assert state["done"] == 4
-    planner = planner_of()
-    planner.restore(state)
-    rest = micro_plans(planner, rank=1, world=4, done=state["done"], **settings)
-    plan = next(rest)
-    assert plan.closes_step
-    assert plan.sequences[0] == take(planner_of(), 16)[8 + 4 + 1]
+def dealt(world: int, steps: int, **settings) -> list[list[list[MicroPlan]]]:
+    """Plans by step, micro batch and rank."""
+    given = {"batch_size": 16, "tiles": TILES, **settings}
+    streams = [micro_plans(planner_of(**given), rank=rank, world=world) for rank in range(world)]
+    found = []
+    for _ in range(steps):
+        found.append([])
+        while not found[-1] or not found[-1][-1][0].closes_step:
+            found[-1].append([next(stream) for stream in streams])
+    return found
+
+
+def flat(micros: list[list[MicroPlan]]) -> list[SequencePlan]:
+    return [s for micro in micros for plan in micro for s in plan.sequences]
+
+
+@pytest.mark.parametrize("packing", [True, False])
+@pytest.mark.parametrize("balance", [True, False])
+@pytest.mark.parametrize("micro_batch", [1, 2])
+def test_a_step_s_sequences_do_not_depend_on_the_ranks(
+    packing: bool, balance: bool, micro_batch: int
+):
+    settings = {"packing": packing, "balance_tiles": balance, "micro_batch": micro_batch}
+    by_world = [dealt(world, 12, **settings) for world in WORLDS]
+    steps = [sorted(positions(flat(step))) for step in by_world[0]]
+    for world, found in zip(WORLDS, by_world, strict=True):
+        assert [sorted(positions(flat(step))) for step in found] == steps
+        for step in found:
+            assert len(step) == 16 // (micro_batch * world)
+            for micro in step:
+                assert {len(plan.sequences) for plan in micro} == {micro_batch}
+                assert len({tuple(plan.state.items()) for plan in micro}) == 1
+                assert len({plan.tile_loads for plan in micro}) == 1
+                assert micro[0].closes_step == (micro is step[-1])
+
+
+def test_without_balancing_ranks_take_turns():
+    settings = {"balance_tiles": False, "tiles": TILES, "batch_size": 16}
+    expected = take(planner_of(**settings), 32)
+    for number, step in enumerate(dealt(4, 2, micro_batch=2, balance_tiles=False)):
+        for rank in range(4):
+            own = [s for micro in step for s in micro[rank].sequences]
+            assert own == expected[16 * number + rank : 16 * number + 16 : 4]
+
+
+@pytest.mark.parametrize("packing", [True, False])
+def test_tile_loads_are_those_of_the_ranks(packing: bool):
+    gained = 0
+    for step in dealt(4, 12, packing=packing):
+        held = [[sum(s.tiles for s in plan.sequences) for plan in micro] for micro in step]
+        plain, load = step[0][0].tile_loads
+        assert load.most == sum(max(ranks) for ranks in held)
+        assert load.mean == sum(sum(ranks) for ranks in held) / 4
+        gained += plain.imbalance - load.imbalance
+    assert gained / 12 > 0.2
+    unbalanced = dealt(4, 3, packing=packing, balance_tiles=False)
+    assert all(len(set(step[0][0].tile_loads)) == 1 for step in unbalanced)
+
+
+@pytest.mark.parametrize("packing", [True, False])
+@pytest.mark.parametrize("balance", [True, False])
+def test_goes_on_with_the_same_or_other_ranks_in_the_middle_of_a_step(packing: bool, balance: bool):
+    settings = {"packing": packing, "balance_tiles": balance}
+    steps = 6  # over the end of a window with packing
+    before = dealt(2, steps, **settings)
+    others = {1: dealt(1, steps, **settings), 2: before, 4: dealt(4, steps, **settings)}
+    for number, step in enumerate(before):
+        for micro in step:
+            state = dict(micro[0].state)
+            at = number + micro[0].closes_step
+            for world in others:
+                if state["done"] % world or at == steps:
+                    continue
+                planner = planner_of(LENGTHS, TILES, batch_size=16, **settings)
+                planner.restore(state)
+                rest = micro_plans(planner, rank=world - 1, world=world, done=state["done"])
+                for expected in others[world][at][state["done"] // world :]:
+                    assert next(rest) == expected[-1]
+
+
+def test_four_ranks_two_one_and_four_again_see_each_step_once():
+    state, seen = {"position": 0, "bin": 0, "done": 0}, []
+    for world in (4, 2, 1, 4):
+        for _ in range(3):
+            parts = []
+            for rank in range(world):
+                planner = planner_of(batch_size=16, tiles=TILES)
+                planner.restore(state)
+                stream = micro_plans(planner, rank=rank, world=world, done=state["done"])
+                parts.append([next(stream) for _ in range(16 // world)])
+            state = dict(parts[0][-1].state)
+            seen.append(sorted(positions([s for own in parts for p in own for s in p.sequences])))
+    assert seen == [sorted(positions(flat(step))) for step in dealt(1, 12)]
 
 
 def test_ranks_that_cannot_share_a_step():
+    planner = planner_of(batch_size=8)
     with pytest.raises(ValueError, match="rank is 2: expected 0 to 1"):
-        micro_plans(planner_of(), batch_size=8, micro_batch=1, rank=2, world=2)
+        micro_plans(planner, rank=2, world=2)
     with pytest.raises(ValueError, match="batch_size is 8: expected a multiple"):
-        micro_plans(planner_of(), batch_size=8, micro_batch=1, rank=0, world=3)
+        micro_plans(planner, rank=0, world=3)
     with pytest.raises(ValueError, match="go on from a step's end"):
-        micro_plans(planner_of(), batch_size=8, micro_batch=1, rank=0, world=4, done=2)
+        micro_plans(planner, rank=0, world=4, done=2)

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vl2.data.balance_tiles import TileLoad
 from vl2.ops.loss import IGNORE_ID
 from vl2.processing import ModelInputs
 
@@ -55,6 +56,8 @@ class TrainBatch:
     images: int = 0
     tiles: int = 0
     closes_step: bool = True  # the last micro batch of its optimiser step
+    tile_loads: tuple[TileLoad, TileLoad] | None = None  # of its step over all ranks, as planned:
+    # without balancing, and as it is
 
 
 def collate_rows(
@@ -65,6 +68,7 @@ def collate_rows(
     isolate_documents: bool = True,
     pad_to: int | None = None,
     closes_step: bool = True,
+    tile_loads: tuple[TileLoad, TileLoad] | None = None,
 ) -> TrainBatch:
     """Pack the samples of each row one behind the other, and pad the rows on the right.
 
@@ -79,6 +83,7 @@ def collate_rows(
             the whole row.
         pad_to: length of all rows; None takes the longest one's.
         closes_step: see `TrainBatch`.
+        tile_loads: see `TrainBatch`.
 
     Raises:
         ValueError: a row is longer than `pad_to`.
@@ -112,6 +117,7 @@ def collate_rows(
         images=sum(len(crops) for _, crops in pictures),
         tiles=sum(len(tiles) for tiles, _ in pictures),
         closes_step=closes_step,
+        tile_loads=tile_loads,
     )
 
 

@@ -40,6 +40,7 @@ class DataConfig:
     batch_size: int = 8  # sequences per optimiser step, over all ranks
     micro_batch: int = 1  # sequences per forward pass
     packing: bool = True  # several samples in one sequence
+    balance_tiles: bool = True  # sequences that are computed at the same time are alike in tiles
     isolate_documents: bool = True  # samples in one sequence do not see each other
     mask_prompt: bool = True  # learn answers only
     workers: int = 0  # processes that decode and tile; 0 does it in the trainer's own

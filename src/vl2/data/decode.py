@@ -79,6 +79,7 @@ class Decoder(Dataset):
             isolate_documents=self.config.isolate_documents,
             pad_to=self.pad_to,
             closes_step=plan.closes_step,
+            tile_loads=plan.tile_loads,
         )
         return Decoded(batch=batch, state=plan.state, reports=tuple(reports))
 

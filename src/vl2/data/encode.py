@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image
@@ -20,6 +21,14 @@ from vl2.processing.image_gate import open_image
 from vl2.processing.tiling import choose_canvas
 
 Source = bytes | Path
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RecordSize:
+    """What a record costs."""
+
+    tokens: int
+    tiles: int  # of all pictures, global views included
 
 
 def encode_record(
@@ -57,8 +66,8 @@ def encode_record(
     return inputs
 
 
-def token_count(record: Record, processor: Processor, *, mask_prompt: bool = True) -> int:
-    """Number of tokens that `encode_record` gives, from headers.
+def record_size(record: Record, processor: Processor, *, mask_prompt: bool = True) -> RecordSize:
+    """Number of tokens and tiles that `encode_record` gives, from headers.
 
     Pictures are decoded only where the processor's tiling looks at their content.
 
@@ -82,7 +91,13 @@ def token_count(record: Record, processor: Processor, *, mask_prompt: bool = Tru
             ignore_id=ignored,
         )
         _check_learnt(any(label != ignored for label in encoded.labels[1:]))
-    return len(encoded.input_ids)
+    tiles = sum(processor.layout.grid(canvas).tiles for canvas in canvases)
+    return RecordSize(tokens=len(encoded.input_ids), tiles=tiles)
+
+
+def token_count(record: Record, processor: Processor, *, mask_prompt: bool = True) -> int:
+    """Number of tokens that `encode_record` gives, see `record_size`."""
+    return record_size(record, processor, mask_prompt=mask_prompt).tokens
 
 
 def _messages(record: Record) -> list[dict[str, str]]:

@@ -1,4 +1,4 @@
-"""Token counts of every row of every source: counted once, cached, what packing plans by."""
+"""Tokens and tiles of every row of every source: counted once, cached, what plans are made from."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from vl2.data.config import SourceConfig
-from vl2.data.encode import token_count
+from vl2.data.encode import record_size
 from vl2.data.records import RecordError
 from vl2.data.source_record import reason_of
 from vl2.data.sources import Source
@@ -24,16 +24,16 @@ from vl2.processing import Processor
 log = get_logger(__name__)
 
 UNUSABLE = -1
-"""Stands for the token count of a row that cannot be used."""
+"""Stands for both counts of a row that cannot be used."""
 
-_RULES = "1"
+_RULES = "2"
 """Counts of other rules are not taken from a cache: raise it when encoding changes."""
 
 _REPORT_SECONDS = 10.0
 
 
 class RowIndex:
-    """How many tokens each row has, and what identifies the data.
+    """How many tokens and tiles each row has, and what identifies the data.
 
     Attributes:
         fingerprint: sha256 over everything that decides the samples: content, weights and damage of
@@ -41,11 +41,11 @@ class RowIndex:
             tell missing or resized pictures. Paths and names do not count.
     """
 
-    def __init__(self, counts: Sequence[np.ndarray], fingerprint: str) -> None:
-        """Take what `build` has counted."""
+    def __init__(self, sizes: Sequence[np.ndarray], fingerprint: str) -> None:
+        """Take what `build` has counted: tokens and tiles [2, rows] of each source."""
         self.fingerprint = fingerprint
-        self._counts = [np.asarray(each, dtype=np.int32) for each in counts]
-        for each in self._counts:
+        self._sizes = [np.asarray(each, dtype=np.int32) for each in sizes]
+        for each in self._sizes:
             each.setflags(write=False)
 
     @classmethod
@@ -58,7 +58,7 @@ class RowIndex:
         *,
         mask_prompt: bool = True,
     ) -> RowIndex:
-        """Count the tokens of all rows, or take them from the cache.
+        """Count tokens and tiles of all rows, or take them from the cache.
 
         Rows that could not be used are tried again each time, because their pictures may have
         arrived since.
@@ -93,25 +93,29 @@ class RowIndex:
 
     def counts(self, source_index: int) -> np.ndarray:
         """Tokens of each row of a source, int32; -1 where a row cannot be used."""
-        return self._counts[source_index]
+        return self._sizes[source_index][0]
+
+    def tiles(self, source_index: int) -> np.ndarray:
+        """Tiles of each row of a source, int32; 0 for text alone, -1 where a row cannot be used."""
+        return self._sizes[source_index][1]
 
     def mean_tokens(self, source_index: int) -> float:
         """Mean over the rows of a source that can be used."""
-        counts = self._counts[source_index]
+        counts = self.counts(source_index)
         return float(counts[counts != UNUSABLE].mean())
 
 
 def _counted(
     source: Source, processor: Processor, mask_prompt: bool, file: Path | None, key: str
 ) -> np.ndarray:
-    """Counts of one source; a cache file gives the rows that were good."""
-    counts = _read(file, key, len(source)) if file else None
-    fresh = counts is None
-    if counts is None:
-        counts = np.full(len(source), UNUSABLE, dtype=np.int32)
-    before = counts.copy()
-    reasons = _scan(source, processor, mask_prompt, counts)
-    if not (counts != UNUSABLE).any():
+    """Sizes [2, rows] of one source; a cache file gives the rows that were good."""
+    sizes = _read(file, key, len(source)) if file else None
+    fresh = sizes is None
+    if sizes is None:
+        sizes = np.full((2, len(source)), UNUSABLE, dtype=np.int32)
+    before = sizes.copy()
+    reasons = _scan(source, processor, mask_prompt, sizes)
+    if not (sizes != UNUSABLE).any():
         first = next(iter(reasons), "the source is empty")
         raise ValueError(
             f"source {source.name!r} has no usable row among {len(source)}: the first reason is: "
@@ -121,21 +125,22 @@ def _counted(
         told = "; ".join(f"{number} x {reason}" for reason, number in reasons.most_common(5))
         bad = reasons.total()
         log.warning("%s: %d of %d rows cannot be used: %s", source.name, bad, len(source), told)
-    if file and (fresh or (before != counts).any()):
-        _write(file, key, counts)
-    return counts
+    if file and (fresh or (before != sizes).any()):
+        _write(file, key, sizes)
+    return sizes
 
 
 def _scan(
-    source: Source, processor: Processor, mask_prompt: bool, counts: np.ndarray
+    source: Source, processor: Processor, mask_prompt: bool, sizes: np.ndarray
 ) -> Counter[str]:
     """Fill in the rows without a count; returns why others stay without, first reasons first."""
-    rows = np.flatnonzero(counts == UNUSABLE).tolist()
+    rows = np.flatnonzero(sizes[0] == UNUSABLE).tolist()
     reasons: Counter[str] = Counter()
     reported = time.monotonic()
     for done, row in enumerate(rows):
         try:
-            counts[row] = token_count(source[row], processor, mask_prompt=mask_prompt)
+            size = record_size(source[row], processor, mask_prompt=mask_prompt)
+            sizes[:, row] = size.tokens, size.tiles
         except RecordError as error:
             log.debug("%s", error)
             reasons[reason_of(error)] += 1
@@ -161,13 +166,13 @@ def _absolute(path: str) -> str:
     return str(Path(path).expanduser().absolute())
 
 
-def _write(file: Path, key: str, counts: np.ndarray) -> None:
+def _write(file: Path, key: str, sizes: np.ndarray) -> None:
     """Write aside and rename: a cache file is whole or not there."""
     aside = file.with_suffix(f".{os.getpid()}.tmp")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         with aside.open("wb") as stream:
-            np.savez(stream, counts=counts, digest=_digest(key, counts))
+            np.savez(stream, sizes=sizes, digest=_digest(key, sizes))
         aside.replace(file)
     except OSError as error:
         raise ValueError(
@@ -176,22 +181,22 @@ def _write(file: Path, key: str, counts: np.ndarray) -> None:
 
 
 def _read(file: Path, key: str, rows: int) -> np.ndarray | None:
-    """The counts of a cache file; None when it is missing, damaged, or of something else."""
+    """The sizes of a cache file; None when it is missing, damaged, or of something else."""
     if not file.is_file():
         return None
     try:
         with file.open("rb") as stream, np.load(stream, allow_pickle=False) as content:
-            counts, digest = content["counts"], content["digest"]
+            sizes, digest = content["sizes"], content["digest"]
     except Exception:  # a damaged zip raises anything
         log.warning("the cache file %s is damaged: the rows are counted again", file)
         return None
-    fits = counts.shape == (rows,) and counts.dtype == np.int32
-    if not fits or not np.array_equal(digest, _digest(key, counts)):
+    fits = sizes.shape == (2, rows) and sizes.dtype == np.int32
+    if not fits or not np.array_equal(digest, _digest(key, sizes)):
         log.warning("the cache file %s does not fit: the rows are counted again", file)
         return None
-    return counts
+    return sizes
 
 
-def _digest(key: str, counts: np.ndarray) -> np.ndarray:
-    told = hashlib.sha256(key.encode() + counts.tobytes()).digest()
+def _digest(key: str, sizes: np.ndarray) -> np.ndarray:
+    told = hashlib.sha256(key.encode() + sizes.tobytes()).digest()
     return np.frombuffer(told, dtype=np.uint8)

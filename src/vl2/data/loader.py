@@ -36,7 +36,15 @@ from vl2.processing import Processor
 
 log = get_logger(__name__)
 
-_PLANNED = ("sequence_length", "batch_size", "packing", "isolate_documents", "mask_prompt", "seed")
+_PLANNED = (
+    "sequence_length",
+    "batch_size",
+    "packing",
+    "balance_tiles",
+    "isolate_documents",
+    "mask_prompt",
+    "seed",
+)
 _TRAINER_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
@@ -68,7 +76,7 @@ class TrainLoader:
             config: what to train on and how it is packed.
             processor: of the model.
             sources: opened from `config.sources`, in their order; workers open their own.
-            index: token counts of their rows.
+            index: tokens and tiles of their rows.
             rank: of this process among those that share each step.
             world: number of these processes.
             pad_rows: pad every row to `sequence_length`, so that all batches have one shape.
@@ -85,6 +93,7 @@ class TrainLoader:
         assert len(names) == len(config.sources), "sources are those of the configuration"
         self.config, self.index = config, index
         self._counts = [index.counts(number) for number in range(len(names))]
+        self._tiles = [index.tiles(number) for number in range(len(names))]
         self._order = RowOrder(
             self._counts,
             [source.weight for source in config.sources],
@@ -159,17 +168,9 @@ class TrainLoader:
         self.close()
 
     def _micro_plans(self, place: Mapping[str, int]) -> Iterator[MicroPlan]:
-        config = self.config
-        planner = Planner(
-            self._order,
-            self._counts,
-            sequence_length=config.sequence_length,
-            packing=config.packing,
-            seed=config.seed,
-        )
+        planner = Planner(self._order, self._counts, self._tiles, self.config)
         planner.restore(place)
-        sizes = {"batch_size": config.batch_size, "micro_batch": config.micro_batch}
-        return micro_plans(planner, **sizes, **self._share, done=place["done"])
+        return micro_plans(planner, **self._share, done=place["done"])
 
     def _next(self) -> TrainBatch:
         if self._stream is None:

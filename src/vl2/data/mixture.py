@@ -42,6 +42,7 @@ class RowOrder:
 
     Attributes:
         mean_tokens: of a row of the mixture.
+        repeats_after: positions before the first row comes again.
         rows: number of rows in one epoch of each source.
     """
 
@@ -76,6 +77,8 @@ class RowOrder:
         odds = [weight / mean for weight, mean in zip(weights, means, strict=True)]
         self._shares = [max(round(odd / sum(odds) * SHARES), 1) for odd in odds]
         self.mean_tokens = sum(o * m for o, m in zip(odds, means, strict=True)) / sum(odds)
+        turns = [n * sum(self._shares) // s for n, s in zip(self.rows, self._shares, strict=True)]
+        self.repeats_after = min(turns)
 
     def __getitem__(self, position: int) -> RowRef:
         """The row at a position from 0 on."""

@@ -1,4 +1,4 @@
-"""Which samples make which sequence: planned from token counts alone, before anything is read.
+"""Which samples make which sequence and step: planned from counts alone, before anything is read.
 
 A plan is a pure function of the order, the counts and the settings, so it does not depend on who
 decodes, how far ahead, or on how many ranks; its state is two integers.
@@ -6,8 +6,8 @@ decodes, how far ahead, or on how many ranks; its state is two integers.
 
 from __future__ import annotations
 
-import bisect
 import hashlib
+import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,11 +15,25 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
+from vl2.data.balance_tiles import (
+    TileLoad,
+    best_fit,
+    deal_evenly,
+    deal_in_turn,
+    even_runs,
+    load_of,
+    pack_evenly,
+)
+from vl2.data.config import DataConfig
+
 BINS_PER_WINDOW = 64
 """Sequences that are packed together; the last, half-filled one is 1/128 of them."""
 
+SAMPLES_PER_WINDOW = 256
+"""Without packing: about as many as a packed window has of pictures and short texts."""
+
 MOST_SAMPLES = 16_384
-"""Samples of a window at most: planning one takes a fraction of a second."""
+"""Samples of a packed window at most: planning one takes a fraction of a second."""
 
 
 def draw(*key: int | str) -> int:
@@ -43,11 +57,20 @@ class SequencePlan:
 
     rows: tuple[RowRef, ...]
     tokens: tuple[int, ...]  # of each row, by the index
+    tiles: int  # of all rows
 
     @property
     def length(self) -> int:
         """Tokens of the sequence."""
         return sum(self.tokens)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StepPlan:
+    """The sequences of one optimiser step, of all ranks."""
+
+    sequences: tuple[SequencePlan, ...]
+    plain_tiles: tuple[int, ...]  # of the sequences that would stand here without balancing
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,13 +80,15 @@ class MicroPlan:
     sequences: tuple[SequencePlan, ...]
     state: Mapping[str, int]  # where to go on behind it, the same for every rank
     closes_step: bool  # the last one of its optimiser step
+    tile_loads: tuple[TileLoad, TileLoad]  # of its step: without balancing, and as it is
 
 
 @runtime_checkable
 class Order(Protocol):
-    """The endless order of the rows, and their mean number of tokens."""
+    """The endless order of the rows, and what windows are measured by."""
 
-    mean_tokens: float
+    mean_tokens: float  # of a row
+    repeats_after: int  # positions before a row comes again
 
     def __getitem__(self, position: int) -> RowRef:
         """The row at a position."""
@@ -71,41 +96,45 @@ class Order(Protocol):
 
 
 class Planner:
-    """An endless iterator of sequences with a state of two integers.
+    """An endless iterator of steps with a state of two integers.
 
     With packing, windows of consecutive positions are packed by best fit, longest first, and the
     sequences of a window come in a random order; windows do not mix. Without, each sample is a
     sequence, in the given order. No sample is ever cut, because a picture cannot be: the order must
     hold no row that is longer than a sequence (`mixture.RowOrder` leaves them out and counts them).
+
+    With `balance_tiles`, sequences are packed under a budget of tiles, and those of a step are
+    alike in tiles. The latter is left out where a window holds rows twice, because a step might
+    hold the same few rows then.
     """
 
     def __init__(
         self,
         order: Order,
         counts: Sequence[np.ndarray],
-        *,
-        sequence_length: int,
-        packing: bool = True,
-        seed: int = 0,
+        tiles: Sequence[np.ndarray],
+        config: DataConfig,
     ) -> None:
         """Start at the first position.
 
         Args:
             order: of the rows.
             counts: tokens of each row of each source.
-            sequence_length: most tokens of a sequence.
-            packing: several samples in one sequence.
-            seed: of the order of a window's sequences.
+            tiles: of each row of each source.
+            config: how rows become sequences and steps.
         """
-        self.order, self.counts = order, counts
-        self.sequence_length, self.packing, self.seed = sequence_length, packing, seed
-        wanted = math.ceil(BINS_PER_WINDOW * sequence_length / order.mean_tokens)
-        self.window = min(wanted, MOST_SAMPLES) if packing else BINS_PER_WINDOW
+        self.order, self.counts, self.tiles, self.config = order, counts, tiles, config
+        if config.packing:
+            wanted = math.ceil(BINS_PER_WINDOW * config.sequence_length / order.mean_tokens)
+            self.window = min(wanted, MOST_SAMPLES)
+        else:  # whole steps
+            wanted = min(SAMPLES_PER_WINDOW, order.repeats_after)
+            self.window = max(wanted // config.batch_size, 1) * config.batch_size
         self._position, self._bin = 0, 0
-        self._bins: list[SequencePlan] = []
+        self._places: list[tuple[SequencePlan, int]] = []  # and its plain tiles, see `StepPlan`
 
     def state(self) -> dict[str, int]:
-        """Where the next sequence stands: the start of its window, and its number in there."""
+        """Where the next step starts: its window's start, and its first sequence in there."""
         return {"position": self._position, "bin": self._bin}
 
     def restore(self, state: Mapping[str, int]) -> None:
@@ -115,78 +144,79 @@ class Planner:
             ValueError: the state cannot be of this order and these settings.
         """
         position, number = state["position"], state["bin"]
-        bins = self._plan(position) if position >= 0 and position % self.window == 0 else []
-        if not 0 <= number < max(len(bins), 1) or not bins:
+        places = []
+        if position >= 0 and position % self.window == 0:
+            places = self._plan(position, number % self.config.batch_size)
+        if not 0 <= number < len(places):
             raise ValueError(
                 f"data state is {dict(state)}: expected a window's start (a multiple of "
                 f"{self.window}) and a sequence in it; it is of other data or settings, start anew"
             )
-        self._position, self._bin, self._bins = position, number, bins
+        self._position, self._bin, self._places = position, number, places
 
-    def __iter__(self) -> Iterator[SequencePlan]:
+    def __iter__(self) -> Iterator[StepPlan]:
         """The planner itself."""
         return self
 
-    def __next__(self) -> SequencePlan:
-        """The next sequence."""
-        if not self._bins:
-            self._bins = self._plan(self._position)
-        plan = self._bins[self._bin]
-        self._bin += 1
-        if self._bin == len(self._bins):
-            self._position, self._bin, self._bins = self._position + self.window, 0, []
-        return plan
+    def __next__(self) -> StepPlan:
+        """The next step."""
+        taken: list[tuple[SequencePlan, int]] = []
+        while lacking := self.config.batch_size - len(taken):
+            if not self._places:
+                self._places = self._plan(self._position, lacking % self.config.batch_size)
+            found = self._places[self._bin : self._bin + lacking]
+            taken += found
+            self._bin += len(found)
+            if self._bin == len(self._places):
+                self._position, self._bin, self._places = self._position + self.window, 0, []
+        sequences, plain = zip(*taken, strict=True)
+        return StepPlan(sequences=sequences, plain_tiles=plain)
 
-    def _plan(self, start: int) -> list[SequencePlan]:
-        """The sequences of the window that starts there."""
+    def _plan(self, start: int, lead: int) -> list[tuple[SequencePlan, int]]:
+        """The window that starts there, of which `lead` sequences complete a step."""
         rows = [self.order[start + offset] for offset in range(self.window)]
         tokens = [int(self.counts[row.source][row.row]) for row in rows]
-        if not self.packing:
-            return [SequencePlan(rows=(r,), tokens=(n,)) for r, n in zip(rows, tokens, strict=True)]
-        bins = best_fit(tokens, self.sequence_length)
-        bins.sort(key=lambda members: draw(self.seed, "sequence", start, members[0]))
-        return [
-            SequencePlan(rows=tuple(rows[i] for i in b), tokens=tuple(tokens[i] for i in b))
-            for b in bins
+        tiles = [int(self.tiles[row.source][row.row]) for row in rows]
+        plain = bins = self._packed(start, tokens, tiles, None)
+        if self.config.balance_tiles:
+            bins = self._packed(start, tokens, tiles, len(plain))
+            if self.window <= self.order.repeats_after:
+                held = _sums(bins, tiles)
+                bins = [bins[i] for i in even_runs(held, self.config.batch_size, lead)]
+        sequences = [
+            SequencePlan(
+                rows=tuple(rows[i] for i in members),
+                tokens=tuple(tokens[i] for i in members),
+                tiles=sum(tiles[i] for i in members),
+            )
+            for members in bins
         ]
+        return list(zip(sequences, itertools.cycle(_sums(plain, tiles)), strict=False))
+
+    def _packed(
+        self, start: int, tokens: list[int], tiles: list[int], plain: int | None
+    ) -> list[list[int]]:
+        """Samples of each sequence, in random order; evenly if the plain number is given."""
+        if not self.config.packing:
+            return [[i] for i in range(len(tokens))]
+        room = self.config.sequence_length
+        bins = pack_evenly(tokens, tiles, room, plain) if plain else best_fit(tokens, room)
+        bins.sort(key=lambda members: draw(self.config.seed, "sequence", start, members[0]))
+        return bins
 
 
-def best_fit(sizes: Sequence[int], room: int) -> list[list[int]]:
-    """Items in bins of `room`: longest first, each into the fullest bin that still takes it.
-
-    Ties go to the earlier item and the earlier bin; a bin lists its items in ascending order.
-
-    Raises:
-        ValueError: an item is larger than a bin.
-    """
-    if sizes and max(sizes) > room:
-        raise ValueError(f"a sample of {max(sizes)} tokens in sequences of {room}: leave it out")
-    bins: list[list[int]] = []
-    left: list[tuple[int, int]] = []  # (room left, bin), sorted
-    for item in sorted(range(len(sizes)), key=lambda i: (-sizes[i], i)):
-        place = bisect.bisect_left(left, (sizes[item], -1))
-        if place == len(left):
-            bins.append([item])
-            bisect.insort(left, (room - sizes[item], len(bins) - 1))
-        else:
-            space, number = left.pop(place)
-            bins[number].append(item)
-            bisect.insort(left, (space - sizes[item], number))
-    return [sorted(members) for members in bins]
+def _sums(bins: Sequence[Sequence[int]], tiles: Sequence[int]) -> list[int]:
+    return [sum(tiles[i] for i in members) for members in bins]
 
 
-def micro_plans(
-    planner: Planner, *, batch_size: int, micro_batch: int, rank: int, world: int, done: int = 0
-) -> Iterator[MicroPlan]:
+def micro_plans(planner: Planner, *, rank: int, world: int, done: int = 0) -> Iterator[MicroPlan]:
     """Endless micro batches of one rank, step by step.
 
-    Micro batch m of all ranks together is the m-th run of micro_batch * world sequences of the
-    step, of which this rank takes every world-th: a step's sequences do not depend on `world`.
+    All ranks together take micro_batch * world sequences of a step at a time. A step's sequences do
+    not depend on `world`, and neither does which of them are done behind each of these.
 
     Args:
-        planner: gives the sequences of all ranks.
-        batch_size: sequences of an optimiser step, over all ranks.
-        micro_batch: sequences of a forward pass of one rank.
+        planner: gives the steps of all ranks.
         rank: this one, from 0.
         world: number of ranks.
         done: sequences of the first step that were consumed before, over all ranks.
@@ -194,6 +224,7 @@ def micro_plans(
     Raises:
         ValueError: the ranks cannot share a step, or what is left of it, evenly.
     """
+    batch_size, micro_batch = planner.config.batch_size, planner.config.micro_batch
     share = micro_batch * world
     if not 0 <= rank < world:
         raise ValueError(f"rank is {rank}: expected 0 to {world - 1}")
@@ -207,14 +238,25 @@ def micro_plans(
             f"the state stands behind {done} of a step's {batch_size} sequences, which "
             f"{micro_batch} x {world} sequences at a time do not reach: go on from a step's end"
         )
-    return _micro_plans(planner, batch_size, share, slice(rank, None, world), done)
+    return _micro_plans(planner, rank, world, done // share)
 
 
-def _micro_plans(
-    planner: Planner, batch_size: int, share: int, own: slice, done: int
-) -> Iterator[MicroPlan]:
+def _micro_plans(planner: Planner, rank: int, world: int, first: int) -> Iterator[MicroPlan]:
+    micro_batch = planner.config.micro_batch
     while True:
-        sequences = tuple(next(planner) for _ in range(share))[own]
-        done = (done + share) % batch_size
-        state = {**planner.state(), "done": done}
-        yield MicroPlan(sequences=sequences, state=state, closes_step=not done)
+        start, step = planner.state(), next(planner)
+        tiles = [sequence.tiles for sequence in step.sequences]
+        hands = plain = deal_in_turn(len(tiles), world, micro_batch)
+        if planner.config.balance_tiles:
+            hands = deal_evenly(tiles, world, micro_batch)
+        loads = (load_of(plain, step.plain_tiles), load_of(hands, tiles))
+        for number in range(first, len(hands)):
+            closes = number == len(hands) - 1
+            behind = {**start, "done": (number + 1) * micro_batch * world}
+            yield MicroPlan(
+                sequences=tuple(step.sequences[i] for i in hands[number][rank]),
+                state={**planner.state(), "done": 0} if closes else behind,
+                closes_step=closes,
+                tile_loads=loads,
+            )
+        first = 0

@@ -114,7 +114,7 @@ def lora(size: str) -> TrainConfig:
         name=f"{size}_lora",
         steps=300,
         init=replace(config.init, dtype="bfloat16"),
-        data=replace(config.data, batch_size=8, workers=2),
+        data=replace(config.data, batch_size=8, workers=2, balance_tiles=False),
         optim=OptimConfig(learning_rate=1e-4, vision_scale=1.0, warmup=10, weight_decay=0.0),
         balance=BalanceConfig(),
         checkpoint=CheckpointConfig(every=100),
@@ -134,6 +134,7 @@ def nano(stage: StageKind) -> TrainConfig:
             sequence_length=1024,
             batch_size=8,
             micro_batch=4,
+            balance_tiles=False,  # one device: a step's samples are as mixed as can be
             mask_prompt=stage == "sft",
         ),
         optim=OptimConfig(

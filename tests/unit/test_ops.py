@@ -10,11 +10,16 @@ from vl2.ops.loss import next_token_loss, next_token_loss_ref
 from vl2.ops.moe import (
     Routing,
     balance_loss,
+    combine_experts,
     expert_load,
     expert_mlp,
     expert_mlp_ref,
+    expert_swiglu,
+    expert_swiglu_ref,
     has_grouped_matmul,
+    inverse_permutation,
     route,
+    sort_by_expert,
     update_bias,
 )
 from vl2.ops.rope import apply_rope, deinterleave, inverse_frequencies, rope_tables
@@ -153,11 +158,41 @@ def test_grouped_experts_equal_the_loop_forward_and_backward(tokens):
     results = []
     for experts in (expert_mlp, expert_mlp_ref):
         leaves = [t.clone().requires_grad_() for t in (x, logits, *weights)]
-        out = experts(leaves[0], route(leaves[1], moe_config()), *leaves[2:])
+        rows, scores, gate, up, down = leaves
+        out = experts(rows, route(scores, moe_config()), gate, up, down)
         out.square().sum().backward()
         results.append([out, *(leaf.grad for leaf in leaves)])
     for got, want in zip(*results, strict=True):
         torch.testing.assert_close(got, want, atol=2e-4, rtol=1e-4)  # worst measured 6e-5 of 300
+
+
+@pytest.mark.parametrize("counts", [(3, 0, 4, 1), (0, 5, 0, 0), (0, 0, 0, 0)])
+def test_grouped_rows_equal_one_expert_after_the_other(counts):
+    rows = torch.randn(sum(counts), 16)
+    weights = (torch.randn(4, 8, 16), torch.randn(4, 8, 16), torch.randn(4, 16, 8))
+    cotangent = torch.randn(sum(counts), 16)
+    results = []
+    for function in (expert_swiglu, expert_swiglu_ref):
+        leaves = [tensor.clone().requires_grad_() for tensor in (rows, *weights)]
+        x, gate, up, down = leaves
+        out = function(x, torch.tensor(counts), gate, up, down)
+        out.backward(cotangent)
+        results.append([out, *(leaf.grad for leaf in leaves)])
+    for got, want in zip(*results, strict=True):
+        torch.testing.assert_close(got, want, atol=1e-4, rtol=1e-5)  # worst measured 6e-8 of 290
+    for expert, count in enumerate(counts):
+        assert all(bool(g[expert].any()) == (count > 0) for g in results[0][2:])
+
+
+def test_copies_go_to_their_experts_and_back():
+    experts = torch.tensor([[2, 0], [1, 2], [0, 2]])
+    order, counts = sort_by_expert(experts, 4)
+    assert order.tolist() == [1, 4, 2, 0, 3, 5]  # copies of a token keep its place
+    assert counts.tolist() == [2, 1, 3, 0]
+    assert torch.equal(order[inverse_permutation(order)], torch.arange(6))
+    weights = torch.tensor([[1.0, 10.0], [2.0, 20.0], [3.0, 30.0]])
+    copies = torch.arange(6.0)[:, None][order]  # what each copy's expert returned
+    assert combine_experts(copies, order, weights).tolist() == [[10.0], [64.0], [162.0]]
 
 
 def test_odd_widths_go_without_the_grouped_matmul():

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from vl2.config import LanguageConfig
@@ -103,19 +103,68 @@ def expert_mlp(
     permutation and are summed over k in a fixed order, which keeps the result reproducible. A
     `change` is applied to the activations; its rank must meet `has_grouped_matmul`'s alignment.
     """
-    experts = routing.experts
-    k = experts.shape[1]
-    order = experts.flatten().argsort(stable=True)
-    counts = torch.bincount(experts.flatten(), minlength=gate.shape[0])
+    order, counts = sort_by_expert(routing.experts, gate.shape[0])
+    rows = x[order // routing.experts.shape[1]]  # (N*k, H) sorted by expert
+    out = expert_swiglu(rows, counts, gate, up, down, change)
+    return combine_experts(out, order, routing.weights).to(x.dtype)
+
+
+def sort_by_expert(
+    experts: Int[Tensor, "n k"], total: int
+) -> tuple[Int[Tensor, " m"], Int[Tensor, " {total}"]]:
+    """Order of the m = n * k copies of tokens by expert, and how many each of `total` experts has.
+
+    Copy i is of token i // k; those of one expert stay in the order of the tokens.
+    """
+    copies = experts.flatten()
+    return copies.argsort(stable=True), torch.bincount(copies, minlength=total)
+
+
+def expert_swiglu(
+    rows: Float[Tensor, "m h"],
+    counts: Int[Tensor, " e"],
+    gate: Float[Tensor, "e i h"],
+    up: Float[Tensor, "e i h"],
+    down: Float[Tensor, "e h i"],
+    change: ExpertChange | None = None,
+) -> Float[Tensor, "m h"]:
+    """Each row through its expert: `rows` has counts[0] rows of the first expert, and so on."""
     ends = counts.cumsum(0).to(torch.int32)
-    rows = x[order // k]  # (N*k, H) sorted by expert
     gate_change, up_change, down_change = change or (None, None, None)
     hidden = F.silu(_grouped(rows, gate, ends, gate_change))
     hidden = hidden * _grouped(rows, up, ends, up_change)
-    out = _grouped(hidden, down, ends, down_change)
-    back = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=x.device))
-    out = out[back].unflatten(0, (-1, k)).float()  # (N, k, H)
-    return (out * routing.weights[..., None]).sum(dim=1).to(x.dtype)
+    return _grouped(hidden, down, ends, down_change)
+
+
+def expert_swiglu_ref(
+    rows: Float[Tensor, "m h"],
+    counts: Int[Tensor, " e"],
+    gate: Float[Tensor, "e i h"],
+    up: Float[Tensor, "e i h"],
+    down: Float[Tensor, "e h i"],
+    change: ExpertChange | None = None,
+) -> Float[Tensor, "m h"]:
+    """The plain twin of `expert_swiglu`: one expert after the other."""
+    gate, up, down = _changed(gate, up, down, change)
+    parts = zip(rows.split(counts.tolist()), gate, up, down, strict=True)
+    return torch.cat([(F.silu(x @ g.T) * (x @ u.T)) @ d.T for x, g, u, d in parts])
+
+
+def combine_experts(
+    out: Float[Tensor, "m h"], order: Int[Tensor, " m"], weights: Float[Tensor, "n k"]
+) -> Float[Tensor, "n h"]:
+    """Weighted float32 sum of each token's k copies, which stand in the order of `sort_by_expert`.
+
+    The sum over k has a fixed order, so that the result is reproducible.
+    """
+    out = out[inverse_permutation(order)].unflatten(0, weights.shape).float()  # (N, k, H)
+    return (out * weights[..., None]).sum(dim=1)
+
+
+def inverse_permutation(order: Int[Tensor, " m"]) -> Int[Tensor, " m"]:
+    """Where each place of `order` went: x[order][inverse] is x."""
+    places = torch.arange(len(order), device=order.device)
+    return torch.empty_like(order).scatter_(0, order, places)
 
 
 def _grouped(
@@ -138,9 +187,7 @@ def expert_mlp_ref(
     change: ExpertChange | None = None,
 ) -> Float[Tensor, "n h"]:
     """The plain twin of `expert_mlp`: one expert after the other, as the official code does."""
-    if change is not None:
-        pairs = zip((gate, up, down), change, strict=True)
-        gate, up, down = (weight + low.b @ low.a for weight, low in pairs)
+    gate, up, down = _changed(gate, up, down, change)
     total = torch.zeros_like(x, dtype=torch.float32)
     for expert in range(gate.shape[0]):
         token, slot = (routing.experts == expert).nonzero(as_tuple=True)
@@ -149,6 +196,16 @@ def expert_mlp_ref(
         out = (hidden @ down[expert].T).float()
         total = total.index_add(0, token, out * routing.weights[token, slot][:, None])
     return total.to(x.dtype)
+
+
+def _changed(
+    gate: Tensor, up: Tensor, down: Tensor, change: ExpertChange | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The matrices with the change multiplied out."""
+    if change is None:
+        return gate, up, down
+    g, u, d = change
+    return gate + g.b @ g.a, up + u.b @ u.a, down + d.b @ d.a
 
 
 def balance_loss(

@@ -20,6 +20,7 @@ from vl2.checkpoint import dcp as dcp_module
 from vl2.checkpoint.commit import committed, step_number
 from vl2.checkpoint.dcp import CheckpointStore, load_step, read_extra
 from vl2.checkpoint.errors import CheckpointError
+from vl2.checkpoint.peers import Peers
 
 EXTRA = {"step": 1, "loader": {"next": 640}, "rng": [1, 2**63], "loss": 0.1, "note": "ä", "x": None}
 
@@ -109,11 +110,11 @@ class Gate:
         self.running = self.most = 0
         write = dcp_module._write_tensors
 
-        def wait(folder: Path, state: dict[str, Tensor], most_bytes: int) -> None:
+        def wait(folder: Path, state: dict[str, Tensor], most: int, peers: Peers) -> None:
             self.running += 1
             self.most = max(self.most, self.running)
             assert self.open.wait(20)
-            write(folder, state, most_bytes)
+            write(folder, state, most, peers)
             self.running -= 1
 
         monkeypatch.setattr(dcp_module, "_write_tensors", wait)

@@ -84,8 +84,7 @@ def write_step(root: Path, step: int, writer: Callable[[Path], None]) -> Path:
     """
     if step < 0:
         raise ValueError(f"step is {step}: expected 0 or more")
-    final = root / f"step-{step:08}"
-    partial = root / (final.name + PARTIAL)
+    final, partial = root / f"step-{step:08}", partial_folder(root, step)
     with _writes(root, f"save step {step}"):
         root.mkdir(parents=True, exist_ok=True)
         sweep(root)
@@ -103,6 +102,11 @@ def write_step(root: Path, step: int, writer: Callable[[Path], None]) -> Path:
                 sweep(root)
             raise
     return final
+
+
+def partial_folder(root: Path, step: int) -> Path:
+    """Where a step is while it is being written."""
+    return root / f"step-{step:08}{PARTIAL}"
 
 
 def newest_valid(root: Path) -> Path | None:

@@ -2,7 +2,8 @@
 
 DCP plans the write and reads any sharding back into any other; its safetensors storage needs no
 pickled metadata, unlike its default one. `vl2.checkpoint.commit` makes a folder of files a step.
-One process saves; in a data-parallel run that is rank 0, and the others only call `load_step`.
+In a run of many ranks each writes its parts of the tensors; the main one makes the folder, checks
+it and commits it. A step reads back into any number of ranks and any layout, or into one process.
 """
 
 from __future__ import annotations
@@ -25,16 +26,19 @@ from torch.distributed.checkpoint.hf_storage import (
 )
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
+from torch.distributed.tensor import DTensor
 
 from vl2.checkpoint.commit import (
     discard_after,
     keep_last,
     lock_root,
     newest_valid,
+    partial_folder,
     write_step,
 )
 from vl2.checkpoint.errors import CheckpointError
 from vl2.checkpoint.manifest import verify, write_file
+from vl2.checkpoint.peers import Peers, Single, meet, on_main
 from vl2.checkpoint.snapshot import extra_text, flatten, snapshot
 from vl2.logs import get_logger
 
@@ -48,17 +52,26 @@ MAX_FILE_BYTES = 2**28
 class CheckpointStore:
     """The steps below one folder, which only this store may write until it is closed.
 
+    With `peers`, all ranks call every method at the same point and with the same arguments, apart
+    from the tensors, of which each gives its own and its parts of the distributed ones.
+
     Args:
-        root: created when it is missing.
+        root: created when it is missing; the same for all ranks.
         keep: how many of the newest steps stay.
         max_file_bytes: most bytes of tensors in one file.
+        peers: the ranks of the run.
 
     Raises:
         ValueError: another run uses the folder, or `keep` or `max_file_bytes` is below 1.
     """
 
     def __init__(
-        self, root: str | Path, keep: int = 3, *, max_file_bytes: int = MAX_FILE_BYTES
+        self,
+        root: str | Path,
+        keep: int = 3,
+        *,
+        max_file_bytes: int = MAX_FILE_BYTES,
+        peers: Peers | None = None,
     ) -> None:
         if keep < 1:
             raise ValueError(f"keep is {keep}: expected at least 1")
@@ -67,7 +80,9 @@ class CheckpointStore:
         self.root = Path(root)
         self.keep = keep
         self.max_file_bytes = max_file_bytes
-        self._lock = lock_root(self.root)
+        self.peers = peers or Single()
+        self._closed = False
+        self._lock = on_main(self.peers, lambda: lock_root(self.root))
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._in_flight: Future[None] | None = None
 
@@ -94,11 +109,12 @@ class CheckpointStore:
             ValueError: a value that cannot be saved, or the store is closed.
             CheckpointError: this save or the one in flight failed.
         """
-        if self._lock.closed:
+        if self._closed:
             raise ValueError(f"the store of {self.root} is closed: open a new one")
         self.wait()
         text = extra_text(extra)
-        state = {name: snapshot(tensor) for name, tensor in flatten(tensors).items()}
+        alone = self.peers.group is None
+        state = {n: snapshot(tensor, alone=alone) for n, tensor in flatten(tensors).items()}
         if asynchronous:
             self._in_flight = self._writer.submit(self._write, step, state, text)
         else:
@@ -117,16 +133,21 @@ class CheckpointStore:
     def newest(self) -> Path | None:
         """Folder of the newest whole step; damaged ones are logged and skipped."""
         self.wait()
-        return newest_valid(self.root)
+        found = on_main(self.peers, lambda: newest_valid(self.root))
+        name = self.peers.gather_text(found.name if found else "")[0]
+        return self.root / name if name else None
 
-    def load(self, folder: Path, tensors: Mapping[str, Any]) -> dict[str, Any]:
-        """Fill `tensors` from a step; see `load_step`."""
-        return load_step(folder, tensors)
+    def load(
+        self, folder: Path, tensors: Mapping[str, Any], *, subset: bool = False
+    ) -> dict[str, Any]:
+        """Fill `tensors` from a step; see `load_step`. The main rank checks it for all."""
+        on_main(self.peers, lambda: verify(folder))
+        return _fill(folder, tensors, subset=subset)
 
     def discard_after(self, step: int) -> None:
         """Remove every later step: training goes back to `step` and will save them anew."""
         self.wait()
-        discard_after(self.root, step)
+        on_main(self.peers, lambda: discard_after(self.root, step))
 
     def close(self) -> None:
         """Finish the save in flight and give the folder free; closing twice is fine.
@@ -137,8 +158,10 @@ class CheckpointStore:
         try:
             self.wait()
         finally:
+            self._closed = True
             self._writer.shutdown()
-            self._lock.close()
+            if self._lock is not None:
+                self._lock.close()
 
     def __enter__(self) -> CheckpointStore:
         """The store itself."""
@@ -159,13 +182,35 @@ class CheckpointStore:
             log.error("the last save failed as well: %s", failure)
 
     def _write(self, step: int, state: dict[str, Tensor], extra: str) -> None:
+        if not self.peers.is_main:
+            self._write_part(step, state)
+            return
+        meetings = 0
+
         def write(folder: Path) -> None:
-            _write_tensors(folder, state, self.max_file_bytes)
+            nonlocal meetings
+            meet(self.peers, "")
+            meetings = 1
+            _write_tensors(folder, state, self.max_file_bytes, self.peers)
+            meetings = 2
             write_file(folder / EXTRA, extra.encode())
 
-        folder = write_step(self.root, step, write)
+        try:
+            folder = write_step(self.root, step, write)
+        except BaseException as error:
+            if meetings != 1:  # else DCP has failed, on all ranks alike
+                meet(self.peers, str(error) or type(error).__name__)
+            raise
+        meet(self.peers, "")
         log.info("saved step %d, %d tensors, into %s", step, len(state), folder)
         keep_last(self.root, self.keep, valid=folder)
+
+    def _write_part(self, step: int, state: dict[str, Tensor]) -> None:
+        """The other ranks' side of `_write`: their tensors, between two meetings."""
+        meet(self.peers, "")  # the folder is there
+        folder = partial_folder(self.root, step)
+        _write_tensors(folder, state, self.max_file_bytes, self.peers)
+        meet(self.peers, "")  # the step is committed
 
 
 def load_step(folder: Path, tensors: Mapping[str, Any], *, subset: bool = False) -> dict[str, Any]:
@@ -182,6 +227,11 @@ def load_step(folder: Path, tensors: Mapping[str, Any], *, subset: bool = False)
         CheckpointError: the step is damaged, or its tensors are not those given.
     """
     verify(folder)
+    return _fill(folder, tensors, subset=subset)
+
+
+def _fill(folder: Path, tensors: Mapping[str, Any], *, subset: bool) -> dict[str, Any]:
+    """`load_step` of a step that was found whole. Ranks read their own parts, each for itself."""
     extra = read_extra(folder)
     targets = flatten(tensors)
     reader = HuggingFaceStorageReader(str(folder))
@@ -210,31 +260,54 @@ def read_extra(folder: Path) -> dict[str, Any]:
     return extra
 
 
-def _write_tensors(folder: Path, state: dict[str, Tensor], max_file_bytes: int) -> None:
-    """Let DCP write the tensors.
+def _write_tensors(
+    folder: Path, state: dict[str, Tensor], max_file_bytes: int, peers: Peers
+) -> None:
+    """Let DCP write the tensors of all ranks.
 
     Raises:
         OSError: the disk is too full or cannot be written.
         CheckpointError: DCP cannot write one of them.
     """
-    number, filled = 1, 0
-    files: dict[str, int] = {}
-    for name, tensor in state.items():
-        if filled and filled + tensor.nbytes > max_file_bytes:
-            number, filled = number + 1, 0
-        files[name] = number
-        filled += tensor.nbytes
     writer = HuggingFaceStorageWriter(
-        str(folder), fqn_to_index_mapping=files, save_distributed=True
+        str(folder),
+        fqn_to_index_mapping=_files(state, max_file_bytes, peers),
+        save_distributed=True,
     )
-    _allow_single_process()
+    alone = peers.group is None
+    if alone:
+        _allow_single_process()
     try:
-        save(dict(state), storage_writer=writer, no_dist=True)
+        save(dict(state), storage_writer=writer, process_group=peers.group, no_dist=alone)
     except CheckpointException as error:
         cause = _cause(error)
         if isinstance(cause, OSError):
             raise cause from None
         raise CheckpointError(f"cannot save into {folder}: {cause}") from None
+
+
+def _files(state: Mapping[str, Tensor], max_file_bytes: int, peers: Peers) -> dict[str, int]:
+    """The number of the file that each tensor goes into, of those that each rank writes.
+
+    It is the same on all ranks, also where some have tensors that others lack.
+    """
+    own = {name: _own_bytes(tensor) for name, tensor in state.items()}
+    sizes: dict[str, int] = {}
+    for text in peers.gather_text(json.dumps(own)):
+        for name, size in json.loads(text).items():
+            sizes[name] = max(size, sizes.get(name, 0))
+    number, filled = 1, 0
+    files: dict[str, int] = {}
+    for name, size in sizes.items():
+        if filled and filled + size > max_file_bytes:
+            number, filled = number + 1, 0
+        files[name] = number
+        filled += size
+    return files
+
+
+def _own_bytes(tensor: Tensor) -> int:
+    return (tensor.to_local() if isinstance(tensor, DTensor) else tensor).nbytes
 
 
 def _cause(error: BaseException) -> BaseException:

@@ -34,17 +34,22 @@ def flatten(tensors: Mapping[Any, Any], prefix: str = "") -> dict[str, Tensor]:
     return flat
 
 
-def snapshot(tensor: Tensor) -> Tensor:
+def snapshot(tensor: Tensor, *, alone: bool) -> Tensor:
     """A copy on the CPU that shares memory with nothing, as safetensors wants it.
 
+    Of a tensor that is distributed over ranks it holds this rank's part.
+
     Raises:
-        ValueError: the tensor is distributed over ranks.
+        ValueError: such a tensor in a store of one process.
     """
     if isinstance(tensor, DTensor):
-        raise ValueError(
-            f"a tensor of shape {list(tensor.shape)} is distributed over ranks, of which a single "
-            "process would save only its own part: gather it with full_tensor() first"
-        )
+        if alone:
+            raise ValueError(
+                f"a tensor of shape {list(tensor.shape)} is distributed over ranks, of which a "
+                "single process would save only its own part: open the store with `peers`, or "
+                "gather the tensor with full_tensor() first"
+            )
+        return tensor.detach().to("cpu", copy=True)
     return tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
 
 

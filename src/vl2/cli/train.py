@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -46,8 +49,10 @@ def train(
     from vl2.train.setup import profile as profile_run
     from vl2.train.trainer import STOPPED, TrainingStopped
 
-    log_to_stderr(logging.INFO)
-    config = override(find_recipe(recipe), settings or [])
+    rank = int(os.environ.get("RANK", "0"))
+    log_to_stderr(logging.INFO if rank == 0 else logging.WARNING)
+    with _one_line_per_node():
+        config = override(find_recipe(recipe), settings or [])
     if dry_run:
         _show_plan(config, plan(config), as_json=as_json)
         return
@@ -56,11 +61,42 @@ def train(
         print(profile)
         return
     try:
-        folder = run(config)
+        with _one_line_per_run(rank):
+            folder = run(config)
     except TrainingStopped as stopped:
-        note(str(stopped))
+        if rank == 0:
+            note(str(stopped))
         raise typer.Exit(STOPPED) from None
-    print(json.dumps({"model": str(folder)}) if as_json else folder)
+    if rank == 0:
+        print(json.dumps({"model": str(folder)}) if as_json else folder)
+
+
+@contextmanager
+def _one_line_per_node() -> Iterator[None]:
+    """Before the ranks know each other: what is wrong with a command, the node's first one says."""
+    try:
+        yield
+    except ValueError:
+        if os.environ.get("LOCAL_RANK", "0") != "0":
+            raise typer.Exit(2) from None
+        raise
+
+
+@contextmanager
+def _one_line_per_run(rank: int) -> Iterator[None]:
+    """What is wrong on all ranks, the main one says; what is wrong on one says which it is."""
+    from vl2.parallel.mesh import SharedError
+
+    try:
+        yield
+    except SharedError:
+        if rank:
+            raise typer.Exit(2) from None
+        raise
+    except ValueError as error:
+        if rank:
+            raise ValueError(f"rank {rank}: {error}") from None
+        raise
 
 
 def find_recipe(name: str) -> TrainConfig:

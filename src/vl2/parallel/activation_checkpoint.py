@@ -13,6 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 from torch.utils.checkpoint import (
+    SAC_IGNORED_OPS,
     CheckpointPolicy,
     checkpoint,
     create_selective_checkpoint_contexts,
@@ -31,9 +32,19 @@ KEPT = frozenset(
         torch.ops.aten._scaled_dot_product_flash_attention.default,
         torch.ops.aten._scaled_dot_product_efficient_attention.default,
         torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default,
+        torch.ops._c10d_functional.all_to_all_single.default,
     }
 )
 """Results that `selective` keeps."""
+
+# FSDP2 names its hooks for the profiler; it enters the root's once more when a block is repeated,
+# which selective checkpointing would count as a result that is missing.
+SAC_IGNORED_OPS.update(
+    {
+        torch.ops.profiler._record_function_enter_new.default,
+        torch.ops.profiler._record_function_exit._RecordFunction,
+    }
+)
 
 
 def recompute_activations(model: VL2Model, language: Recompute, vision: Recompute) -> None:

@@ -6,8 +6,9 @@ by a fixed step against the load of the whole batch. The bias is float32 and in 
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from jaxtyping import Bool, Float
@@ -16,6 +17,7 @@ from torch import Tensor
 from vl2.model.moe import MoE, Router
 from vl2.model.vl2 import VL2Model
 from vl2.ops.moe import Routing, expert_load, update_bias
+from vl2.parallel.mesh import ALONE, Ranks
 
 KINDS = ("text", "image")
 
@@ -23,7 +25,8 @@ KINDS = ("text", "image")
 class Balancer:
     """Adds up the loads of the micro batches of a step, then moves the biases."""
 
-    def __init__(self, model: VL2Model, bias_step: float) -> None:
+    def __init__(self, model: VL2Model, bias_step: float, ranks: Ranks = ALONE) -> None:
+        self.ranks = ranks
         layers = model.language.model.layers
         self.routers: list[Router] = [
             layer.mlp.gate for layer in layers if isinstance(layer.mlp, MoE)
@@ -50,8 +53,12 @@ class Balancer:
             for kind, mask in enumerate(masks):
                 self.loads[kind, layer] += expert_load(routing, mask, experts).to(self.loads)
 
+    def gather(self) -> None:
+        """Add up the loads of all ranks, once behind a step's last micro batch."""
+        self.loads = self.ranks.total(self.loads)
+
     def update(self) -> None:
-        """Move each bias against its layer's load."""
+        """Move each bias against its layer's load over all ranks."""
         if not self.bias_step:
             return
         for router, load in zip(self.routers, self.loads.sum(dim=0), strict=True):
@@ -61,6 +68,13 @@ class Balancer:
 
     def report(self) -> dict[str, float]:
         """Per kind of token, over all layers: worst max/mean load, least entropy, dead experts."""
+        own = self._own_report()
+        if self.ranks.layout.pipeline == 1:
+            return own
+        texts = self.ranks.gather_text(json.dumps(own))[:: self.ranks.layout.data]  # one per stage
+        return merge_reports([json.loads(text) for text in texts])
+
+    def _own_report(self) -> dict[str, float]:
         found = {}
         for kind, loads in zip(KINDS, self.loads, strict=True):
             if not loads.sum():
@@ -78,6 +92,16 @@ class Balancer:
         experts = len(self.routers[0].weight) if self.routers else 0
         device = self.routers[0].weight.device if self.routers else None
         return torch.zeros(len(KINDS), len(self.routers), experts, device=device)
+
+
+def merge_reports(reports: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """The reports of the stages of a pipeline as one over all layers."""
+    merge = {"load": max, "entropy": min, "dead": sum}
+    names = {name: None for report in reports for name in report}
+    return {
+        name: merge[name.split("_")[0]]([report[name] for report in reports if name in report])
+        for name in names
+    }
 
 
 def imbalance(load: Float[Tensor, " e"]) -> float:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from vl2.data.config import DataConfig
+from vl2.parallel.config import ParallelConfig
 from vl2.train.lora import LoraConfig
 
 StageKind = Literal["align", "pretrain", "sft"]
@@ -115,6 +116,7 @@ class TrainConfig:
     guard: GuardConfig = field(default_factory=GuardConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     compute: ComputeConfig = field(default_factory=ComputeConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
     lora: LoraConfig | None = None
     seed: int = 0
     log_every: int = 10

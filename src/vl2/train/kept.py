@@ -7,13 +7,21 @@ from pathlib import Path
 
 from vl2.checkpoint.commit import newest_valid
 from vl2.checkpoint.dcp import load_step
+from vl2.checkpoint.manifest import step_number
 from vl2.model.vl2 import VL2Model
 from vl2.overrides import read_yaml
 from vl2.processing import Processor
 from vl2.train.config import TrainConfig
 from vl2.train.lora import merge_lora
-from vl2.train.origin import CHECKPOINTS, SETTINGS, find_origin, load_weights, run_of
-from vl2.train.setup import select
+from vl2.train.origin import (
+    CHECKPOINTS,
+    SETTINGS,
+    Origin,
+    find_origin,
+    load_weights,
+    run_of,
+    select,
+)
 from vl2.train.trainer import model_state
 
 
@@ -42,14 +50,24 @@ def load_kept(path: str | Path) -> Kept:
         raise ValueError(f"{run / CHECKPOINTS} holds no valid step: let the run keep one first")
     config = read_yaml(run / SETTINGS, TrainConfig)
     origin = find_origin(config)
-    model = load_weights(origin, config.init, config.seed, "cpu")
-    select(model, config)
-    extra = load_step(step, model_state(model), subset=True)
+    model = model_at(step, config, origin)
     if config.lora is not None:
         merge_lora(model, keep_base=False)
     return Kept(
         model=model.eval(),
         processor=origin.processor,
-        step=int(extra["step"]),
+        step=step_number(step),
         stages=(*origin.stages, config.stage),
     )
+
+
+def model_at(step: Path, config: TrainConfig, origin: Origin) -> VL2Model:
+    """The model of a kept step on the CPU, its adapters beside the base.
+
+    Raises:
+        CheckpointError: the step is damaged or of another model.
+    """
+    model = load_weights(origin, config.init, config.seed, "cpu")
+    select(model, config)
+    load_step(step, model_state(model), subset=True)
+    return model

@@ -15,6 +15,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from vl2.parallel.gradients import on_whole
+
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 """Of the quintic iteration; chosen by its authors for speed, singular values end in 0.7 .. 1.2."""
 
@@ -52,7 +54,7 @@ class Muon(torch.optim.Optimizer):
         if "momentum" not in state:
             state["momentum"] = torch.zeros_like(parameter)
         momentum = state["momentum"].lerp_(gradient, 1 - group["momentum"])
-        update = orthogonalised(gradient.lerp(momentum, group["momentum"]))
+        update = on_whole(orthogonalised, gradient.lerp(momentum, group["momentum"]))
         scale = 0.2 * max(parameter.shape[-2:]) ** 0.5  # the size of an AdamW update
         parameter.mul_(1 - group["lr"] * group["weight_decay"])
         parameter.add_(update, alpha=-group["lr"] * scale)

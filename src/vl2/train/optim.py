@@ -8,7 +8,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
 
+from vl2.parallel.gradients import clip_gradients, mesh_of
+from vl2.parallel.mesh import ALONE, Ranks
 from vl2.train.config import OptimConfig
 from vl2.train.muon import Muon
 
@@ -60,7 +63,7 @@ def make_optimizers(module: nn.Module, config: OptimConfig) -> list[torch.optim.
     learning rate. Routers' correction biases are buffers and in no optimiser.
     """
     muon: dict[bool, list[nn.Parameter]] = {}
-    adam: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    adam: dict[tuple[bool, bool, DeviceMesh | None], list[nn.Parameter]] = {}
     for name, parameter in module.named_parameters():
         if not parameter.requires_grad:
             continue
@@ -69,7 +72,7 @@ def make_optimizers(module: nn.Module, config: OptimConfig) -> list[torch.optim.
             muon.setdefault(vision, []).append(parameter)
         else:
             decays = parameter.ndim > 1 and "embed" not in name
-            adam.setdefault((vision, decays), []).append(parameter)
+            adam.setdefault((vision, decays, mesh_of(parameter)), []).append(parameter)
 
     def rate(vision: bool) -> float:
         return config.learning_rate * (config.vision_scale if vision else 1.0)
@@ -85,7 +88,7 @@ def make_optimizers(module: nn.Module, config: OptimConfig) -> list[torch.optim.
                 "lr": rate(vision),
                 "weight_decay": config.weight_decay if decays else 0.0,
             }
-            for (vision, decays), parameters in adam.items()
+            for (vision, decays, _), parameters in adam.items()
         ]
         optimizers.append(torch.optim.AdamW(groups, betas=config.betas, eps=config.eps, fused=True))
     return optimizers
@@ -94,8 +97,10 @@ def make_optimizers(module: nn.Module, config: OptimConfig) -> list[torch.optim.
 class Optimizers:
     """All optimisers of a run as one: learning rates by step, state by parameter name."""
 
-    def __init__(self, module: nn.Module, config: OptimConfig, steps: int) -> None:
-        self.config, self.steps = config, steps
+    def __init__(
+        self, module: nn.Module, config: OptimConfig, steps: int, ranks: Ranks = ALONE
+    ) -> None:
+        self.config, self.steps, self.ranks = config, steps, ranks
         self.parts = make_optimizers(module, config)
         self.base_rates = [group["lr"] for group in self._groups()]
         self.names: dict[Tensor, str] = {
@@ -111,7 +116,7 @@ class Optimizers:
 
     def clip(self) -> Tensor:
         """Scale the gradient down to the largest norm allowed; returns the norm before."""
-        return nn.utils.clip_grad_norm_(list(self.names), self.config.clip)
+        return clip_gradients(self.names, self.config.clip, self.ranks)
 
     def step(self) -> None:
         """Update every parameter that has a gradient."""

@@ -10,14 +10,15 @@ import itertools
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from vl2.checkpoint.count import count_parameters, model_shapes
 from vl2.checkpoint.dcp import CheckpointStore
-from vl2.checkpoint.hf import save_model
+from vl2.checkpoint.load import choose_device
 from vl2.checkpoint.skeleton import build_skeleton
 from vl2.config import VL2Config
 from vl2.data.index import RowIndex
@@ -26,33 +27,32 @@ from vl2.data.sources import Source, open_source
 from vl2.logs import get_logger
 from vl2.model.vl2 import VL2Model
 from vl2.overrides import to_mapping, write_yaml
-from vl2.parallel.activation_checkpoint import recompute_activations
-from vl2.parallel.compile_blocks import compile_blocks
-from vl2.train.config import TRAINED, TrainConfig
-from vl2.train.lora import apply_lora, merge_lora
-from vl2.train.lora_files import save_lora
-from vl2.train.metrics import MetricsLog, peak_flops, step_flops
-from vl2.train.optim import Optimizers, freeze
+from vl2.parallel.mesh import ALONE, Ranks, join, leave
+from vl2.parallel.parallelize import Blocks, parallelize_vl2, stage_units
+from vl2.parallel.watchdog import Watchdog
+from vl2.train.config import TrainConfig
+from vl2.train.export import export
+from vl2.train.metrics import MetricsLog, SilentMetrics, peak_flops, step_flops
+from vl2.train.optim import Optimizers
 from vl2.train.origin import (
     CHECKPOINTS,
-    EXPORTED,
     SETTINGS,
     Origin,
     absolute,
     find_origin,
     load_weights,
+    select,
     weights_digest,
-    write_history,
 )
 from vl2.train.report import estimate, trained_parts
 from vl2.train.routing_profile import profile_routing
 from vl2.train.task import LanguageTask
 from vl2.train.trainer import Trainer, check_fingerprint, seed_all
 
-log = get_logger(__name__)
+if TYPE_CHECKING:
+    from vl2.parallel.pipeline import Pipeline
 
-ADAPTER = "adapter"
-"""Where a run with low-rank adapters leaves them, beside the merged model."""
+log = get_logger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -97,15 +97,24 @@ def prepare(config: TrainConfig) -> Prepared:
 def run(config: TrainConfig) -> Path:
     """Train a stage from its beginning or from where it stopped; the folder of its model.
 
+    Under torchrun every rank calls it.
+
     Raises:
-        ValueError: something is wrong with settings, start or data; no weight was touched.
+        ValueError: something is wrong with settings, start or data; no weight was touched. Every
+            rank raises the same.
         TrainingStopped: a signal ended it, its state is kept.
     """
-    prepared = prepare(config)
-    trainer = build(prepared)
-    with trainer.store:
-        trainer.run()
-        return export(trainer, prepared)
+    ranks = join(config.parallel, str(choose_device(config.compute.device)))
+    try:
+        ranks.require_same("release or configuration", f"{version('vl2')} {to_mapping(config)}")
+        prepared = ranks.main_first(lambda: prepare(config))
+        trainer = build(prepared, ranks)
+        with trainer.store:
+            with Watchdog(ranks, config.parallel.watchdog):
+                trainer.run()
+            return export(trainer, config, prepared.origin)
+    finally:
+        leave()
 
 
 def profile(config: TrainConfig, steps: int) -> dict[str, Any]:
@@ -129,59 +138,83 @@ def plan(config: TrainConfig) -> dict[str, Any]:
     return {"parts": parts, **estimate(config, origin.config, parts)}
 
 
-def select(model: VL2Model, config: TrainConfig) -> list[str]:
-    """Freeze what the stage freezes, or add adapters; returns the names that train."""
-    if config.lora is not None:
-        return apply_lora(model, config.lora, torch.Generator().manual_seed(config.seed))
-    return freeze(model, TRAINED[config.stage])
-
-
-def build(prepared: Prepared) -> Trainer:
+def build(prepared: Prepared, ranks: Ranks = ALONE) -> Trainer:
     """Read the weights and put the trainer together; its folder is made and described."""
     config, origin = prepared.config, prepared.origin
     folder = Path(config.folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    store = CheckpointStore(folder / CHECKPOINTS, keep=config.checkpoint.keep)
     if config.compute.threads:
         torch.set_num_threads(config.compute.threads)
-    loader = TrainLoader(config.data, origin.processor, prepared.sources, prepared.index)
+    loader = ranks.together(
+        lambda: TrainLoader(
+            config.data,
+            origin.processor,
+            prepared.sources,
+            prepared.index,
+            rank=ranks.data_rank,
+            world=ranks.layout.data,
+        )
+    )
     fingerprint = _fingerprint(prepared, loader)
-    check_fingerprint(store.newest(), fingerprint)
-    seed_all(config.seed)
-    model = load_weights(origin, config.init, config.seed, config.compute.device)
-    names = select(model, config)
-    _describe(model, config, origin, names, folder)
-    recompute_activations(model, config.compute.recompute, config.compute.recompute_vision)
-    if config.compute.compile:
-        compile_blocks(model)
-    task = LanguageTask(model, config.balance, autocast=config.compute.autocast)
+    store = CheckpointStore(folder / CHECKPOINTS, config.checkpoint.keep, peers=ranks.apart())
+    found = store.newest()
+    ranks.together(lambda: check_fingerprint(found, fingerprint))
+    model = ranks.together(lambda: _model(prepared, ranks))
+    task = LanguageTask(
+        model,
+        config.balance,
+        autocast=config.compute.autocast,
+        ranks=ranks,
+        pipeline=_pipeline(model, config, ranks),
+    )
+    metrics = SilentMetrics(config.steps)
+    if ranks.is_main:
+        metrics = _metrics(config, origin, model, folder)
     return Trainer(
         task,
         loader,
-        Optimizers(model, config.optim, config.steps),
+        Optimizers(model, config.optim, config.steps, ranks),
         store,
-        _metrics(config, origin, model, folder),
+        metrics,
         guard=config.guard,
         checkpoint=config.checkpoint,
         fingerprint=fingerprint,
     )
 
 
-def export(trainer: Trainer, prepared: Prepared) -> Path:
-    """Write the trained model as released files, with its processor and history."""
+def _model(prepared: Prepared, ranks: Ranks) -> VL2Model:
+    """The model as it is trained: weights read, parts frozen, spread over the ranks."""
     config, origin = prepared.config, prepared.origin
-    model = trainer.task.module
-    assert isinstance(model, VL2Model)
-    folder = Path(config.folder) / EXPORTED
-    if config.lora is not None:
-        base = config.init.model or str(config.init.preset)
-        save_lora(model, Path(config.folder) / ADAPTER, base_model=base)
-        merge_lora(model, keep_base=False)
-    folder.mkdir(exist_ok=True)
-    origin.processor.save_pretrained(folder)
-    write_history(folder, (*origin.stages, config.stage))
-    save_model(model, folder)
-    return folder
+    compute = config.compute
+    seed_all(config.seed)
+    # Of many ranks each takes its part of the whole to its device when the model is sharded.
+    device = compute.device if ranks.is_alone else "cpu"
+    model = load_weights(origin, config.init, config.seed, device)
+    names = select(model, config)
+    if ranks.is_main:
+        _describe(model, config, origin, names, Path(config.folder))
+    blocks = Blocks(
+        recompute=compute.recompute,
+        recompute_vision=compute.recompute_vision,
+        compile=compute.compile,
+        autocast=compute.autocast,
+    )
+    parallelize_vl2(model, ranks, blocks)
+    return model
+
+
+def _pipeline(model: VL2Model, config: TrainConfig, ranks: Ranks) -> Pipeline | None:
+    """What runs the model if it is a stage."""
+    if ranks.meshes is None or ranks.layout.pipeline == 1:
+        return None
+    from vl2.parallel.pipeline import Pipeline  # noqa: PLC0415 - takes seconds to import
+
+    return Pipeline(
+        model,
+        ranks.meshes.dense["pipeline"],
+        stage_units(model.config, ranks),
+        schedule=config.parallel.schedule,
+        autocast=config.compute.autocast,
+    )
 
 
 def _describe(
@@ -205,7 +238,7 @@ def _describe(
 
 
 def _metrics(config: TrainConfig, origin: Origin, model: VL2Model, folder: Path) -> MetricsLog:
-    peak = peak_flops(model.image_newline.device)
+    peak = peak_flops(next(model.parameters()).device)
     return MetricsLog(
         folder,
         steps=config.steps,

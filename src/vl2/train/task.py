@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
+from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -17,8 +17,13 @@ from torch import Tensor, nn
 from vl2.data.collate import TrainBatch
 from vl2.model.vl2 import VL2Model
 from vl2.ops.loss import IGNORE_ID, token_losses
+from vl2.parallel.fsdp import expect_pictures
+from vl2.parallel.mesh import ALONE, Ranks
 from vl2.train.balance import Balancer
 from vl2.train.config import BalanceConfig
+
+if TYPE_CHECKING:
+    from vl2.parallel.pipeline import Pipeline
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -51,13 +56,43 @@ class Task(Protocol):
         ...
 
 
+class StepSums(NamedTuple):
+    """What the micro batches of a step gave on this rank, or on this rank's pipeline."""
+
+    loss: float  # sum over the supervised tokens
+    balance_loss: float  # this rank's share
+    token_losses: tuple[Tensor, ...]  # by micro batch; only where the output head is
+
+
 class LanguageTask:
     """Next-token loss of a model, the balance loss, and the balancing of its experts."""
 
-    def __init__(self, model: VL2Model, balance: BalanceConfig, *, autocast: bool = False) -> None:
+    def __init__(
+        self,
+        model: VL2Model,
+        balance: BalanceConfig,
+        *,
+        autocast: bool = False,
+        ranks: Ranks = ALONE,
+        pipeline: Pipeline | None = None,
+    ) -> None:
+        """Put the parts together.
+
+        Args:
+            model: of this rank, see `parallelize_vl2`.
+            balance: how its experts are kept busy.
+            autocast: bfloat16 products.
+            ranks: that share each step.
+            pipeline: runs the model if it is a stage.
+
+        Raises:
+            ValueError: the balancing does not fit the model.
+        """
         self.model = model
         self.autocast = autocast
-        self.balancer = Balancer(model, balance.bias_step)
+        self.ranks, self.pipeline = ranks, pipeline
+        self.device = next(model.parameters()).device
+        self.balancer = Balancer(model, balance.bias_step, ranks)
         alpha = model.config.language_config.aux_loss_alpha
         self.balance_scale = 1.0
         if balance.loss_weight is not None:
@@ -74,26 +109,35 @@ class LanguageTask:
         return self.model
 
     def accumulate(self, batches: Sequence[TrainBatch]) -> StepReport:
-        """Mean loss over the supervised tokens of all micro batches together.
+        """Mean loss over the supervised tokens of all micro batches of all ranks together.
 
         The number of tokens is known before the first forward pass, so each micro batch's share is
-        exact: the result does not depend on how the batch is cut.
+        exact: the result depends neither on how the batch is cut nor on how many ranks share it.
         """
         self.balancer.reset()
-        tokens = max(sum(_targets(b.tensors["labels"]) for b in batches), 1)
-        rows = sum(len(b.tensors["input_ids"]) for b in batches)
-        # Losses stay on the device to the step's end: reading one makes the host wait. Their sums
-        # over micro batches are float64, so that how a batch is cut does not show.
-        sums = torch.zeros(2, dtype=torch.float64, device=self.model.image_newline.device)
-        sources = _SourceMeans()
-        for batch in batches:
-            losses, penalty = self._forward(batch)
-            share = penalty * (self.balance_scale * len(batch.tensors["input_ids"]) / rows)
-            (losses.sum() / tokens + share).backward()
-            sums += torch.stack([losses.detach().sum(), share.detach()])
-            sources.add(batch, losses.detach())
-        total, balance = sums.tolist()
-        values = {"balance_loss": balance, **self.balancer.report(), **sources.means()}
+        tokens, rows, pictures = self.ranks.total(torch.tensor(_sizes(batches))).tolist()
+        tokens = max(tokens, 1)
+        expect_pictures(self.model, pictures > 0)
+        if self.pipeline is None:
+            sums = self._run(batches, tokens, rows)
+        else:
+            found = self.pipeline.step(
+                [batch.tensors for batch in batches],
+                tokens=tokens,
+                rows=rows,
+                balance_scale=self.balance_scale,
+                pictures=pictures > 0,
+                observe=self.balancer.observe,
+            )
+            sums = StepSums(*found)
+        sources = _SourceMeans(batches[0].source_names, self.device)
+        for batch, losses in zip(batches, sums.token_losses, strict=bool(sums.token_losses)):
+            sources.add(batch, losses)
+        pair = torch.tensor([sums.loss, sums.balance_loss], dtype=torch.float64)
+        total, balance = self.ranks.total(pair).tolist()
+        self.balancer.gather()
+        means = sources.means(self.ranks)
+        values = {"balance_loss": balance, **self.balancer.report(), **means}
         return StepReport(loss=total / tokens, values=values)
 
     def after_step(self) -> None:
@@ -104,12 +148,28 @@ class LanguageTask:
         """Nothing moves for a step that is thrown away."""
         self.balancer.reset()
 
+    def _run(self, batches: Sequence[TrainBatch], tokens: int, rows: int) -> StepSums:
+        """Forward and backward, one micro batch after the other."""
+        # Losses stay on the device to the step's end: reading one makes the host wait. Their sums
+        # over micro batches are float64, so that how a batch is cut does not show.
+        sums = torch.zeros(2, dtype=torch.float64, device=self.device)
+        all_losses = []
+        for batch in batches:
+            losses, penalty = self._forward(batch)
+            share = penalty * (self.balance_scale * len(batch.tensors["input_ids"]) / rows)
+            loss = losses.sum() / tokens + share
+            if loss.requires_grad:  # text alone teaches a tower nothing
+                loss.backward()
+            sums += torch.stack([losses.detach().sum(), share.detach()])
+            all_losses.append(losses.detach())
+        loss, balance = sums.tolist()
+        return StepSums(loss, balance, tuple(all_losses))
+
     def _forward(self, batch: TrainBatch) -> tuple[Tensor, Tensor]:
         """Losses of the supervised tokens, and the balance loss."""
-        device = self.model.image_newline.device
-        tensors = {k: v.to(device, non_blocking=True) for k, v in batch.tensors.items()}
+        tensors = {k: v.to(self.device, non_blocking=True) for k, v in batch.tensors.items()}
         labels = tensors.pop("labels")
-        with self._precision(device):
+        with self._precision():
             out = self.model(**tensors, logits="none")
             head = self.model.language.lm_head.weight
             losses = token_losses(out.language.hidden, head, labels)
@@ -119,43 +179,42 @@ class LanguageTask:
         assert out.balance_loss is not None
         return losses, out.balance_loss
 
-    def _precision(self, device: torch.device) -> AbstractContextManager:
-        return torch.autocast(device.type, torch.bfloat16) if self.autocast else nullcontext()
+    def _precision(self) -> AbstractContextManager:
+        kind = self.device.type
+        return torch.autocast(kind, torch.bfloat16) if self.autocast else nullcontext()
 
 
 class _SourceMeans:
     """Loss per source, from the sources of the supervised tokens."""
 
-    def __init__(self) -> None:
-        self.names: list[str] = []
-        self.counts: list[Tensor] = []
-        self.sums: list[Tensor] = []
+    def __init__(self, names: Sequence[str], device: torch.device) -> None:
+        """Begin a step; all its micro batches name the same sources."""
+        self.names = tuple(names)
+        self.sums = torch.zeros(2, len(names), dtype=torch.float64, device=device)
 
     def add(self, batch: TrainBatch, losses: Tensor) -> None:
         """Count one micro batch, whose `losses` go row by row over its targets."""
-        if not batch.source_names:
+        if not self.names:
             return
+        assert batch.source_names == self.names, "the micro batches of a step share their sources"
         wanted = batch.tensors["labels"][:, 1:] != IGNORE_ID
-        numbers = torch.arange(len(batch.source_names))
+        numbers = torch.arange(len(self.names))
         own = batch.source_ids[:, 1:][wanted] == numbers[:, None]  # [sources, targets]
-        self.names += batch.source_names
-        self.counts.append(own.sum(dim=1))
         # Selecting targets would wait for the device, and adding by index has no fixed order there.
         own = own.to(losses.device, non_blocking=True)
-        self.sums.append(torch.where(own, losses, 0.0).sum(dim=1, dtype=torch.float64))
+        totals = torch.where(own, losses, 0.0).sum(dim=1, dtype=torch.float64)
+        self.sums += torch.stack([totals, own.sum(dim=1)])
 
-    def means(self) -> dict[str, float]:
-        """`loss/<source>` for each source that had a target."""
-        totals: dict[str, float] = {}
-        targets: dict[str, int] = {}
-        if not self.names:
-            return {}
-        counts, sums = torch.cat(self.counts).tolist(), torch.cat(self.sums).tolist()
-        for name, count, total in zip(self.names, counts, sums, strict=True):
-            totals[name] = totals.get(name, 0.0) + total
-            targets[name] = targets.get(name, 0) + count
-        return {f"loss/{name}": totals[name] / n for name, n in targets.items() if n}
+    def means(self, ranks: Ranks) -> dict[str, float]:
+        """`loss/<source>` for each source that had a target on any rank."""
+        # Of a pipeline the last stage alone has losses, which are never negative.
+        totals, counts = ranks.most(ranks.total(self.sums).cpu()).tolist()
+        found = zip(self.names, totals, counts, strict=True)
+        return {f"loss/{name}": total / count for name, total, count in found if count}
 
 
-def _targets(labels: Tensor) -> int:
-    return int((labels[:, 1:] != IGNORE_ID).sum())
+def _sizes(batches: Sequence[TrainBatch]) -> list[int]:
+    """Supervised tokens, rows and pictures of a step on this rank."""
+    labels = [batch.tensors["labels"] for batch in batches]
+    tokens = sum(int((own[:, 1:] != IGNORE_ID).sum()) for own in labels)
+    return [tokens, sum(map(len, labels)), sum("images" in batch.tensors for batch in batches)]

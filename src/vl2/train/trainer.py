@@ -22,7 +22,7 @@ from vl2.data.collate import TrainBatch
 from vl2.logs import get_logger
 from vl2.train.config import CheckpointConfig, GuardConfig
 from vl2.train.guard import Guard
-from vl2.train.metrics import MetricsLog, batch_size
+from vl2.train.metrics import MetricsLog, SilentMetrics, batch_size
 from vl2.train.optim import Optimizers
 from vl2.train.quarantine import Quarantine
 from vl2.train.task import StepReport, Task
@@ -71,7 +71,7 @@ class Trainer:
         loader: Loader,
         optimizers: Optimizers,
         store: CheckpointStore,
-        metrics: MetricsLog,
+        metrics: MetricsLog | SilentMetrics,
         *,
         guard: GuardConfig,
         checkpoint: CheckpointConfig,
@@ -82,7 +82,8 @@ class Trainer:
         Args:
             task: computes gradients; its module's trained parameters and buffers are the state.
             loader: gives the batches.
-            optimizers: move the parameters.
+            optimizers: move the parameters, on all ranks that train together. These see the same
+                figures, so that they decide alike.
             store: keeps the state.
             metrics: shows what happens.
             guard: when a step is thrown away.
@@ -90,6 +91,7 @@ class Trainer:
             fingerprint: what a kept state must agree with to be gone on from (JSON).
         """
         self.task, self.loader, self.optimizers = task, loader, optimizers
+        self.ranks = optimizers.ranks
         self.store, self.metrics = store, metrics
         self.guard, self.checkpoint = Guard(guard), checkpoint
         self.fingerprint = fingerprint or {}
@@ -112,6 +114,7 @@ class Trainer:
         handlers = self._listen()
         try:
             self._loop()
+            self.ranks.pulse.at(self.step, "saving")
             self.store.wait()
         finally:
             for number, handler in handlers.items():
@@ -124,19 +127,25 @@ class Trainer:
         batches = iter(self.loader)
         while self.step < self.steps:
             started = time.monotonic()
+            self.ranks.pulse.at(self.step, "waiting for data")
             batch = next(batches)
             waited = time.monotonic() - started
             if not self._take(batch, started, waited):
                 batches = iter(self.loader)
-            if self._stop_signal is not None:
+            if (stop := self._asked_to_stop()) is not None:
                 self._save(asynchronous=False)
                 raise TrainingStopped(
-                    f"stopped by signal {self._stop_signal} at step {self.step} of {self.steps}; "
+                    f"stopped by signal {stop} at step {self.step} of {self.steps}; "
                     "the state is kept: start the same command again to go on"
                 )
 
+    def _asked_to_stop(self) -> int | None:
+        """The signal that came to any rank; all of them stop behind the same step."""
+        return int(self.ranks.most(torch.tensor(self._stop_signal or 0))) or None
+
     def _take(self, batch: Sequence[TrainBatch], started: float, waited: float) -> bool:
         """One step; False when the run went back and the loader must be asked anew."""
+        self.ranks.pulse.at(self.step, "computing")
         rate = self.optimizers.set_rates(self.step)
         report, norm, reason = self._compute(batch)
         if reason is not None:
@@ -154,10 +163,18 @@ class Trainer:
         self.step += 1
         values = {"loss": report.loss, "grad_norm": norm, "lr": rate, **report.values}
         values = values if reason is None else {"thrown_away": 1.0}
-        self.metrics.add(self.step, values, batch_size(batch), started=started, waited=waited)
+        sizes = self._all_sizes(batch)
+        self.metrics.add(self.step, values, sizes, started=started, waited=waited)
         if self.step % self.checkpoint.every == 0 or self.step == self.steps:
             self._save(asynchronous=self.checkpoint.asynchronous)
         return True
+
+    def _all_sizes(self, batch: Sequence[TrainBatch]) -> dict[str, int]:
+        """Tokens, pictures and tiles of the step on all ranks."""
+        own = batch_size(batch)
+        return dict(
+            zip(own, self.ranks.total(torch.tensor(list(own.values()))).tolist(), strict=True)
+        )
 
     def _compute(self, batch: Sequence[TrainBatch]) -> tuple[StepReport, float, str | None]:
         """Gradients and the guard's verdict.
@@ -191,7 +208,7 @@ class Trainer:
                 f"bad steps in a row at step {self.step + 1} and no kept state to go back to: "
                 f"lower checkpoint.every, or look at the samples in {self.quarantine.path}"
             )
-        extra = self.store.load(found, self._template())
+        extra = self.store.load(found, self._template(), subset=self._holds_a_part)
         self.step = self._kept = extra["step"]
         self.store.discard_after(self.step)
         self.loader.restore(bad)
@@ -205,7 +222,7 @@ class Trainer:
             return
         check_fingerprint(found, self.fingerprint)
         tensors = self._template()
-        extra = self.store.load(found, tensors)
+        extra = self.store.load(found, tensors, subset=self._holds_a_part)
         self.step = self._kept = extra["step"]
         self.loader.restore(extra["loader"])
         self.guard.restore(extra["guard"])
@@ -214,6 +231,7 @@ class Trainer:
         log.info("goes on at step %d of %d", self.step, self.steps)
 
     def _save(self, *, asynchronous: bool) -> None:
+        self.ranks.pulse.at(self.step, "saving")
         if self.step == self._kept:
             self.store.wait()
             return
@@ -227,6 +245,11 @@ class Trainer:
         }
         self.store.save(self.step, self._tensors(), extra, asynchronous=asynchronous)
         self._kept = self.step
+
+    @property
+    def _holds_a_part(self) -> bool:
+        """Whether the state has tensors of other ranks' layers too."""
+        return self.ranks.layout.pipeline > 1
 
     def _tensors(self) -> dict[str, Tensor]:
         """Everything that training changes: trained parameters, buffers, moments, RNG."""

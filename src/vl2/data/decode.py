@@ -47,13 +47,10 @@ class Decoder(Dataset):
         processor: Processor,
         sources: Sequence[Source],
         counts: Sequence[np.ndarray],
-        *,
-        pad_rows: bool,
     ) -> None:
         """Keep what decoding needs; a worker opens the sources itself, from `config`."""
         self.config, self.processor = config, processor
         self.names = tuple(source.name for source in sources)
-        self.pad_to = config.sequence_length if pad_rows else None
         self._sources = () if config.workers else tuple(sources)
         self._counts = [torch.from_numpy(np.array(c)) for c in counts]
         if config.workers:
@@ -77,7 +74,6 @@ class Decoder(Dataset):
             pad_id=self.processor.tokenizer.pad_id,
             source_names=self.names,
             isolate_documents=self.config.isolate_documents,
-            pad_to=self.pad_to,
             closes_step=plan.closes_step,
             tile_loads=plan.tile_loads,
         )

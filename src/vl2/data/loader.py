@@ -12,7 +12,7 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from multiprocessing import resource_tracker
@@ -30,7 +30,7 @@ from vl2.data.index import RowIndex
 from vl2.data.mixture import RowOrder
 from vl2.data.plan import MicroPlan, Planner, micro_plans
 from vl2.data.sources import Source
-from vl2.data.substitute import DataError, Tally
+from vl2.data.substitute import DataError, SlotReport, Tally, reports_of, reports_text
 from vl2.logs import get_logger
 from vl2.processing import Processor
 
@@ -56,7 +56,8 @@ class TrainLoader:
     ranks. All randomness comes from the seed and the place in the order. Use it as a context
     manager, or call `close`, to end the workers.
 
-    The counts of bad records in the state are those of this rank.
+    The counts of bad records are those of all ranks, if they are told of each other by `gather`:
+    all of them give up at the same step then.
     """
 
     def __init__(
@@ -68,7 +69,7 @@ class TrainLoader:
         *,
         rank: int = 0,
         world: int = 1,
-        pad_rows: bool = False,
+        gather: Callable[[str], Sequence[str]] | None = None,
     ) -> None:
         """Plan the first sequences' order; nothing is decoded and no worker started yet.
 
@@ -79,7 +80,7 @@ class TrainLoader:
             index: tokens and tiles of their rows.
             rank: of this process among those that share each step.
             world: number of these processes.
-            pad_rows: pad every row to `sequence_length`, so that all batches have one shape.
+            gather: gives the texts of all these processes; called once a step, by all of them.
 
         Raises:
             ValueError: no usable row in a source, two sources of one name, or ranks that cannot
@@ -103,7 +104,9 @@ class TrainLoader:
         )
         self._share = {"rank": rank, "world": world}
         self._tally = Tally(names, config)
-        self._decoder = Decoder(config, processor, sources, self._counts, pad_rows=pad_rows)
+        self._gather = gather
+        self._met: list[SlotReport] = []
+        self._decoder = Decoder(config, processor, sources, self._counts)
         self._plans = _Plans()
         self._pool: DataLoader | None = None
         self._workers: list[BaseProcess] = []
@@ -149,7 +152,7 @@ class TrainLoader:
         place = {name: int(state["place"][name]) for name in self._place}
         self._micro_plans(place)
         self._tally.restore(state["sources"])
-        self._place, self._stream = place, None
+        self._place, self._stream, self._met = place, None, []
 
     def close(self) -> None:
         """End the workers; iterating again starts new ones."""
@@ -179,10 +182,21 @@ class TrainLoader:
         if isinstance(decoded, Crash):
             log.debug("%s", decoded.trace)
             raise DataError(decoded.message)
-        for report in decoded.reports:
-            self._tally.add(report)
+        self._count(decoded)
         self._place = dict(decoded.state)
         return decoded.batch
+
+    def _count(self, decoded: Decoded) -> None:
+        """Count what was met: at once, or with what the other ranks met at the step's end."""
+        self._met += decoded.reports
+        if self._gather is None:
+            reports, self._met = self._met, []
+        elif decoded.batch.closes_step:
+            reports, self._met = reports_of(self._gather(reports_text(self._met))), []
+        else:
+            return
+        for report in reports:
+            self._tally.add(report)
 
     def _await(self) -> Decoded | Crash:
         assert self._stream is not None

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -38,6 +39,7 @@ class SlotReport:
     """What was tried for one place of the order."""
 
     source: int
+    position: int  # of the place
     failed: int  # records that could not be used, the planned one first
     reasons: tuple[str, ...]  # the first few
     filled: bool
@@ -75,9 +77,34 @@ def fill(
         info = SampleInfo(
             source=source.name, id=record.id, position=ref.position, row=row, tokens=tokens
         )
-        report = SlotReport(source=ref.source, failed=failed, reasons=tuple(reasons), filled=True)
-        return Sample(info=info, source=ref.source, inputs=inputs), report
-    return None, SlotReport(source=ref.source, failed=failed, reasons=tuple(reasons), filled=False)
+        sample = Sample(info=info, source=ref.source, inputs=inputs)
+        return sample, _report(ref, failed, reasons, filled=True)
+    return None, _report(ref, failed, reasons, filled=False)
+
+
+def _report(ref: RowRef, failed: int, reasons: Sequence[str], *, filled: bool) -> SlotReport:
+    return SlotReport(
+        source=ref.source,
+        position=ref.position,
+        failed=failed,
+        reasons=tuple(reasons),
+        filled=filled,
+    )
+
+
+def reports_text(reports: Sequence[SlotReport]) -> str:
+    """Reports as JSON, for other ranks."""
+    return json.dumps([asdict(report) for report in reports])
+
+
+def reports_of(texts: Sequence[str]) -> list[SlotReport]:
+    """The reports of all ranks in the order of their places, which is the same for any ranks."""
+    found = [
+        SlotReport(**{**report, "reasons": tuple(report["reasons"])})
+        for text in texts
+        for report in json.loads(text)
+    ]
+    return sorted(found, key=lambda report: report.position)
 
 
 def candidates(ref: RowRef, room: int, counts: np.ndarray, seed: int) -> Iterator[int]:

@@ -111,6 +111,10 @@ class Ranks:
         pairs = zip(texts, lengths, strict=True)
         return [bytes(t[: int(length)].tolist()).decode() for t, length in pairs]
 
+    def gather_data(self, text: str) -> list[str]:
+        """The texts of the ranks that take samples of their own, one for each."""
+        return self.gather_text(text)[: self.layout.data]
+
     def barrier(self) -> None:
         """Wait until every rank is here."""
         if self.group is not None:

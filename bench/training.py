@@ -31,14 +31,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vl2.checkpoint.count import count_parameters, model_shapes
 from vl2.config import VL2Config
 from vl2.data.collate import TrainBatch
 from vl2.model import moe
 from vl2.model.vl2 import VL2Model
 from vl2.ops.moe import Routing, expert_mlp, expert_mlp_ref
-from vl2.train.config import TRAINED, BalanceConfig, OptimConfig
-from vl2.train.metrics import peak_flops, step_flops
+from vl2.train.config import TRAINED, BalanceConfig, ComputeConfig, OptimConfig
+from vl2.train.flops import model_work, step_flops
+from vl2.train.metrics import batch_size, peak_flops
 from vl2.train.optim import Optimizers, freeze
 from vl2.train.task import LanguageTask
 
@@ -71,7 +71,8 @@ def text_batch(config: VL2Config, rows: int, length: int, device: str) -> TrainB
     generator = torch.Generator().manual_seed(0)
     vocabulary = config.language_config.vocab_size
     ids = torch.randint(0, vocabulary, (rows, length), generator=generator).to(device)
-    return TrainBatch(tensors={"input_ids": ids, "labels": ids}, tokens=ids.numel())
+    tensors = {"input_ids": ids, "labels": ids}
+    return TrainBatch(tensors=tensors, tokens=ids.numel(), supervised=ids.numel() - rows)
 
 
 class Step:
@@ -167,8 +168,7 @@ def utilisation(repeats: int) -> dict[str, object] | None:
     batch = text_batch(config, 4, 4096, "cuda")
     step = Step(config, torch.bfloat16, "cuda")
     seconds = statistics.median([step(batch) for _ in range(repeats + 2)][2:])
-    active = count_parameters(config, model_shapes(config)).language_active
-    flops = step_flops(config, active, batch.tokens, 4096)
+    flops = step_flops(model_work(step.task.model, ComputeConfig()), batch_size([batch]))
     name = torch.cuda.get_device_name()
     speed = round(batch.tokens / seconds)
     return {"device": name, "tokens_per_s": speed, "mfu": round(flops / seconds / peak, 4)}

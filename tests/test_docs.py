@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import typer
+from typer.core import TyperGroup
 
 from vl2.cli import app
 
@@ -33,8 +34,15 @@ def commands() -> list[str]:
 
 @pytest.mark.parametrize("line", commands())
 def test_commands_exist_with_their_options(line: str):
-    _, name, *arguments = shlex.split(line, comments=True)
-    typer.main.get_command(app).commands[name].make_context(name, arguments)
+    _, *arguments = shlex.split(line, comments=True)
+    command, name = typer.main.get_command(app), "vl2"
+    while isinstance(command, TyperGroup):
+        context = command.make_context(name, arguments)
+        name, command, arguments = command.resolve_command(
+            context, [*context._protected_args, *context.args]
+        )
+        assert command is not None
+    command.make_context(name, arguments)
 
 
 def test_make_targets_exist():

@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -146,6 +147,33 @@ def test_tiles_prints_and_draws_both_layouts(vl2_command, picture, model_folder,
     assert rows[0]["content"]["tokens"] <= rows[0]["released"]["tokens"]
 
 
+@pytest.mark.parametrize(
+    "words", [("tiny", "--memory", "24GiB"), ("--memory", "24GiB", "tiny"), ("model", "tiny")]
+)
+def test_plan_takes_a_model_in_the_place_of_a_command(vl2_command, words):
+    words = words if "--memory" in words else (*words, "--memory", "24GiB")
+    code, out, err = vl2_command("plan", *words)
+    assert (code, err) == (0, "")
+    assert out.endswith("most exact that fits: float32\n")
+
+
+def test_plan_train_lists_the_layouts_that_fit(vl2_command):
+    words = ("plan", "train", "tiny_sft", "data.batch_size=32", "--gpus", 4, "--gpu", "h100")
+    code, out, err = vl2_command(*words)
+    assert (code, err) == (0, "")
+    assert out.startswith("tiny_sft on 4 x h100: planned, not measured\n")
+    assert "a step: 131,072 tokens, 8 tiles in a sequence" in out
+    assert "assumed: H100 SXM 80 GB, DGX H100, 8 in a node, each with 989 TFLOP/s" in out
+    found = json.loads(vl2_command(*words, "--json", "--tiles", 0)[1])
+    assert found["flops_by_part"]["vision"] == found["assumptions"]["tiles_per_sequence"] == 0
+    assert found["layouts_that_fit"] >= len(found["layouts"]) == 5
+    asked = json.loads(vl2_command(*words, "--json", "--layout", "expert=2, pipeline=2")[1])
+    [layout] = asked["layouts"]
+    assert layout["layout"] == {"pipeline": 2, "replicate": 1, "shard": 1, "expert": 2}
+    rows = [line.split() for line in out.splitlines()[6:11]]
+    assert all(math.prod(map(int, row[:4])) == 4 for row in rows)
+
+
 def test_doctor_reports(vl2_command):
     code, out, _ = vl2_command("doctor", "--json")
     report = json.loads(out)
@@ -208,6 +236,7 @@ def test_chat_reads_a_pipe(vl2_command, model_folder, monkeypatch, lines, code, 
     assert out.count("\n") >= lines.count("What is it?")
 
 
+PLAN, H100 = ("plan", "train", "tiny_sft"), ("--gpus", 8, "--gpu", "h100")
 WRONG = {
     "missing file": (("ask", "nowhere.png", "What?"), "nowhere.png: no such file"),
     "folder": (("ask", "FOLDER", "What?"), "this is a folder"),
@@ -235,6 +264,18 @@ WRONG = {
     "dtype": (("ask", "PICTURE", "x", "--model", "MODEL", "--dtype", "int3"), "dtype is int3"),
     "tiles, missing": (("tiles", "nowhere.png"), "nowhere.png: no such file"),
     "tiles, nothing": (("tiles",), "see vl2 tiles --help"),
+    "plan, nothing": (("plan",), "see vl2 plan --help"),
+    "plan, no memory": (("plan", "tiny"), "see vl2 plan model --help"),
+    "plan, no such model": (("plan", "huge", "--memory", "24GiB"), "no model at huge"),
+    "plan, no GPUs": (("plan", "train", "tiny_sft"), "see vl2 plan train --help"),
+    "plan, GPU": ((*PLAN, "--gpus", 8, "--gpu", "v100"), "gpu is 'v100': expected one of a100"),
+    "plan, recipe": (("plan", "train", "sft", *H100), "no recipe and no file 'sft': recipes are"),
+    "plan, count": ((*PLAN, "--gpu", "h100", "--gpus", 0), "gpus is 0: expected at least 1"),
+    "plan, odd count": ((*PLAN, *H100, "--layout", "expert=3"), "8 ranks do not divide"),
+    "plan, axis": ((*PLAN, *H100, "--layout", "tensor=2"), "there is no setting 'tensor'"),
+    "plan, too large": (("plan", "train", "base_sft", *H100, "--layout", "shard=8"), "too small"),
+    "plan, setting": ((*PLAN, "batch=1", *H100), "there is no setting 'batch'"),
+    "plan, tiles": ((*PLAN, *H100, "--tiles", -1), "tiles is -1: expected 0 to 19"),
     "chat, missing": (("chat", "nowhere.png"), "nowhere.png: no such file"),
 }
 
@@ -271,6 +312,10 @@ def test_version_and_help(vl2_command):
     for command in ("ask", "chat", "tiles", "inspect", "plan", "train", "convert", "doctor"):
         assert f"\n  {command} " in out
         assert vl2_command(command, "--help")[0] == 0
+    for command in ("model", "train"):
+        assert f"\n  {command} " in vl2_command("plan", "--help")[1]
+        assert "--memory" in vl2_command("plan", "tiny", "--help")[1]
+        assert vl2_command("plan", command, "--help")[0] == 0
 
 
 def test_help_does_not_wait_for_torch():

@@ -17,7 +17,7 @@ from vl2.cli.chat import chat
 from vl2.cli.convert import convert
 from vl2.cli.doctor import doctor
 from vl2.cli.inspect import inspect
-from vl2.cli.plan import plan
+from vl2.cli.plan import plans
 from vl2.cli.tiles import tiles
 from vl2.cli.train import train
 from vl2.logs import log_to_stderr
@@ -28,8 +28,9 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode=None,  # rich takes longer to import than the help may to appear
 )
-for command in (ask, chat, tiles, inspect, plan, train, convert, doctor):
+for command in (ask, chat, tiles, inspect, train, convert, doctor):
     app.command()(command)
+app.add_typer(plans, name="plan")
 
 
 def _show_version(wanted: bool) -> bool:

@@ -1,4 +1,7 @@
-"""`vl2 plan`: which form of a model fits into some memory, and with how much context."""
+"""`vl2 plan`: which form of a model fits into some memory, and with how much context.
+
+`vl2 plan MODEL` is short for `vl2 plan model MODEL`; beside it stands `vl2 plan train`.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +9,21 @@ import json
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from vl2.checkpoint.sizes import format_bytes, parse_bytes
+from vl2.cli.plan_train import plan_train
 
 _COLUMNS = "{:<9} {:>10} {:>10} {:>11} {:>10}  {:<4} {:>11}  {}"
+
+
+class PlanGroup(TyperGroup):
+    """Takes the name of a model in the place of a command."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Put the command that is meant in front."""
+        named = not args or args[0] in self.commands or args[0] == "--help"
+        return super().parse_args(ctx, args if named else ["model", *args])
 
 
 def plan(
@@ -71,3 +85,12 @@ def _verdict(budget: dict[str, Any]) -> str:
     loadable = {scheme["name"]: scheme["loadable"] for scheme in budget["schemes"]}
     later = "" if loadable[budget["best"]] else " (this version cannot load it yet)"
     return f"most exact that fits: {budget['best']}{later}"
+
+
+plans = typer.Typer(
+    cls=PlanGroup,
+    help="Plan what fits: a model into memory (MODEL --memory SIZE), or its training into GPUs.",
+    rich_markup_mode=None,
+)
+plans.command("model")(plan)
+plans.command("train")(plan_train)

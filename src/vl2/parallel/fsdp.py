@@ -7,12 +7,14 @@ over the tokens of all. A rank's block is gathered when it runs and dropped behi
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor, Shard
 
 from vl2.model.moe import Experts
 from vl2.model.vl2 import VL2Model
@@ -48,10 +50,31 @@ def _axes(mesh: DeviceMesh) -> DeviceMesh:
 
 
 def _shard(module: nn.Module, mesh: DeviceMesh, policy: MixedPrecisionPolicy | None = None) -> None:
-    sharded = fully_shard(module, mesh=mesh, mp_policy=policy or MixedPrecisionPolicy())
+    sharded = fully_shard(
+        module,
+        mesh=mesh,
+        mp_policy=policy or MixedPrecisionPolicy(),
+        shard_placement_fn=partial(_placement, parts=mesh["shard"].size()),
+    )
     assert isinstance(sharded, FSDPModule)
     sharded.set_gradient_divide_factor(1.0)
     sharded.set_force_sum_reduction_for_comms(True)
+
+
+def _placement(parameter: nn.Parameter, *, parts: int) -> Shard | None:
+    """The dimension that a parameter is cut along; None is the first.
+
+    A stack of fewer experts than ranks would be mostly padding: it is cut along the second.
+    """
+    local = parameter.to_local() if isinstance(parameter, DTensor) else parameter
+    stacked = local.ndim == 3 and local.shape[0] % parts and local.shape[1] % parts == 0
+    return Shard(1) if stacked else None
+
+
+def reduce_over_replicas(model: VL2Model, now: bool) -> None:
+    """Whether the next backward pass adds up gradients over replicas; once per step is enough."""
+    if isinstance(model, FSDPModule):
+        model.set_requires_all_reduce(now)
 
 
 def _stacks(model: VL2Model) -> list[Experts]:

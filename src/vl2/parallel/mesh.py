@@ -147,6 +147,19 @@ class Ranks:
         done = self.together(lambda: [work()] if self.is_main else [])
         return self.together(lambda: done[0] if done else work())
 
+    def in_turn(self, work: Callable[[], T]) -> T:
+        """Do the same on every rank, but on one of a node at a time: it takes much memory.
+
+        Raises:
+            SharedError: see `together`.
+        """
+        own = int(os.environ.get("LOCAL_RANK", "0"))
+        turns = int(self.most(torch.tensor(own))) + 1
+        done: list[T] = []
+        for turn in range(turns):
+            done += self.together(lambda now=turn: [work()] if now == own else [])
+        return done[0]
+
     def require_same(self, what: str, text: str) -> None:
         """Make sure that every rank was started alike.
 

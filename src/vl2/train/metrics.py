@@ -1,7 +1,7 @@
 """What a run shows of itself: a line per few steps on stderr and in `metrics.jsonl`, TensorBoard.
 
-MFU counts the activated FLOPs of a step against the device's peak: 6 per activated parameter and
-token (2 forward, 4 backward), and 12 * layers * heads * head width per token and token it sees.
+MFU is the model's operations of a step (`train/flops.py`), recomputing left out, as a share of what
+the devices could do in its time.
 """
 
 from __future__ import annotations
@@ -17,11 +17,13 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from vl2.config import VL2Config
-from vl2.data.collate import TrainBatch
+from vl2.data.collate import PAD_SEGMENT, TrainBatch
 from vl2.logs import get_logger
+from vl2.train.flops import document_pairs
 
 log = get_logger(__name__)
+
+TILES_WHEN = ("_before", "")
 
 PEAK_FLOPS: dict[str, float] = {
     "A100": 312e12,
@@ -32,17 +34,43 @@ PEAK_FLOPS: dict[str, float] = {
 
 
 def batch_size(batches: Sequence[TrainBatch]) -> dict[str, int]:
-    """Tokens without padding, supervised tokens, pictures and tiles of a step."""
+    """What a step had; all of it adds up over ranks.
+
+    Tokens without padding, supervised tokens, pictures, tiles; `encoded_tiles`, of which a picture
+    of one tile has one because its two views are equal; `pairs` of a token and one that it sees.
+    """
     names = ("tokens", "supervised", "images", "tiles")
-    return {name: sum(getattr(batch, name) for batch in batches) for name in names}
+    sizes = {name: sum(getattr(batch, name) for batch in batches) for name in names}
+    sizes["encoded_tiles"] = sum(map(_encoded_tiles, batches))
+    sizes["pairs"] = sum(map(_pairs, batches))
+    return sizes
 
 
-def step_flops(config: VL2Config, active: int, tokens: int, length: int) -> float:
-    """Activated FLOPs of a training step on `tokens` tokens in sequences of `length`."""
-    language = config.language_config
-    width = language.num_attention_heads * language.head_dim
-    attention = 12 * language.num_hidden_layers * width * length / 2  # causal: half is seen
-    return tokens * (6 * active + attention)
+def _encoded_tiles(batch: TrainBatch) -> int:
+    crops = batch.tensors.get("images_spatial_crop")
+    return batch.tiles - (0 if crops is None else int((crops == 1).all(dim=-1).sum()))
+
+
+def _pairs(batch: TrainBatch) -> int:
+    """Of the documents of each row; without segments a row is one. 0 in a batch without tokens."""
+    segments, ids = batch.tensors.get("segment_ids"), batch.tensors.get("input_ids")
+    if segments is None:
+        return 0 if ids is None else document_pairs([ids.shape[1]] * len(ids))
+    lengths = (row[row != PAD_SEGMENT].unique(return_counts=True)[1] for row in segments)
+    return sum(document_pairs(counts.tolist()) for counts in lengths)
+
+
+def tile_figures(batches: Sequence[TrainBatch]) -> dict[str, float]:
+    """Tiles of the fullest rank and of a mean one, in plain order (`before`) and as dealt out.
+
+    `MetricsLog` writes their ratios: that of a window's sums, as one step may have a lone picture.
+    """
+    if (loads := batches[-1].tile_loads) is None:
+        return {}
+    figures = {}
+    for when, load in zip(TILES_WHEN, loads, strict=True):
+        figures |= {f"tiles_most{when}": float(load.most), f"tiles_mean{when}": float(load.mean)}
+    return figures
 
 
 def peak_flops(device: torch.device) -> float | None:
@@ -64,7 +92,7 @@ class MetricsLog:
         every: int,
         tensorboard: bool = False,
         stage: str = "",
-        flops: Callable[[int], float] | None = None,
+        flops: Callable[[Mapping[str, int]], float] | None = None,
         peak: float = 1.0,
     ) -> None:
         """Set up the outputs.
@@ -75,8 +103,8 @@ class MetricsLog:
             every: steps between two lines, each the mean over them.
             tensorboard: write its event files too.
             stage: stands in every line.
-            flops: activated FLOPs of a step by its tokens; None leaves out the MFU.
-            peak: FLOP/s that the MFU is a share of.
+            flops: operations of a step by what it had; None leaves out the MFU.
+            peak: FLOP/s of all devices together, which the MFU is a share of.
         """
         self.path, self.every, self.stage, self.steps = (
             folder / "metrics.jsonl",
@@ -127,7 +155,7 @@ class MetricsLog:
         speed = {f"{name}_per_s": sizes[name] / taken for name in ("tokens", "images")}
         values = {**values, **speed, "data_wait": waited / taken}
         if self.flops is not None and sizes["tokens"]:
-            values["mfu"] = self.flops(sizes["tokens"]) / taken / self.peak
+            values["mfu"] = self.flops(sizes) / taken / self.peak
         self.pending.append(values)
         self.progress.update(self.bar, completed=step, figures=_short(values))
         if step % self.every == 0 or step == self.steps:
@@ -153,14 +181,43 @@ class MetricsLog:
         for name in names:
             seen = [values[name] for values in self.pending if name in values]
             line[name] = _rounded(sum(seen) / len(seen))
+        for when in TILES_WHEN:
+            if (most := line.pop(f"tiles_most{when}", None)) is not None:
+                mean = line.pop(f"tiles_mean{when}")
+                line[f"tile_imbalance{when}"] = _rounded(most / mean) if mean else 1.0
         line["seconds"] = round(time.monotonic() - self.started, 1)
         self.pending.clear()
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
         if self.board is not None:
-            for name in names:
+            for name in line.keys() - {"stage", "step"}:
                 self.board.add_scalar(f"{self.stage}/{name}", line[name], step)
         log.info("%s", " ".join(f"{k}={v}" for k, v in line.items()))
+
+
+class SilentMetrics:
+    """The metrics of a rank that leaves the speaking to the main one."""
+
+    def __init__(self, steps: int) -> None:
+        self.steps = steps
+
+    def start(self, step: int) -> None:
+        """Nothing to show."""
+
+    def add(
+        self, step: int, values: Mapping[str, float], sizes: Mapping[str, int], **_: float
+    ) -> None:
+        """The main rank has the same figures."""
+
+    def state(self) -> list[dict[str, float]]:
+        """The main rank's counts."""
+        return []
+
+    def restore(self, state: Sequence[Mapping[str, float]]) -> None:
+        """Nothing is waiting to be written."""
+
+    def close(self) -> None:
+        """Nothing is open."""
 
 
 def _rounded(value: float) -> float:

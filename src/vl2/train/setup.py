@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -16,11 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from vl2.checkpoint.count import count_parameters, model_shapes
 from vl2.checkpoint.dcp import CheckpointStore
 from vl2.checkpoint.load import choose_device
 from vl2.checkpoint.skeleton import build_skeleton
-from vl2.config import VL2Config
 from vl2.data.index import RowIndex
 from vl2.data.loader import TrainLoader
 from vl2.data.sources import Source, open_source
@@ -32,7 +30,8 @@ from vl2.parallel.parallelize import Blocks, parallelize_vl2, stage_units
 from vl2.parallel.watchdog import Watchdog
 from vl2.train.config import TrainConfig
 from vl2.train.export import export
-from vl2.train.metrics import MetricsLog, SilentMetrics, peak_flops, step_flops
+from vl2.train.flops import model_work, step_flops
+from vl2.train.metrics import MetricsLog, SilentMetrics, peak_flops
 from vl2.train.optim import Optimizers
 from vl2.train.origin import (
     CHECKPOINTS,
@@ -152,13 +151,14 @@ def build(prepared: Prepared, ranks: Ranks = ALONE) -> Trainer:
             prepared.index,
             rank=ranks.data_rank,
             world=ranks.layout.data,
+            gather=None if ranks.is_alone else ranks.gather_data,
         )
     )
     fingerprint = _fingerprint(prepared, loader)
     store = CheckpointStore(folder / CHECKPOINTS, config.checkpoint.keep, peers=ranks.apart())
     found = store.newest()
     ranks.together(lambda: check_fingerprint(found, fingerprint))
-    model = ranks.together(lambda: _model(prepared, ranks))
+    model = ranks.in_turn(lambda: _model(prepared, ranks))
     task = LanguageTask(
         model,
         config.balance,
@@ -168,7 +168,7 @@ def build(prepared: Prepared, ranks: Ranks = ALONE) -> Trainer:
     )
     metrics = SilentMetrics(config.steps)
     if ranks.is_main:
-        metrics = _metrics(config, origin, model, folder)
+        metrics = _metrics(config, origin, ranks)
     return Trainer(
         task,
         loader,
@@ -186,7 +186,7 @@ def _model(prepared: Prepared, ranks: Ranks) -> VL2Model:
     config, origin = prepared.config, prepared.origin
     compute = config.compute
     seed_all(config.seed)
-    # Of many ranks each takes its part of the whole to its device when the model is sharded.
+    # Each of many ranks reads the whole model, and keeps its part when the model is sharded.
     device = compute.device if ranks.is_alone else "cpu"
     model = load_weights(origin, config.init, config.seed, device)
     names = select(model, config)
@@ -237,23 +237,25 @@ def _describe(
     log.info("tensors by name: %s", folder / "tensors.json")
 
 
-def _metrics(config: TrainConfig, origin: Origin, model: VL2Model, folder: Path) -> MetricsLog:
-    peak = peak_flops(next(model.parameters()).device)
+def _metrics(config: TrainConfig, origin: Origin, ranks: Ranks) -> MetricsLog:
+    peak = peak_flops(choose_device(config.compute.device))
     return MetricsLog(
-        folder,
+        Path(config.folder),
         steps=config.steps,
         every=config.log_every,
         tensorboard=config.tensorboard,
         stage=config.stage,
-        flops=_flops(origin.config, config.data.sequence_length) if peak else None,
-        peak=peak or 1.0,
+        flops=_flops(config, origin) if peak else None,
+        peak=(peak or 1.0) * ranks.layout.world,
     )
 
 
-def _flops(config: VL2Config, length: int) -> Callable[[int], float]:
-    """FLOPs of a step by its tokens."""
-    active = count_parameters(config, model_shapes(config)).active
-    return lambda tokens: step_flops(config, active, tokens, length)
+def _flops(config: TrainConfig, origin: Origin) -> Callable[[Mapping[str, int]], float]:
+    """Operations of a step by what it had."""
+    model = build_skeleton(origin.config)
+    select(model, config)
+    work = model_work(model, config.compute)
+    return lambda sizes: step_flops(work, sizes)
 
 
 def _fingerprint(prepared: Prepared, loader: TrainLoader) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from vl2.data.collate import TrainBatch
 from vl2.model.vl2 import VL2Model
 from vl2.ops.loss import IGNORE_ID, token_losses
-from vl2.parallel.fsdp import expect_pictures
+from vl2.parallel.fsdp import expect_pictures, reduce_over_replicas
 from vl2.parallel.mesh import ALONE, Ranks
 from vl2.train.balance import Balancer
 from vl2.train.config import BalanceConfig
@@ -154,7 +154,8 @@ class LanguageTask:
         # over micro batches are float64, so that how a batch is cut does not show.
         sums = torch.zeros(2, dtype=torch.float64, device=self.device)
         all_losses = []
-        for batch in batches:
+        for number, batch in enumerate(batches, start=1):
+            reduce_over_replicas(self.model, number == len(batches))
             losses, penalty = self._forward(batch)
             share = penalty * (self.balance_scale * len(batch.tensors["input_ids"]) / rows)
             loss = losses.sum() / tokens + share

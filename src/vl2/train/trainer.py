@@ -22,7 +22,7 @@ from vl2.data.collate import TrainBatch
 from vl2.logs import get_logger
 from vl2.train.config import CheckpointConfig, GuardConfig
 from vl2.train.guard import Guard
-from vl2.train.metrics import MetricsLog, SilentMetrics, batch_size
+from vl2.train.metrics import MetricsLog, SilentMetrics, batch_size, tile_figures
 from vl2.train.optim import Optimizers
 from vl2.train.quarantine import Quarantine
 from vl2.train.task import StepReport, Task
@@ -162,6 +162,7 @@ class Trainer:
             self.task.after_step()
         self.step += 1
         values = {"loss": report.loss, "grad_norm": norm, "lr": rate, **report.values}
+        values |= {} if self.ranks.is_alone else tile_figures(batch)
         values = values if reason is None else {"thrown_away": 1.0}
         sizes = self._all_sizes(batch)
         self.metrics.add(self.step, values, sizes, started=started, waited=waited)

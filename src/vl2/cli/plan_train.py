@@ -1,0 +1,130 @@
+"""`vl2 plan train`: which layouts of a run fit into so many GPUs, and how long they take."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from vl2.checkpoint.sizes import format_bytes
+
+if TYPE_CHECKING:
+    from vl2.config import VL2Config
+    from vl2.train.config import TrainConfig
+
+_COLUMNS = "{:>8} {:>9} {:>6} {:>6} {:>10} {:>9} {:>6} {:>10} {:>9} {:>11}"
+
+
+def plan_train(
+    recipe: Annotated[str, typer.Argument(help="A recipe's name, or a YAML file of a run.")],
+    settings: Annotated[
+        list[str] | None, typer.Argument(help="key=value, such as data.micro_batch=2.")
+    ] = None,
+    *,
+    gpus: Annotated[int, typer.Option(help="How many, in nodes of eight.")],
+    gpu: Annotated[str, typer.Option(help="a100, h100 or h200.")],
+    layout: Annotated[
+        str | None,
+        typer.Option(help="Only this one, such as expert=8,replicate=2; shard is what is left."),
+    ] = None,
+    tiles: Annotated[
+        float | None, typer.Option(help="Tiles of a sequence's pictures, on average.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Plan the training of a recipe on many GPUs: memory, time, and the layouts that fit.
+
+    On paper, nothing is measured; the formulas stand in vl2/train/flops.py, memory.py, cluster.py.
+    """
+    from vl2.cli.train import find_recipe
+    from vl2.overrides import override
+    from vl2.parallel.pipeline_stage import TILES
+    from vl2.train.layouts import plan_training
+
+    words = [] if layout is None else [f"parallel.{word.strip()}" for word in layout.split(",")]
+    config = override(find_recipe(recipe), [*(settings or []), *words])
+    found = plan_training(
+        config,
+        model_of(config),
+        gpus=gpus,
+        gpu=gpu,
+        layout=config.parallel if words else None,
+        tiles=TILES if tiles is None else tiles,
+    )
+    print(json.dumps(found, indent=2) if as_json else _text(found))
+
+
+def model_of(config: TrainConfig) -> VL2Config:
+    """The model of a run; that of a released size is known without its files.
+
+    Raises:
+        ValueError: there is no such model.
+    """
+    from vl2.checkpoint.report import find_config
+    from vl2.config import VL2Config
+    from vl2.recipes.stages import SIZES
+    from vl2.train.origin import model_folder
+
+    released = {size.hub_id: name for name, size in SIZES.items()}
+    name = config.init.preset or released.get(str(config.init.model))
+    if name is not None:
+        return VL2Config.preset(name)
+    return find_config(model_folder(str(config.init.model)))[0]
+
+
+def _text(found: dict[str, Any]) -> str:
+    assumed, best = found["assumptions"], found["layouts"][0]
+    whole, again = found["flops_per_step"], found["recomputed_flops_per_step"]
+    shares = {name: count / whole for name, count in found["flops_by_part"].items()}
+    memory = {name: format_bytes(size) for name, size in best["memory_bytes"].items()}
+    lines = [
+        f"{found['recipe']} on {found['gpus']:,} x {found['gpu']}: planned, not measured",
+        f"a step: {found['tokens_per_step']:,} tokens, {assumed['tiles_per_sequence']:g} tiles in "
+        f"a sequence; {whole:.3g} FLOPs, {again:.3g} more to recompute",
+        f"FLOPs: {_listed(shares, '{:.0%}')}",
+        f"{found['layouts_that_fit']} of {found['layouts_tried']} layouts fit into "
+        f"{format_bytes(int(assumed['gpu']['memory']))}; the fastest:",
+        "",
+        _COLUMNS.format(
+            *("pipeline", "replicate", "shard", "expert", "memory", "step"),
+            *("MFU", "tokens/day", "days", "all-to-all"),
+        ),
+        *map(_row, found["layouts"]),
+        "",
+        f"memory of the first: {_listed(memory, '{}')}",
+        f"seconds of its step: {_listed(best['step_seconds'], '{:.3g}')}",
+        "all-to-all: bytes that a rank sends to other ranks' experts in a step",
+        "",
+        *_assumed(assumed),
+    ]
+    return "\n".join(lines)
+
+
+def _assumed(assumed: dict[str, Any]) -> list[str]:
+    gpu = assumed["gpu"]
+    return [
+        f"assumed: {gpu['name']}, {assumed['gpus_per_node']} in a node, each with "
+        f"{gpu['flops'] / 1e12:g} TFLOP/s in bfloat16, memory at {gpu['bandwidth'] / 1e12:g} TB/s, "
+        f"NVLink {gpu['nvlink'] / 1e9:g} and network {gpu['network'] / 1e9:g} GB/s in a direction",
+        f"share of the peak that products reach: {_listed(assumed['efficiency'], '{:g}')}",
+        f"share of the bandwidth that is reached: memory {assumed['memory_share']:g}, links "
+        f"{assumed['link_share']:g}; fullest rank / mean: tiles {assumed['tile_imbalance']:g}, "
+        f"experts {assumed['expert_imbalance']:g}",
+    ]
+
+
+def _row(layout: dict[str, Any]) -> str:
+    return _COLUMNS.format(
+        *layout["layout"].values(),
+        format_bytes(layout["memory_bytes"]["total"]),
+        f"{layout['step_seconds']['total']:.3g} s",
+        f"{layout['mfu']:.1%}",
+        f"{layout['tokens_per_day'] / 1e9:.3g} B",
+        f"{layout['days']:.3g}",
+        format_bytes(round(layout["all_to_all_bytes_per_rank"])),
+    )
+
+
+def _listed(values: dict[str, Any], form: str) -> str:
+    return ", ".join(f"{name} {form.format(value)}" for name, value in values.items())

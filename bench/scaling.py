@@ -39,6 +39,7 @@ CASES: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("h100", "base_align", ()),
     ("h100", "base_pretrain", ()),
     ("h100", "base_sft", ()),
+    ("h100", "base_sft", ("optim.moments=float32",)),
     ("h100", "base_sft", ("init.dtype=bfloat16",)),
     ("h100", "base_lora", ()),
     ("h200", "base_pretrain", ()),

@@ -32,13 +32,18 @@ from vl2.train.origin import select
 from vl2.train.task import LanguageTask
 
 TOKENS = 40
-LAYOUTS = {"fsdp": Layout(1, 1, 2, 1), "experts": Layout(1, 1, 1, 2)}
+LAYOUTS = {
+    "fsdp": Layout(1, 1, 2, 1),
+    "experts": Layout(1, 1, 1, 2),
+    "copies": Layout(1, 2, 1, 1),
+}
+MICRO_BATCHES = 2
 RUNS = [("pretrain", True), ("pretrain", False), ("align", True)]
 """Stage, and whether under autocast."""
 
 
 class Sent(TorchDispatchMode):
-    """Bytes that collectives gather, scatter and exchange."""
+    """Bytes that collectives gather, scatter, exchange, and add up over replicas."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -49,6 +54,9 @@ class Sent(TorchDispatchMode):
         for kind, place in (("allgather_base", 0), ("reduce_scatter_base", 1)):
             if kind in name:
                 self.bytes[kind] += _size(args[place])
+        backward = torch._C._current_graph_task_id() >= 0
+        if "allreduce_" in name and backward:  # what is logged is added up outside of it
+            self.bytes["allreduce"] += _size(args[0][0])
         if "all_to_all_single" in name and args[0].is_floating_point():
             self.bytes["all_to_all"] += _size(args[0])
         return operation(*args, **(kwargs or {}))
@@ -85,12 +93,12 @@ def batch_of(config: VL2Config) -> TrainBatch:
 
 
 def sent_bytes() -> dict[str, list[dict[str, int]]]:
-    """What this rank sends in one micro batch, for each of LAYOUTS and RUNS."""
+    """What this rank sends in a step, for each of LAYOUTS and RUNS."""
     return {name: _sent_bytes(layout) for name, layout in LAYOUTS.items()}
 
 
 def _sent_bytes(layout: Layout) -> list[dict[str, int]]:
-    ranks = join(ParallelConfig(shard=layout.shard, expert=layout.expert), "cpu")
+    ranks = join(ParallelConfig(replicate=layout.replicate, expert=layout.expert), "cpu")
     found = []
     for stage, autocast in RUNS:
         config = config_of(stage, autocast)
@@ -102,7 +110,7 @@ def _sent_bytes(layout: Layout) -> list[dict[str, int]]:
         task = LanguageTask(model, BalanceConfig(), autocast=autocast, ranks=ranks)
         sent = Sent()
         with sent:
-            task.accumulate([batch_of(model.config)])
+            task.accumulate([batch_of(model.config)] * MICRO_BATCHES)
         found.append(dict(sent.bytes))
     leave()
     return found
@@ -127,20 +135,24 @@ def planned_bytes(layout: Layout, stage: str, autocast: bool) -> dict[str, float
 
     def moved(item: UnitBytes) -> tuple[int, int]:
         """Gathered and sent back; a group of one rank needs no collective."""
-        together = layout.shard > 1
+        dense, experts = layout.shard * layout.expert > 1, layout.shard > 1
         return (
-            item.dense_in + item.experts_in * together,
-            item.dense_out + item.experts_out * together,
+            item.dense_in * dense + item.experts_in * experts,
+            item.dense_out * dense + item.experts_out * experts,
         )
 
     (gathered, back), (once, back_once) = moved(blocks), moved(around)
     exchanged = exchanged_bytes(run, layout, range(head_unit(model) + 1))
-    return {
+    micro_batch = {
         "allgather_base": 2 * gathered + once,
         "reduce_scatter_base": back + back_once,
         # what stays on the rank passes through the collective, too
         "all_to_all": exchanged * layout.expert / max(layout.expert - 1, 1),
     }
+    planned = {kind: MICRO_BATCHES * size for kind, size in micro_batch.items()}
+    # over copies only once
+    planned["allreduce"] = total(parameters).gradients * (layout.replicate > 1)
+    return planned
 
 
 def test_ranks_send_what_is_planned():
@@ -149,8 +161,8 @@ def test_ranks_send_what_is_planned():
     for name, layout in LAYOUTS.items():
         for number, (stage, autocast) in enumerate(RUNS):
             planned = planned_bytes(layout, stage, autocast)
-            for kind in ("allgather_base", "reduce_scatter_base"):
-                sent = [rank[name][number][kind] for rank in (one, two)]
+            for kind in ("allgather_base", "reduce_scatter_base", "allreduce"):
+                sent = [rank[name][number].get(kind, 0) for rank in (one, two)]
                 assert sent == [planned[kind]] * 2, (name, stage, autocast, kind)
             sent = [rank[name][number].get("all_to_all", 0) for rank in (one, two)]
             assert sum(sent) / 2 == planned["all_to_all"], (name, stage, autocast)

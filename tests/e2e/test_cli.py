@@ -273,7 +273,10 @@ WRONG = {
     "plan, count": ((*PLAN, "--gpu", "h100", "--gpus", 0), "gpus is 0: expected at least 1"),
     "plan, odd count": ((*PLAN, *H100, "--layout", "expert=3"), "8 ranks do not divide"),
     "plan, axis": ((*PLAN, *H100, "--layout", "tensor=2"), "there is no setting 'tensor'"),
-    "plan, too large": (("plan", "train", "base_sft", *H100, "--layout", "shard=8"), "too small"),
+    "plan, too large": (
+        ("plan", "train", "base_sft", *H100, "--layout", "replicate=2"),
+        "too small",
+    ),
     "plan, setting": ((*PLAN, "batch=1", *H100), "there is no setting 'batch'"),
     "plan, tiles": ((*PLAN, *H100, "--tiles", -1), "tiles is -1: expected 0 to 19"),
     "chat, missing": (("chat", "nowhere.png"), "nowhere.png: no such file"),

@@ -51,6 +51,23 @@ def test_three_stages_end_in_a_model_that_answers(life: Path, capfd: pytest.Capt
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(180)  # the promise: three whole stages and an answer in three minutes
+def test_the_whole_debug_recipes_and_an_answer(tmp_path: Path):
+    picture = str(ROOT / "examples" / "sample.png")
+    stages = [["train", f"debug_{stage}"] for stage in ("align", "pretrain", "sft")]
+    ask = ["ask", picture, "Read the text.", "--model", "runs/debug_sft/model", "--json"]
+    for words in (*stages, [*ask, "--max-tokens", "8"]):
+        done = subprocess.run(
+            [sys.executable, "-m", "vl2", *words], cwd=tmp_path, capture_output=True, check=True
+        )
+    assert "text" in json.loads(done.stdout)
+    runs = [tmp_path / "runs" / f"debug_{stage}" for stage in ("align", "pretrain", "sft")]
+    losses = [json.loads((run / "metrics.jsonl").read_text().splitlines()[-1]) for run in runs]
+    assert [line["step"] for line in losses] == [40, 40, 40]
+    assert losses[2]["loss"] < losses[0]["loss"]
+
+
+@pytest.mark.slow
 def test_each_run_says_what_trained_and_what_was_handed_over(life: Path):
     tensors = {
         stage: json.loads((life / "runs" / f"debug_{stage}" / "tensors.json").read_text())

@@ -16,12 +16,15 @@ from vl2.config import VL2Config
 from vl2.model.vl2 import VL2Model
 from vl2.parallel.activation_checkpoint import Recompute, recompute_activations
 from vl2.parallel.config import Layout
+from vl2.parallel.fsdp import _placement
+from vl2.parallel.pipeline_stage import head_unit
 from vl2.recipes.stages import RECIPES
-from vl2.train.config import ComputeConfig, InitConfig, OptimConfig, TrainConfig
+from vl2.train.config import ComputeConfig, InitConfig, OptimConfig, StageKind, TrainConfig
 from vl2.train.lora import LoraConfig
 from vl2.train.memory import (
     RUNTIME,
     Widths,
+    _gathered,
     kept_by_block,
     kept_by_layer,
     lowest_unit,
@@ -148,16 +151,19 @@ def test_a_block_keeps_what_autograd_keeps(mode: str):
     assert config.width < kept_by_block(config, "selective", MODES[mode]) < ours
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+OPTIMIZERS = {
+    "adamw": OptimConfig(),
+    "muon": OptimConfig(optimizer="muon"),
+    "compact": OptimConfig(moments="bfloat16"),
+}
+
+
+@pytest.mark.parametrize("optim", OPTIMIZERS.values(), ids=OPTIMIZERS)
 @pytest.mark.parametrize("lora", [None, LoraConfig(rank=4)])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_state_is_what_a_step_leaves(optimizer: str, lora: LoraConfig | None, dtype: str):
+def test_state_is_what_a_step_leaves(optim: OptimConfig, lora: LoraConfig | None, dtype: str):
     config = config_of(lora=lora)
-    config = replace(
-        config,
-        init=replace(config.init, dtype=dtype),
-        optim=OptimConfig(optimizer=optimizer),  # pyright: ignore[reportArgumentType]
-    )
+    config = replace(config, init=replace(config.init, dtype=dtype), optim=optim)
     model = VL2Model(VL2Config.preset("debug_base"))
     model.init_weights(torch.Generator().manual_seed(0))
     model.to(getattr(torch, dtype))
@@ -206,9 +212,9 @@ def test_dry_runs_say_what_is_computed():
     assert per_token / found["parameters"]["active_per_token"] == pytest.approx(6.9, abs=0.1)
 
 
-@pytest.mark.parametrize(("shard", "expert"), [(2, 1), (3, 2), (5, 4), (16, 8)])
+@pytest.mark.parametrize(("shard", "expert"), [(2, 1), (3, 2), (5, 4), (16, 1), (16, 8)])
 def test_parts_of_ranks_are_those_of_pytorch(shard: int, expert: int):
-    """FSDP cuts dim 0; the fullest rank has the first part, and all send equally many."""
+    """The fullest rank has the first part, and all send equally many."""
     config, model = config_of(), build_skeleton(VL2Config.preset("debug_base"))
     select(model, config)
     layout = Layout(1, 1, shard, expert)
@@ -219,8 +225,9 @@ def test_parts_of_ranks_are_those_of_pytorch(shard: int, expert: int):
         whole = torch.empty(parameter.shape)
         ranks = shard if stack else shard * expert
         local = whole.chunk(expert)[0] if stack else whole
-        parts, _ = Shard(0)._split_tensor(local, ranks, with_padding=True)
-        weights += 4 * local.chunk(ranks)[0].numel()
+        cut = _placement(nn.Parameter(local), parts=ranks) or Shard(0)
+        parts, _ = cut._split_tensor(local, ranks, with_padding=True)
+        weights += 4 * local.chunk(ranks, cut.dim)[0].numel()
         travels += 4 * sum(part.numel() for part in parts)
         back += 4 * sum(part.numel() for part in parts) * parameter.requires_grad
     assert found.weights == weights
@@ -289,9 +296,43 @@ def test_bytes_that_a_layout_divides_unevenly_are_the_fullest_rank():
     config, model = RECIPES["base_pretrain"](), build_skeleton(VL2Config.base())
     select(model, config)
     experts = 29 * 3 * 1536 * 2560
-    for shard in (72, 100, 720):  # 72 experts: from 72 ranks on, some have one and others none
+    # rows of a stack that a rank has: some ranks have one expert and others none, unless the
+    # ranks divide 1536 rows of gate and up, 2560 of down
+    for shard, up, down in (
+        (72, 1, 1),
+        (100, 1, 1),
+        (48, 1.5, 2),
+        (512, 72 / 512, 72 / 512),
+        (1024, 1, 1),
+    ):
         found = total(unit_bytes(model, config, Layout(1, 1, shard, 1)))
-        assert found.experts_in == 2 * shard * experts
+        assert found.experts_in == 2 * shard * (2 * up + down) / 3 * experts
+        turned = (2 * (up % 1 > 0) + (down % 1 > 0)) / 3
+        assert found.turned == pytest.approx(2 * 72 * turned * experts)
+
+
+def test_stacks_that_are_cut_along_their_second_dimension_are_there_once_more():
+    config, model = RECIPES["base_pretrain"](), VL2Config.base()
+    skeleton = build_skeleton(model)
+
+    def gathered(stage: StageKind, backward: bool) -> int:
+        select(skeleton, replace(config, stage=stage))
+        parts = [
+            _gathered(
+                unit_bytes(skeleton, config, layout),
+                model,
+                layout,
+                range(head_unit(model) + 1),
+                backward=backward,
+            )
+            for layout in (Layout(1, 1, 24, 1), Layout(1, 1, 32, 1))
+        ]
+        return parts[1] - parts[0]
+
+    experts = 2 * 72 * 3 * 1536 * 2560
+    assert gathered("align", False) == gathered("pretrain", False) == experts
+    assert gathered("align", True) == pytest.approx(experts, rel=0.1)
+    assert gathered("pretrain", True) == pytest.approx(0, abs=1e6)  # when a gradient is gone
 
 
 def test_a_sequence_has_room_for_so_many_tiles():

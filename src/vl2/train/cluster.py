@@ -16,13 +16,20 @@ micro batch
               backward, of which (e - 1) / e leave the rank; never hidden
     gather    FSDP: each block, each stack of experts and what lies around them is gathered going
               forward and again going backward (what lies around once), gradients are reduced and
-              scattered for each micro batch, and over r copies summed. Only what exceeds compute
-              and between shows, and at least a share of 1 / blocks: the first and the last
+              scattered for each micro batch. Only what exceeds compute and between shows, and at
+              least a share of 1 / blocks: the first and the last
     send      pipeline: activations forward and their gradients back, to one neighbour
 
-and the step (m + p - 1) times that for m micro batches, a bubble of (p - 1) / (m + p - 1), plus the
-optimiser, which reads and writes its state once. In a pipeline a stage is gathered once per micro
-batch and its gradients travel once per step.
+and the step (m + p - 1) times that for m micro batches, a bubble of (p - 1) / (m + p - 1), plus
+
+    reduce    gradients summed over r copies, once per step: what of it the last micro batch does
+              not hide. In a pipeline a stage is gathered once per micro batch, and all of its
+              gradients travel once per step, hidden by nothing
+    optimizer reads and writes its state; bfloat16 moments of float32 weights are widened for it
+
+What FSDP copies in memory between its buffers and the parameters is not counted. It grows with what
+is gathered, so it is least where experts are dealt out, and it doubles where stacks are cut along
+their second dimension.
 
 A collective over n ranks on N nodes, of B bytes when gathered, takes B (n - 1) / n / bandwidth
 (twice that if summed everywhere) + (n - N) * HOP_INSIDE + (N - 1) * HOP_BETWEEN. The bandwidth is
@@ -190,15 +197,18 @@ def micro_batch_seconds(
     gather, once = _gather(run, layout, parameters, units)
     blocks = [unit for unit in units if is_block(unit, run.model)]
     started = LAUNCHES * sum(sum(run.passes(unit)) for unit in blocks)
-    shown = max(gather - compute - between, gather / max(len(blocks), 1))
+
+    def shown(seconds: float) -> float:
+        return max(seconds - compute - between, seconds / max(len(blocks), 1))
+
     return {
         "compute": compute,
         "between": between,
         "launch": max(started - compute - between, 0.0),
         "exchange": _exchange(run, layout, units),
-        "gather": shown,
+        "gather": shown(gather),
         "send": _send(run, layout, units),
-        "once": once,
+        "once": once if layout.pipeline > 1 else shown(gather + once) - shown(gather),
     }
 
 
@@ -224,7 +234,8 @@ def step_seconds(
     )
     found = {name: slowest[name] * micro_batches for name in COMPUTING}
     one = sum(slowest[name] for name in COMPUTING)
-    own = max(_state_bytes(total(parameters[unit] for unit in units)) for units in stages)
+    states = [total(parameters[unit] for unit in units) for units in stages]
+    own = max(_state_bytes(run.config, state) for state in states)
     return {
         **found,
         "bubble": one * (layout.pipeline - 1),
@@ -289,7 +300,7 @@ def _exchange(run: Run, layout: Layout, units: range) -> float:
 def _gather(
     run: Run, layout: Layout, parameters: Sequence[UnitBytes], units: range
 ) -> tuple[float, float]:
-    """FSDP's seconds for each micro batch, and once per step."""
+    """Seconds of what ranks gather and reduce, for each micro batch and once per step."""
     inner = layout.shard * layout.expert
     dense = Link.of(run.gpu, layout.world, inner)
     experts = Link.of(run.gpu, layout.world, layout.shard, layout.expert)
@@ -298,14 +309,14 @@ def _gather(
     around = total(parameters[unit] for unit in units if not is_block(unit, run.model))
     gathered = dense.gather(around.dense_in)
     reduced = dense.gather(around.dense_out)
-    reduced += copies.sum(sum(parameters[unit].gradients for unit in units))
+    summed = copies.sum(sum(parameters[unit].gradients for unit in units))
     for unit in units:
         if is_block(unit, run.model):
             item, times = parameters[unit], 1 if piped or unit < run.lowest else 2
             one = dense.gather(item.dense_in) + experts.gather(item.experts_in)
             gathered += one * times
             reduced += dense.gather(item.dense_out) + experts.gather(item.experts_out)
-    return (gathered, reduced) if piped else (gathered + reduced, 0.0)
+    return (gathered, reduced + summed) if piped else (gathered + reduced, summed)
 
 
 def _send(run: Run, layout: Layout, units: range) -> float:
@@ -321,6 +332,11 @@ def _send(run: Run, layout: Layout, units: range) -> float:
     return 2 * size / ((run.gpu.nvlink if near else run.gpu.network) * LINK_SHARE)
 
 
-def _state_bytes(own: UnitBytes) -> float:
-    """What clipping and AdamW read and write: gradients three times, all else twice."""
-    return 5 * own.gradients + 2 * own.moments
+def _state_bytes(config: TrainConfig, own: UnitBytes) -> float:
+    """What clipping and the optimiser read and write: gradients three times, all else twice.
+
+    Moments narrower than their parameters get a wide copy: written, read and written by the update,
+    and read again to be rounded.
+    """
+    wide = 2 * own.gradients if config.optim.moments == "bfloat16" else 0
+    return 5 * own.gradients + 2 * own.moments + 4 * wide * (wide > own.moments)

@@ -2,18 +2,21 @@
 
 Bytes per number: b of weights and residual stream (`init.dtype`), p of what products give (2 in
 bfloat16 or under autocast, else 4). A parameter of shape [n, ...] lies on its ranks in parts of
-ceil(n / ranks) rows; of a stack of E experts these are ceil(E / expert / shard). For sequences of T
-tokens, R of them per forward pass, hidden size H, h heads of width d (values v), k experts of width
-I per token, a shared MLP or dense layer of width S, patches of width W with an MLP of width M:
+ceil(n / ranks) rows. A stack [n, m, ...], of n = E / expert experts, is cut along m instead if the
+ranks divide m and not n (`parallel/fsdp.py`). For sequences of T tokens, R of them per forward
+pass, hidden size H, h heads of width d (values v), k experts of width I per token, a shared MLP or
+dense layer of width S, patches of width W with an MLP of width M:
 
     weights      own part * b; adapters are float32
     gradients    the same of what trains
-    moments      twice that with AdamW, once for the matrices that Muon moves
+    moments      twice that with AdamW, in at most the width of `optim.moments`; once for the
+                 matrices that Muon moves
     gathered     what lies around the blocks, whole; the largest block twice, for the one that runs
-                 and the next. Going backward also the gradient of what lies around, and that of
-                 the largest block, once as made and once as sent. Experts travel in p bytes, their
-                 gradients in 4 under autocast. A pipeline's stage stays gathered to the end of the
-                 step, and so do its gradients, in the width in which they are sent
+                 and the next, and what is cut along m once more while it is put in order. Going
+                 backward also the gradient of what lies around, and that of the largest block,
+                 once as made and once as sent. Experts travel in p bytes, their gradients in 4
+                 under autocast. A pipeline's stage stays gathered to the end of the step, and so
+                 do its gradients, in the width in which they are sent
     casts        under autocast: 2 bytes per number of every dense matrix, to the end of the forward
                  pass if layers are recomputed whole (then only of what trains), else of the
                  backward pass; without other ranks also of the experts, or of one layer's
@@ -33,7 +36,8 @@ I per token, a shared MLP or dense layer of width S, patches of width W with an 
 
 Meant is the fuller of the forward and the backward pass. Without recomputing, kept bytes agree with
 what autograd holds for small models within a tenth (tests/unit/test_memory.py). Fused attention is
-assumed; the allocator's waste is not counted.
+assumed; the allocator's waste is not counted, nor the wide copies of bfloat16 moments in the
+optimiser's step (`train/adamw.py`): activations and what was gathered, which were more, are gone.
 """
 
 from __future__ import annotations
@@ -66,6 +70,7 @@ class Widths:
     weights: int
     products: int
     autocast: bool
+    moments: int = WIDTHS["float32"]  # at most; never wider than the parameter
 
     @classmethod
     def of(cls, config: TrainConfig) -> Widths:
@@ -73,7 +78,8 @@ class Widths:
         weights = WIDTHS[config.init.dtype]
         autocast = config.compute.autocast and weights == WIDTHS["float32"]
         products = WIDTHS["bfloat16"] if autocast else weights
-        return cls(weights=weights, products=products, autocast=autocast)
+        moments = WIDTHS[config.optim.moments]
+        return cls(weights=weights, products=products, autocast=autocast, moments=moments)
 
 
 class UnitBytes(NamedTuple):
@@ -83,6 +89,7 @@ class UnitBytes(NamedTuple):
     gradients: int = 0
     moments: int = 0
     whole: int = 0  # gathered
+    turned: int = 0  # of these, what is cut along the second dimension
     made: int = 0  # gradients of the whole, as the backward pass makes them
     kept: int = 0  # the same in the width in which they are sent
     dense_in: int = 0  # travels when the dense parameters are gathered
@@ -101,7 +108,7 @@ def unit_bytes(
 
     Args:
         model: whole, on any device, what trains in it marked.
-        config: gives dtype and optimiser.
+        config: gives dtypes and optimiser.
         layout: only `shard` and `expert` count.
     """
     found: list[list[UnitBytes]] = [[] for _ in range(head_unit(model.config) + 1)]
@@ -217,11 +224,12 @@ def _parameter_bytes(
     adapter = ".lora_" in name
     expert = ".experts." in name and not adapter  # adapters are sharded with their layer
     width = WIDTHS["float32"] if adapter else widths.weights
-    rows = shape[0] // layout.expert if expert else shape[0]
+    dealt = (shape[0] // layout.expert, *shape[1:]) if expert else shape
     ranks = layout.shard * (1 if expert else layout.expert)
-    rest = math.prod(shape[1:])
-    own = -(-rows // ranks) * rest
-    whole, travels = rows * rest, own * ranks  # every rank sends equally many
+    turned = len(dealt) == 3 and dealt[0] % ranks > 0 and dealt[1] % ranks == 0
+    whole = math.prod(dealt)
+    own = whole // ranks if turned else -(-dealt[0] // ranks) * math.prod(dealt[1:])
+    travels = own * ranks  # every rank sends equally many
     gathered = min(width, widths.products) if expert else width
     trains = moments > 0
     multiplied = len(shape) > 1 and name not in LOOKED_UP and not name.startswith(UNUSED)
@@ -229,8 +237,9 @@ def _parameter_bytes(
     return UnitBytes(
         weights=own * width,
         gradients=own * width * trains,
-        moments=own * width * moments,
+        moments=own * min(width, widths.moments) * moments,
         whole=whole * gathered,
+        turned=whole * gathered * turned,
         made=whole * gathered * trains,
         kept=whole * width * trains,
         dense_in=travels * gathered * (not expert),
@@ -260,9 +269,12 @@ def _gathered(
         own = total(parameters[unit] for unit in units)
         sent = max((item.dense_out + item.experts_out for item in blocks), default=0)
         return own.whole + own.kept + max(sent, around.dense_out) * backward
-    on_the_way = max((b.made + b.dense_out + b.experts_out for b in blocks), default=0)
     largest = max((item.whole for item in blocks), default=0)
-    return around.whole + 2 * largest + (around.made + on_the_way) * backward
+    if not backward:
+        return around.whole + 2 * largest + max((item.turned for item in blocks), default=0)
+    # the next block is put in order when the last one's gradient is on its way
+    beside = (max(b.made, b.turned) + b.dense_out + b.experts_out for b in blocks)
+    return around.whole + 2 * largest + around.made + max(beside, default=0)
 
 
 def _casts(

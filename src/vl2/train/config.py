@@ -10,6 +10,7 @@ from typing import Literal
 
 from vl2.data.config import DataConfig
 from vl2.parallel.config import ParallelConfig
+from vl2.train.adamw import LARGEST_BETA
 from vl2.train.lora import LoraConfig
 
 StageKind = Literal["align", "pretrain", "sft"]
@@ -48,6 +49,7 @@ class OptimConfig:
     floor: float = 0.0  # where a cosine ends, as a share of the learning rate
     betas: tuple[float, float] = (0.9, 0.95)
     eps: float = 1e-8
+    moments: Literal["float32", "bfloat16"] = "float32"  # AdamW's; never wider than the weights
     weight_decay: float = 0.1
     clip: float = 1.0  # largest norm of the gradient
 
@@ -60,6 +62,20 @@ class OptimConfig:
                 )
         if self.warmup < 0:
             raise ValueError(f"optim.warmup is {self.warmup}: expected 0 or more steps")
+        if self.moments == "bfloat16":
+            self._check_compact_moments()
+
+    def _check_compact_moments(self) -> None:
+        if self.optimizer != "adamw":
+            raise ValueError(
+                f"optim.moments is 'bfloat16' with optim.optimizer {self.optimizer!r}: expected "
+                "adamw; give optim.moments=float32 before it"
+            )
+        if max(self.betas) > LARGEST_BETA:
+            raise ValueError(
+                f"optim.moments is 'bfloat16' with optim.betas {list(self.betas)}: expected at "
+                f"most {LARGEST_BETA}, or moments get stuck; give optim.moments=float32 before it"
+            )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

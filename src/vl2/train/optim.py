@@ -12,6 +12,7 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from vl2.parallel.gradients import clip_gradients, mesh_of
 from vl2.parallel.mesh import ALONE, Ranks
+from vl2.train.adamw import Bfloat16AdamW, fresh_state
 from vl2.train.config import OptimConfig
 from vl2.train.muon import Muon
 
@@ -90,7 +91,12 @@ def make_optimizers(module: nn.Module, config: OptimConfig) -> list[torch.optim.
             }
             for (vision, decays, _), parameters in adam.items()
         ]
-        optimizers.append(torch.optim.AdamW(groups, betas=config.betas, eps=config.eps, fused=True))
+        common = {"betas": config.betas, "eps": config.eps}
+        optimizers.append(
+            Bfloat16AdamW(groups, **common)
+            if config.moments == "bfloat16"
+            else torch.optim.AdamW(groups, **common, fused=True)
+        )
     return optimizers
 
 
@@ -151,11 +157,9 @@ class Optimizers:
         if isinstance(part, Muon):
             part.state[parameter]["momentum"] = torch.zeros_like(parameter)
             return
-        part.state[parameter].update(
-            step=torch.zeros((), dtype=torch.float32, device=parameter.device),
-            exp_avg=torch.zeros_like(parameter, memory_format=torch.preserve_format),
-            exp_avg_sq=torch.zeros_like(parameter, memory_format=torch.preserve_format),
-        )
+        compact = isinstance(part, Bfloat16AdamW)
+        dtype = torch.bfloat16 if compact else parameter.dtype
+        part.state[parameter].update(fresh_state(parameter, dtype))
 
     def _groups(self) -> Sequence[dict[str, Any]]:
         return [group for part in self.parts for group in part.param_groups]

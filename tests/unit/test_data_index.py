@@ -16,10 +16,11 @@ from PIL import Image
 
 import vl2
 from vl2.data import index
-from vl2.data.config import SourceConfig
+from vl2.data.config import DataConfig, SourceConfig
 from vl2.data.encode import encode_record
 from vl2.data.index import RowIndex
 from vl2.data.sources import open_source
+from vl2.data.substitute import DataError, bad_allowed
 
 
 @pytest.fixture(scope="module")
@@ -281,6 +282,50 @@ def test_a_source_that_teaches_nothing_is_refused(
     with pytest.raises(ValueError, match=reason):
         build([config], processor, cache=tmp_path / "cache")
     assert not (tmp_path / "cache").exists()
+
+
+def with_bad_rows(path: Path, *, good: int, bad: int) -> SourceConfig:
+    """Rows of which some have no answer and one is no JSON; the first is very long."""
+    long = {"conversations": talk("Q?", "word " * 5000)}
+    rows = [long] + [{"conversations": talk()}] * (good - 1)
+    rows += [{"conversations": talk("Q", "")}] * (bad - 1) + ["{"]
+    return write(path, rows)
+
+
+def test_a_source_with_too_many_bad_rows_is_refused(
+    tmp_path: Path, processor: vl2.Processor, scans: list[str]
+):
+    """Of 50 rows 0.5 + 4 sqrt(0.5) + 4 = 7 may be bad."""
+    config, cache = with_bad_rows(tmp_path / "t.jsonl", good=42, bad=8), tmp_path / "cache"
+    with pytest.raises(DataError) as told:
+        build([config], processor, cache=cache, limits=DataConfig())
+    assert str(told.value) == (
+        "source 't': 8 of 50 rows cannot be used, 7 may be bad (data.max_bad_rate = 0.01); first "
+        "reasons: 7 x an answer is empty; 1 x the row is not JSON: repair the source, or raise the "
+        "limit"
+    )
+    scans.clear()
+    found = build([config], processor, cache=cache, limits=DataConfig(max_bad_rate=0.2))
+    assert scans == []  # no good row is counted again
+    assert (found.counts(0) == -1).sum() == 8
+    assert found.fingerprint == build([config], processor).fingerprint
+    repaired = with_bad_rows(tmp_path / "t.jsonl", good=43, bad=7)
+    assert build([repaired], processor, limits=DataConfig()).counts(0)[0] > 4096
+
+
+def test_each_source_is_judged_by_itself(tmp_path: Path, processor: vl2.Processor):
+    sound = with_bad_rows(tmp_path / "sound.jsonl", good=300, bad=1)
+    broken = with_bad_rows(tmp_path / "broken.jsonl", good=12, bad=8)
+    with pytest.raises(DataError, match=r"^source 'broken': 8 of 20 rows cannot be used, 5 may"):
+        build([sound, broken], processor, limits=DataConfig())
+
+
+def test_the_allowance_is_for_few_rows_and_ends_at_the_window():
+    config = DataConfig(max_bad_rate=0.01, bad_rate_window=10_000)
+    rows = (1, 100, 5_000, 9_000, 10_000, 10**6)
+    assert [int(bad_allowed(number, config)) for number in rows] == [4, 9, 82, 100, 100, 10_000]
+    assert bad_allowed(10**6, DataConfig(max_bad_rate=0.0)) == 0
+    assert bad_allowed(50, DataConfig(max_bad_rate=1.0)) >= 50
 
 
 def test_damage_does_not_go_with_tiles_by_content(config: SourceConfig, processor: vl2.Processor):

@@ -13,11 +13,12 @@ from pathlib import Path
 
 import numpy as np
 
-from vl2.data.config import SourceConfig
+from vl2.data.config import DataConfig, SourceConfig
 from vl2.data.encode import record_size
 from vl2.data.records import RecordError
 from vl2.data.source_record import reason_of
 from vl2.data.sources import Source
+from vl2.data.substitute import REASONS, DataError, bad_allowed
 from vl2.logs import get_logger
 from vl2.processing import Processor
 
@@ -57,6 +58,7 @@ class RowIndex:
         cache: Path | None = None,
         *,
         mask_prompt: bool = True,
+        limits: DataConfig | None = None,
     ) -> RowIndex:
         """Count tokens and tiles of all rows, or take them from the cache.
 
@@ -69,10 +71,14 @@ class RowIndex:
             processor: of the model.
             cache: folder of cache files, created when missing; None keeps nothing.
             mask_prompt: whether answers alone are learnt.
+            limits: how many rows of a source may be bad, as of the records that a run meets; None
+                only warns.
 
         Raises:
-            ValueError: a source has no row that can be used, or wants damaged pictures from a
-                processor that tiles them by their content.
+            DataError: a source has no row that can be used, or more bad ones than allowed. What was
+                counted is in the cache by then.
+            ValueError: a source wants damaged pictures from a processor that tiles them by their
+                content, or the cache cannot be written.
         """
         rules = _rules(processor, mask_prompt)
         counts, told = [], [rules]
@@ -86,7 +92,9 @@ class RowIndex:
             places = [_absolute(config.path), _absolute(config.image_root or "")]
             key = _sha256([rules, content, len(source), *places])
             file = cache / f"rows-{key[:32]}.npz" if cache else None
-            found = _counted(source, processor, mask_prompt, file, key)
+            found, reasons = _counted(source, processor, mask_prompt, file, key)
+            if limits is not None:
+                _check_bad(source, reasons, limits)
             counts.append(found)
             told += [content, config.weight, config.augment, _sha256([found.tobytes().hex()])]
         return cls(counts, _sha256(told))
@@ -107,8 +115,8 @@ class RowIndex:
 
 def _counted(
     source: Source, processor: Processor, mask_prompt: bool, file: Path | None, key: str
-) -> np.ndarray:
-    """Sizes [2, rows] of one source; a cache file gives the rows that were good."""
+) -> tuple[np.ndarray, Counter[str]]:
+    """Sizes [2, rows] of one source, and why rows are bad; a cache file gives the good ones."""
     sizes = _read(file, key, len(source)) if file else None
     fresh = sizes is None
     if sizes is None:
@@ -117,7 +125,7 @@ def _counted(
     reasons = _scan(source, processor, mask_prompt, sizes)
     if not (sizes != UNUSABLE).any():
         first = next(iter(reasons), "the source is empty")
-        raise ValueError(
+        raise DataError(
             f"source {source.name!r} has no usable row among {len(source)}: the first reason is: "
             f"{first}"
         )
@@ -127,7 +135,20 @@ def _counted(
         log.warning("%s: %d of %d rows cannot be used: %s", source.name, bad, len(source), told)
     if file and (fresh or (before != sizes).any()):
         _write(file, key, sizes)
-    return sizes
+    return sizes, reasons
+
+
+def _check_bad(source: Source, reasons: Counter[str], limits: DataConfig) -> None:
+    """Refuse a source before training on what is left of it."""
+    bad, rows = reasons.total(), len(source)
+    allowed = bad_allowed(rows, limits)
+    if bad > allowed:
+        first = "; ".join(f"{number} x {reason}" for reason, number in [*reasons.items()][:REASONS])
+        raise DataError(
+            f"source {source.name!r}: {bad} of {rows} rows cannot be used, {int(allowed)} may be "
+            f"bad (data.max_bad_rate = {limits.max_bad_rate:g}); first reasons: {first}: repair "
+            "the source, or raise the limit"
+        )
 
 
 def _scan(

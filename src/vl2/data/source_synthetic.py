@@ -18,7 +18,6 @@ from vl2.data.config import SourceConfig
 from vl2.data.records import PLACEHOLDER, Record, Turn
 from vl2.data.synthetic import Question, Scene, SceneRecipe, ask, draw_scene, drill
 
-DEFAULT_ROWS = 1000
 SEED = 418_001
 """Far from the seeds of the embedded model's pictures."""
 
@@ -29,13 +28,14 @@ class Kind:
 
     recipe: SceneRecipe
     asker: Callable[[Scene, np.random.Generator], list[Question]]
+    rows: int  # that are drawn unless the source says how many
 
 
 _EASY = SceneRecipe(
     sizes=(((112, 112), 1.0),), min_cap_height=28.0, min_shape=26.0, max_shapes=3, augment=0.0
 )
 KINDS: dict[str, Kind] = {
-    "easy": Kind(recipe=_EASY, asker=ask),
+    "easy": Kind(recipe=_EASY, asker=ask, rows=200),
     "drills": Kind(
         recipe=SceneRecipe(
             kinds=(("shapes", 0.6), ("count", 0.2), ("text", 0.2)),
@@ -47,6 +47,7 @@ KINDS: dict[str, Kind] = {
             augment=0.2,
         ),
         asker=drill,
+        rows=2000,
     ),
 }
 """Kinds by the name that `SourceConfig.path` gives."""
@@ -67,7 +68,7 @@ class SyntheticSource:
             )
         self.kind = config.path
         self.name = config.name or f"synthetic {config.path}"
-        self.rows = config.rows or DEFAULT_ROWS
+        self.rows = config.rows or KINDS[config.path].rows
 
     def __len__(self) -> int:
         """Rows that may be drawn."""

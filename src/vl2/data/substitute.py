@@ -119,6 +119,18 @@ def candidates(ref: RowRef, room: int, counts: np.ndarray, seed: int) -> Iterato
             yield row
 
 
+def bad_allowed(tried: int, config: DataConfig) -> float:
+    """How many of so many records of a source may be bad.
+
+    Below `bad_rate_window` records it is `max_bad_rate` of them and what chance adds (4 standard
+    deviations and 4), so that a broken source is found early and a sound one is not blamed for two
+    bad records.
+    """
+    expected = config.max_bad_rate * tried
+    most = config.max_bad_rate * max(tried, config.bad_rate_window)
+    return min(most, expected + 4 * expected**0.5 + 4)
+
+
 @dataclass(kw_only=True, slots=True)
 class SourceTally:
     """What was met in one source so far."""
@@ -135,9 +147,8 @@ class SourceTally:
 class Tally:
     """Counts bad records per source, and stops the run when they are too many.
 
-    At most `max_bad_rate` of a source's last `bad_rate_window` records may be bad. While fewer than
-    a window were tried, that share of them and what chance adds (4 standard deviations and 4), so
-    that a broken source is found early and a sound one is not blamed for two bad records.
+    At most `max_bad_rate` of a source's last `bad_rate_window` records may be bad; while fewer than
+    a window were tried, see `bad_allowed`.
     """
 
     def __init__(self, names: Sequence[str], config: DataConfig) -> None:
@@ -174,9 +185,7 @@ class Tally:
         while tally.recent[0] < tally.tried - config.bad_rate_window:
             tally.recent.popleft()
         recent = min(tally.tried, config.bad_rate_window)
-        expected = config.max_bad_rate * recent
-        most = config.max_bad_rate * config.bad_rate_window
-        if len(tally.recent) > min(most, expected + 4 * expected**0.5 + 4):
+        if len(tally.recent) > bad_allowed(recent, config):
             rule = f"{len(tally.recent)} of the last {recent} records are bad (data.max_bad_rate"
             rule = f"{rule} = {config.max_bad_rate:g})"
         elif tally.in_a_row > config.max_bad_in_a_row:

@@ -89,6 +89,7 @@ def prepare(config: TrainConfig) -> Prepared:
         origin.processor,
         cache,
         mask_prompt=config.data.mask_prompt,
+        limits=config.data,
     )
     return Prepared(config=config, origin=origin, sources=sources, index=index)
 
@@ -265,7 +266,7 @@ def _fingerprint(prepared: Prepared, loader: TrainLoader) -> dict[str, Any]:
         "stage": config.stage,
         "start": [config.init.preset, config.init.dtype, weights_digest(prepared.origin)],
         "lora": [to_mapping(config.lora), _profile_bytes(config)],
-        "optimizer": config.optim.optimizer,
+        "optimizer": [config.optim.optimizer, config.optim.moments],
         "data": loader.fingerprint,
         "model": prepared.origin.config.to_dict(),
     }

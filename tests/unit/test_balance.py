@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,7 +12,8 @@ from torch import Tensor
 from vl2.config import VL2Config
 from vl2.model.vl2 import VL2Model
 from vl2.ops.moe import Routing
-from vl2.train.balance import Balancer, evenness, imbalance
+from vl2.parallel.pipeline_stage import keep_units
+from vl2.train.balance import Balancer, evenness, imbalance, loss_scale
 
 EXPERTS = 8
 
@@ -136,3 +138,47 @@ def test_a_model_without_biases_is_refused_only_if_it_should_move_them(preset: s
     balancer.observe((FIRST, SECOND), REAL, None)
     balancer.update()
     assert balancer.report()["dead_text"] == 3 + 6
+
+
+def dense_of(preset: str) -> VL2Config:
+    config = VL2Config.preset(preset)
+    layers = config.language_config.num_hidden_layers
+    return replace(
+        config, language_config=replace(config.language_config, first_k_dense_replace=layers)
+    )
+
+
+@pytest.mark.parametrize("preset", ["debug_tiny", "debug_base"])
+def test_a_model_without_experts_is_refused_only_if_it_should_balance_them(preset: str):
+    model = VL2Model(dense_of(preset))
+    with pytest.raises(ValueError, match=r"bias_step is 0\.001.* no MoE layer: set it to 0"):
+        Balancer(model, 0.001)
+    balancer = Balancer(model, 0.0)
+    balancer.update()
+    assert balancer.report() == {}
+    language = model.config.language_config
+    assert loss_scale(None, language) == loss_scale(0.0, language) == 1.0
+    with pytest.raises(ValueError, match=r"loss_weight is 0\.01.* no MoE layer: leave the weight"):
+        loss_scale(0.01, language)
+
+
+def test_a_pipeline_s_stage_may_have_no_experts():
+    model = model_of()
+    keep_units(model, range(2))
+    assert not len(model.language.model.layers)
+    Balancer(model, 0.001).update()
+
+
+def test_the_weight_of_the_balance_loss_is_the_one_that_is_asked_for():
+    language = VL2Config.preset("debug_base").language_config
+    assert language.aux_loss_alpha
+    assert loss_scale(None, language) == 1.0
+    assert loss_scale(0.0, language) == 0.0
+    scale = loss_scale(0.03, language)
+    assert scale * language.aux_loss_alpha == pytest.approx(0.03)
+    without = replace(language, aux_loss_alpha=0.0)
+    assert loss_scale(None, without) == loss_scale(0.0, without) == 1.0
+    with pytest.raises(
+        ValueError, match=r"loss_weight is 0\.01, .* aux_loss_alpha 0 in its config"
+    ):
+        loss_scale(0.01, without)

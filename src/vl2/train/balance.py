@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from vl2.config import LanguageConfig
 from vl2.model.moe import MoE, Router
 from vl2.model.vl2 import VL2Model
 from vl2.ops.moe import Routing, expert_load, update_bias
@@ -26,16 +27,18 @@ class Balancer:
     """Adds up the loads of the micro batches of a step, then moves the biases."""
 
     def __init__(self, model: VL2Model, bias_step: float, ranks: Ranks = ALONE) -> None:
+        """Find the routers, of which a stage of a pipeline may have none.
+
+        Raises:
+            ValueError: the whole model has no bias that `bias_step` could move.
+        """
         self.ranks = ranks
         layers = model.language.model.layers
         self.routers: list[Router] = [
             layer.mlp.gate for layer in layers if isinstance(layer.mlp, MoE)
         ]
-        if bias_step and any(router.e_score_correction_bias is None for router in self.routers):
-            raise ValueError(
-                f"balance.bias_step is {bias_step}, but this model routes without a correction "
-                "bias (only topk_method noaux_tc, as Base has, moves one): set it to 0"
-            )
+        if bias_step:
+            _check_bias(model.config.language_config, bias_step)
         self.bias_step = bias_step
         self.loads = self._zeros()
 
@@ -92,6 +95,44 @@ class Balancer:
         experts = len(self.routers[0].weight) if self.routers else 0
         device = self.routers[0].weight.device if self.routers else None
         return torch.zeros(len(KINDS), len(self.routers), experts, device=device)
+
+
+def loss_scale(weight: float | None, config: LanguageConfig) -> float:
+    """What the model's balance loss, which has its own weight, is multiplied with.
+
+    Args:
+        weight: that the balance loss is to have; None leaves the model's.
+        config: gives `aux_loss_alpha`.
+
+    Raises:
+        ValueError: a weight for a model without balance loss.
+    """
+    if weight is None:
+        return 1.0
+    alpha = config.aux_loss_alpha if _has_experts(config) else 0.0
+    if alpha:
+        return weight / alpha
+    if weight:
+        why = "aux_loss_alpha 0 in its config" if _has_experts(config) else "no MoE layer"
+        raise ValueError(
+            f"balance.loss_weight is {weight}, but this model has {why}: leave the weight out"
+        )
+    return 1.0
+
+
+def _has_experts(config: LanguageConfig) -> bool:
+    return any(map(config.is_moe_layer, range(config.num_hidden_layers)))
+
+
+def _check_bias(config: LanguageConfig, bias_step: float) -> None:
+    asked = f"balance.bias_step is {bias_step}, but this model"
+    if not _has_experts(config):
+        raise ValueError(f"{asked} has no MoE layer: set it to 0")
+    if config.topk_method != "noaux_tc":
+        raise ValueError(
+            f"{asked} routes without a correction bias (only topk_method noaux_tc, as Base has, "
+            "moves one): set it to 0"
+        )
 
 
 def merge_reports(reports: Sequence[Mapping[str, float]]) -> dict[str, float]:

@@ -19,7 +19,7 @@ from vl2.model.vl2 import VL2Model
 from vl2.ops.loss import IGNORE_ID, token_losses
 from vl2.parallel.fsdp import expect_pictures, reduce_over_replicas
 from vl2.parallel.mesh import ALONE, Ranks
-from vl2.train.balance import Balancer
+from vl2.train.balance import Balancer, loss_scale
 from vl2.train.config import BalanceConfig
 
 if TYPE_CHECKING:
@@ -93,15 +93,7 @@ class LanguageTask:
         self.ranks, self.pipeline = ranks, pipeline
         self.device = next(model.parameters()).device
         self.balancer = Balancer(model, balance.bias_step, ranks)
-        alpha = model.config.language_config.aux_loss_alpha
-        self.balance_scale = 1.0
-        if balance.loss_weight is not None:
-            if not alpha:
-                raise ValueError(
-                    f"balance.loss_weight is {balance.loss_weight}, but the model's config has "
-                    "aux_loss_alpha 0: leave the weight out"
-                )
-            self.balance_scale = balance.loss_weight / alpha
+        self.balance_scale = loss_scale(balance.loss_weight, model.config.language_config)
 
     @property
     def module(self) -> VL2Model:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
+from dataclasses import replace
 from typing import get_args
 
 import pytest
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from vl2.config import VL2Config
+from vl2.config import SamConfig, VL2Config
 from vl2.model.vl2 import VL2Model
 from vl2.parallel.activation_checkpoint import Recompute, recompute_activations
 
@@ -19,8 +20,28 @@ WAYS: tuple[Recompute, ...] = get_args(Recompute)
 PRODUCTS = ("aten.mm", "aten.addmm", "aten.bmm", "aten._grouped_mm")
 
 
+SAM = SamConfig(
+    image_size=64,
+    width=24,
+    layers=3,
+    heads=2,
+    window_size=3,
+    global_attn_indexes=(1,),
+    neck_channels=8,
+    downsample_channels=(16,),
+)
+
+
+def config_of(preset: str) -> VL2Config:
+    """A preset, or Base's with a second tower."""
+    if preset != "hybrid":
+        return VL2Config.preset(preset)
+    config = VL2Config.preset("debug_base")
+    return replace(config, vision_config=replace(config.vision_config, tower="hybrid", sam=SAM))
+
+
 def model_of(preset: str, language: Recompute, vision: Recompute) -> VL2Model:
-    model = VL2Model(VL2Config.preset(preset))
+    model = VL2Model(config_of(preset))
     model.init_weights(torch.Generator().manual_seed(0))
     recompute_activations(model, language, vision)
     return model.train()
@@ -53,10 +74,11 @@ def gradients(model: VL2Model) -> dict[str, Tensor]:
     return {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
 
 
-@pytest.mark.parametrize("preset", ["debug_tiny", "debug_base"])
+@pytest.mark.parametrize("preset", ["debug_tiny", "debug_base", "hybrid"])
 def test_gradients_are_the_same_bit_for_bit(preset: str):
     kept = gradients(model_of(preset, "none", "none"))
-    assert any(n.startswith("vision.blocks.0.") and g.any() for n, g in kept.items())
+    for tower in ("vision", "vision_high") if preset == "hybrid" else ("vision",):
+        assert any(n.startswith(f"{tower}.blocks.0.") and g.any() for n, g in kept.items())
     for language, vision in itertools.product(WAYS, WAYS):
         found = gradients(model_of(preset, language, vision))
         assert found.keys() == kept.keys()
@@ -77,6 +99,8 @@ def calls_of_parts(preset: str, language: Recompute, vision: Recompute) -> Count
         count(layer.mlp, "language")
     for block in model.vision.blocks:
         count(block.mlp, "vision")
+    for block in model.vision_high.blocks if model.vision_high else ():
+        count(block.mlp, "vision_high")
     loss_of(model).backward()
     return calls
 
@@ -88,6 +112,12 @@ def test_full_runs_each_block_twice_and_only_where_it_is_asked(preset: str):
     assert calls_of_parts(preset, "full", "none") == {**once, "language": 6}
     assert calls_of_parts(preset, "none", "full") == {**once, "vision": 4}
     assert calls_of_parts(preset, "full", "full") == {"language": 6, "vision": 4}
+
+
+def test_the_second_tower_of_a_hybrid_model_recomputes_with_the_first():
+    once = {"language": 3, "vision": 2, "vision_high": 3}
+    assert calls_of_parts("hybrid", "full", "none") == {**once, "language": 6}
+    assert calls_of_parts("hybrid", "none", "full") == {**once, "vision": 4, "vision_high": 6}
 
 
 class Operations(TorchDispatchMode):

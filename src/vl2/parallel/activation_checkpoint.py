@@ -48,9 +48,11 @@ SAC_IGNORED_OPS.update(
 
 
 def recompute_activations(model: VL2Model, language: Recompute, vision: Recompute) -> None:
-    """Let the blocks of the language model and of the vision tower recompute, each as asked."""
+    """Let the blocks of the language model and of the vision towers recompute, each as asked."""
     _wrap(model.language.model.layers, language)
     _wrap(model.vision.blocks, vision)
+    if model.vision_high is not None:
+        _wrap(model.vision_high.blocks, vision)
 
 
 def _wrap(blocks: Iterable[nn.Module], how: Recompute) -> None:

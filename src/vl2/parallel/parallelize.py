@@ -41,7 +41,7 @@ def parallelize_vl2(model: VL2Model, ranks: Ranks, blocks: Blocks) -> None:
         shard_experts(model, meshes.experts["expert"])
     recompute_activations(model, blocks.recompute, blocks.recompute_vision)
     if blocks.compile:
-        compile_blocks(model)
+        compile_blocks(model, autocast=blocks.autocast)
     if meshes is not None:
         shard_parameters(model, meshes, autocast=blocks.autocast)
 

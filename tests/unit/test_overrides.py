@@ -1,10 +1,14 @@
 """Settings: YAML and back, dotted overrides, and what is refused with which words."""
 
+import json
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import pytest
 
+from vl2.data.config import SourceConfig
+from vl2.data.sources import open_source
 from vl2.overrides import from_mapping, override, read_yaml, to_mapping, write_yaml
 from vl2.recipes.stages import RECIPES
 from vl2.train.config import TrainConfig
@@ -87,6 +91,25 @@ def test_every_recipe_comes_back_from_its_yaml(name: str, tmp_path):
     write_yaml(config, tmp_path / "config.yaml")
     assert read_yaml(tmp_path / "config.yaml", TrainConfig) == config
     assert from_mapping(TrainConfig, to_mapping(config)) == config
+
+
+DRAWN = [name for name in RECIPES if name.startswith(("nano_", "debug_")) and "lora" not in name]
+
+
+@pytest.mark.parametrize("name", DRAWN)
+def test_a_drawn_source_that_is_replaced_leaves_nothing_behind(name: str, tmp_path: Path):
+    said = [{"from": "human", "value": "Q?"}, {"from": "gpt", "value": "A."}]
+    file = tmp_path / "mine.jsonl"
+    file.write_text(f"{json.dumps({'conversations': said})}\n" * 2500, encoding="utf-8")
+    [drawn] = RECIPES[name]().data.sources
+    assert drawn.format == "synthetic"
+    words = [f"data.sources.0.path={file}", "data.sources.0.format=llava"]
+    for order in (words, words[::-1]):
+        [source] = override(RECIPES[name](), order).data.sources
+        assert source == SourceConfig(path=str(file))
+        assert len(open_source(source)) == 2500
+    first = override(RECIPES[name](), ["data.sources.0.rows=30", *words]).data.sources[0]
+    assert len(open_source(first)) == 30
 
 
 @pytest.mark.parametrize(

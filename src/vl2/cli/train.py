@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -42,6 +43,8 @@ def train(
     A run goes on where it stopped when it is started again. Ctrl-C or SIGTERM ends it at the next
     step and keeps its state (exit code 75). The trained model is left in RUN/model.
     """
+    if sys.platform == "win32":
+        raise ValueError("vl2 train needs Linux or macOS: on Windows use WSL 2")
     from vl2.logs import log_to_stderr
     from vl2.overrides import override
     from vl2.train.routing_profile import save_profile

@@ -4,8 +4,8 @@
 
 Steps follow from the paper's tokens, batch size and sequence length. What it does not state stands
 here as our choice: no warm-up, AdamW's epsilon 1e-8, a cosine that ends at zero, samples in one
-sequence that do not see each other (`data.isolate_documents`). Weights and moments are float32 and
-matrix products bfloat16: steps of 1e-5 would vanish in bfloat16 weights.
+sequence that do not see each other (`data.isolate_documents`). Weights are float32 and matrix
+products bfloat16: steps of 1e-5 would vanish in bfloat16 weights. Only Base's moments are bfloat16.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Literal
 
 from vl2.data.config import DataConfig, SourceConfig
 from vl2.train.config import (
@@ -39,6 +40,7 @@ class Size:
     pretrain_batch: int
     balance: float
     bias_step: float  # in stage 2; only Base routes with a bias
+    moments: Literal["float32", "bfloat16"] = "float32"
 
 
 SIZES: dict[str, Size] = {
@@ -65,6 +67,7 @@ SIZES: dict[str, Size] = {
         pretrain_batch=3360,
         balance=0.0001,
         bias_step=0.001,
+        moments="bfloat16",
     ),
 }
 SCHEDULES = {"align": "cosine", "pretrain": "step", "sft": "constant"}
@@ -97,6 +100,7 @@ def paper(size: str, stage: StageKind) -> TrainConfig:
         optim=OptimConfig(
             learning_rate=column.rates[stage],
             schedule=SCHEDULES[stage],  # pyright: ignore[reportArgumentType]
+            moments=column.moments,
         ),
         balance=BalanceConfig(
             loss_weight=column.balance,
@@ -123,14 +127,17 @@ def lora(size: str) -> TrainConfig:
 
 
 def nano(stage: StageKind) -> TrainConfig:
-    """A stage for the embedded model, on drawn pictures until other sources are given."""
+    """A stage for the embedded model, on drawn pictures until other sources are given.
+
+    The source says nothing but what is drawn, so that `path` and `format` suffice to replace it.
+    """
     return TrainConfig(
         name=f"nano_{stage}",
         stage=stage,
         steps=200,
         init=InitConfig(model="nano"),
         data=DataConfig(
-            sources=(SourceConfig(path="drills", format="synthetic", rows=2000),),
+            sources=(SourceConfig(path="drills", format="synthetic"),),
             sequence_length=1024,
             batch_size=8,
             micro_batch=4,
@@ -175,13 +182,14 @@ def debug(stage: StageKind) -> TrainConfig:
         else InitConfig(preset="debug_base", tokenizer="nano"),
         data=replace(
             config.data,
-            sources=(SourceConfig(path="easy", format="synthetic", rows=200),),
+            sources=(SourceConfig(path="easy", format="synthetic"),),
             sequence_length=512,
             batch_size=4,
             micro_batch=2,
         ),
         optim=replace(config.optim, learning_rate=3e-3, warmup=5),
         checkpoint=CheckpointConfig(every=20),
+        compute=ComputeConfig(threads=1),  # a second one is slower at this size
     )
 
 

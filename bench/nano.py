@@ -1,6 +1,6 @@
 """How well the embedded model answers about pictures that it was not trained on.
 
-    python bench/nano.py [--model nano] [--pictures 400] [--split heldout]
+    python bench/nano.py [--model nano] [--pictures 400] [--split heldout] [--quantization int8]
 
 Scenes come from seeds, fonts and backgrounds that training never saw (`--split train` draws with
 the training ones, still with new seeds). Every question is asked alone. Prints one JSON line per
@@ -123,8 +123,12 @@ def main() -> None:
     parser.add_argument("--model", default="nano")
     parser.add_argument("--pictures", type=int, default=400, help="scenes of each kind")
     parser.add_argument("--split", choices=("heldout", "train"), default="heldout")
+    parser.add_argument("--dtype", default="auto")
+    parser.add_argument("--quantization", choices=("int8", "int4"), help="quantise on loading")
     arguments = parser.parse_args()
-    model = vl2.load_model(arguments.model, device="cpu")
+    model = vl2.load_model(
+        arguments.model, arguments.dtype, "cpu", quantization=arguments.quantization
+    )
     engine = vl2.Engine(
         model, vl2.Processor.from_pretrained(arguments.model), vl2.EngineConfig(max_batch=32)
     )
@@ -136,7 +140,7 @@ def main() -> None:
     for kind, right in sorted(results.items()):
         share = sum(right) / len(right)
         row = {"kind": kind, "split": arguments.split, "n": len(right), "accuracy": round(share, 4)}
-        print(json.dumps(row))
+        print(json.dumps({**row, "quantization": arguments.quantization}))
 
 
 if __name__ == "__main__":

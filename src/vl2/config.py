@@ -224,6 +224,24 @@ class LanguageConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class QuantizationConfig:
+    """Our own form (docs/engine.md): linear layers and experts in neither list are in `scheme`."""
+
+    quant_method: str = "vl2"
+    scheme: str = "int8"
+    modules_int8: tuple[str, ...] = ()
+    modules_to_not_convert: tuple[str, ...] = ()
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Check what cannot be loaded."""
+        _one_of("quantization_config.quant_method", self.quant_method, ("vl2",))
+        _one_of("quantization_config.scheme", self.scheme, ("int8", "int4"))
+        for name in (*self.modules_int8, *self.modules_to_not_convert):
+            _one_of("type of a module's name in quantization_config", type(name), (str,))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class VL2Config:
     """A whole model. `VL2Config.tiny()`, `.small()`, `.base()` are the released ones."""
 
@@ -236,6 +254,7 @@ class VL2Config:
     global_view_pos: str = "head"
     candidate_resolutions: tuple[Resolution, ...] = RELEASED_RESOLUTIONS
     torch_dtype: str = "bfloat16"
+    quantization_config: QuantizationConfig | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -345,6 +364,7 @@ _SECTIONS: dict[str, type] = {
     "language_config": LanguageConfig,
     "rope_scaling": RopeScaling,
     "sam": SamConfig,
+    "quantization_config": QuantizationConfig,
 }
 
 

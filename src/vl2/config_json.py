@@ -12,6 +12,9 @@ from typing import Any
 Sections = Mapping[str, type]
 """Field name -> dataclass, for fields that are objects of their own in the JSON."""
 
+_LEFT_OUT = ("sam", "architectures", "quantization_config")
+"""Fields that the released files lack; they are written only where they say something."""
+
 
 def read_section(cls: type, data: Mapping[str, Any], where: str, sections: Sections) -> Any:
     """Build `cls` from a JSON object.
@@ -45,7 +48,7 @@ def write_section(config: Any, sections: Sections) -> dict[str, Any]:
     data: dict[str, Any] = {}
     for f in fields(config):
         value = getattr(config, f.name)
-        if f.name == "extra" or (value is None and f.name in ("sam", "architectures")):
+        if f.name == "extra" or (value is None and f.name in _LEFT_OUT):
             continue
         section = f.name in sections and value is not None
         data[f.name] = write_section(value, sections) if section else value

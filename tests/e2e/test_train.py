@@ -175,6 +175,12 @@ def test_stages_out_of_order_are_refused(tmp_path: Path, capfd: pytest.CaptureFi
     assert "the order is align, pretrain, sft" in capfd.readouterr().err
 
 
+def test_a_quantised_start_is_refused(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
+    assert main(["convert", "nano", str(tmp_path / "small"), "--quantization", "int8"]) == 0
+    assert train(tmp_path, "nano_pretrain", f"init.model={tmp_path / 'small'}") == 2
+    assert "is quantised to int8" in capfd.readouterr().err
+
+
 @pytest.mark.parametrize("recipe", ["base_pretrain", "tiny_lora", "debug_align"])
 def test_a_dry_run_prints_settings_and_estimates(
     recipe: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,11 +17,12 @@ from vl2.checkpoint.count import (
     model_shapes,
     weight_bytes,
 )
-from vl2.checkpoint.layout import table
+from vl2.checkpoint.layout import stored_dtypes
 from vl2.checkpoint.load import load_model
 from vl2.checkpoint.sizes import format_bytes, parse_bytes
 from vl2.checkpoint.skeleton import build_skeleton
 from vl2.config import VL2Config
+from vl2.model.quantized import default_plan
 from vl2.ops.kv_cache import KVCache
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "model"
@@ -72,19 +72,17 @@ def test_weight_bytes_of_loaded_models():
             assert weight_bytes(shapes, scheme) == held, (folder.name, scheme.name)
 
 
-def test_quantised_bytes_by_hand():
-    config = VL2Config.from_pretrained(GOLDEN / "tiny_like")
+@pytest.mark.parametrize("preset", ["tiny", "small", "base", "nano", "debug_base"])
+def test_quantised_bytes_are_those_of_the_quantised_model(preset: str):
+    config = VL2Config.preset(preset)
     shapes = model_shapes(config)
-    rest = quantised = rows = groups = 0
-    for key, slot in table(build_skeleton(config).state_dict()):
-        if key.endswith("_proj.weight") and key.startswith("language."):
-            out, width = slot.shape
-            quantised, rows = quantised + out * width, rows + out
-            groups += out * math.ceil(width / 128)
-        else:
-            rest += math.prod(slot.shape)
-    assert weight_bytes(shapes, SCHEMES[2]) == quantised + 4 * rows + 2 * rest
-    assert weight_bytes(shapes, SCHEMES[3]) == quantised // 2 + 4 * groups + 2 * rest
+    for scheme in SCHEMES[2:]:
+        plan = default_plan(build_skeleton(config), scheme.name)
+        model = build_skeleton(replace(config, quantization_config=plan))
+        dtypes = stored_dtypes(model, torch.bfloat16)
+        state = model.state_dict().items()
+        held = sum(dtypes[key].itemsize * tensor.numel() for key, tensor in state)
+        assert weight_bytes(shapes, scheme) == held, scheme.name
 
 
 def test_grid_tokens_are_the_released_counts():

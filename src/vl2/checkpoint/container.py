@@ -14,7 +14,7 @@ import math
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -29,7 +29,9 @@ DTYPES: dict[str, torch.dtype] = {
     "BF16": torch.bfloat16,
 }
 """Names in a header and the dtypes they mean: the ones that weights can have."""
-NAMES: dict[torch.dtype, str] = {dtype: name for name, dtype in DTYPES.items()}
+QUANTIZED_DTYPES: dict[str, torch.dtype] = {**DTYPES, "I8": torch.int8, "U8": torch.uint8}
+"""The same with those that quantised weights are held in."""
+NAMES: dict[torch.dtype, str] = {dtype: name for name, dtype in QUANTIZED_DTYPES.items()}
 
 MAX_HEADER_BYTES = 8 * 2**20
 """Longest header that is read; the largest released model would need 1 MiB in one file."""
@@ -54,6 +56,11 @@ class StoredTensor:
         """Bytes of data."""
         return math.prod(self.shape) * self.dtype.itemsize
 
+    def part(self, index: int) -> StoredTensor:
+        """Slice `index` along the first axis, which the file holds as one piece."""
+        whole = replace(self, shape=self.shape[1:])
+        return replace(whole, start=self.start + index * whole.nbytes)
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OutTensor:
@@ -70,8 +77,8 @@ class OutTensor:
         return math.prod(self.shape) * self.dtype.itemsize
 
 
-def read_header(file: Path) -> dict[str, StoredTensor]:
-    """Read and check the header of a safetensors file; no data is read.
+def read_header(file: Path, dtypes: Mapping[str, torch.dtype] = DTYPES) -> dict[str, StoredTensor]:
+    """Read and check the header of a safetensors file, with tensors of `dtypes`; no data is read.
 
     Raises:
         CheckpointError: the header is damaged or the file does not hold what it promises.
@@ -89,7 +96,7 @@ def read_header(file: Path) -> dict[str, StoredTensor]:
     except OSError as error:
         raise CheckpointError(f"{file} cannot be read ({error.strerror}): check the file") from None
     data = {key: entry for key, entry in header.items() if key != "__metadata__"}
-    stored = {key: _stored(file, key, entry, 8 + length) for key, entry in data.items()}
+    stored = {key: _stored(file, key, entry, 8 + length, dtypes) for key, entry in data.items()}
     _check_cover(file, stored.values(), 8 + length, size)
     return stored
 
@@ -120,10 +127,15 @@ def read_tensors(
                 at += piece.numel()
 
 
-def iter_pieces(stored: StoredTensor) -> Iterator[Tensor]:
-    """Values of one stored tensor in flat pieces of at most `CHUNK_BYTES`; memory is reused."""
+def iter_pieces(
+    stored: StoredTensor, on_bytes: Callable[[int], None] = lambda _: None, *, unit: int = 1
+) -> Iterator[Tensor]:
+    """Values of one stored tensor in flat pieces of about `CHUNK_BYTES`; memory is reused.
+
+    Every piece but the last has a multiple of `unit` values, so that rows stay whole.
+    """
     with stored.file.open("rb", buffering=0) as stream:
-        yield from _read_pieces(stream, stored, lambda _: None)
+        yield from _read_pieces(stream, stored, on_bytes, unit)
 
 
 def write_file(file: Path, tensors: Sequence[OutTensor], on_bytes: Callable[[int], None]) -> None:
@@ -154,10 +166,11 @@ def write_file(file: Path, tensors: Sequence[OutTensor], on_bytes: Callable[[int
 
 
 def main_dtype(tensors: Iterable[StoredTensor | OutTensor]) -> torch.dtype:
-    """The dtype that most bytes of the tensors have."""
+    """The dtype that most bytes of the floats have; quantised weights and their scales are none."""
     count: Counter[torch.dtype] = Counter()
     for tensor in tensors:
-        count[tensor.dtype] += tensor.nbytes
+        if tensor.dtype.is_floating_point and not tensor.key.endswith(".scale"):
+            count[tensor.dtype] += tensor.nbytes
     return count.most_common(1)[0][0]
 
 
@@ -216,20 +229,22 @@ def _counts(file: Path, key: str, entry: Mapping[str, Any], name: str) -> list[i
     return values
 
 
-def _stored(file: Path, key: str, entry: object, data_start: int) -> StoredTensor:
+def _stored(
+    file: Path, key: str, entry: object, data_start: int, dtypes: Mapping[str, torch.dtype]
+) -> StoredTensor:
     if not isinstance(entry, dict):
         raise _damaged(file, f"the entry of {key!r} is {entry!r:.60}, expected an object")
     name = entry.get("dtype")
-    if not isinstance(name, str) or name not in DTYPES:
+    if not isinstance(name, str) or name not in dtypes:
         raise CheckpointError(
             f"{key!r:.200} in {file} has dtype {name!r:.40}, which cannot be loaded: "
-            f"expected {', '.join(DTYPES)}; convert the checkpoint with the tool that wrote it"
+            f"expected {', '.join(dtypes)}; convert the checkpoint with the tool that wrote it"
         )
     shape, offsets = _counts(file, key, entry, "shape"), _counts(file, key, entry, "data_offsets")
     stored = StoredTensor(
         key=key,
         file=file,
-        dtype=DTYPES[name],
+        dtype=dtypes[name],
         shape=tuple(shape),
         start=data_start + sum(offsets[:1]),
     )
@@ -270,13 +285,15 @@ def _read_exactly(
 
 
 def _read_pieces(
-    stream: Any, stored: StoredTensor, on_bytes: Callable[[int], None]
+    stream: Any, stored: StoredTensor, on_bytes: Callable[[int], None], unit: int = 1
 ) -> Iterator[Tensor]:
-    scratch = torch.empty(min(CHUNK_BYTES, stored.nbytes), dtype=torch.uint8)
+    unit *= stored.dtype.itemsize
+    size = unit * max(1, CHUNK_BYTES // unit)
+    scratch = torch.empty(min(size, stored.nbytes), dtype=torch.uint8)
     stream.seek(stored.start)
     left = stored.nbytes
     while left:
-        part = scratch[: min(left, CHUNK_BYTES)]
+        part = scratch[: min(left, size)]
         _read_exactly(stream, part, stored, on_bytes)
         left -= part.numel()
         yield part.view(stored.dtype)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -12,9 +11,15 @@ from torch import Tensor
 
 from vl2.checkpoint.container import OutTensor, StoredTensor, iter_pieces
 from vl2.checkpoint.layout import Slot, stored_dtypes, table
-from vl2.checkpoint.load import Checkpoint, model_dtype, open_checkpoint
+from vl2.checkpoint.load import Checkpoint, model_dtype, open_checkpoint, quantized_skeleton
+from vl2.checkpoint.quantized import quantized_pieces
 from vl2.checkpoint.save import MAX_SHARD_BYTES, check_layout, companions, write_checkpoint
+from vl2.model.quantized import QuantWeight
+from vl2.model.vl2 import VL2Model
 from vl2.model_folder import resolve
+
+_Parts = dict[str, list[tuple[StoredTensor, Slot]]]
+"""What is stored of each tensor of ours."""
 
 
 def convert_checkpoint(
@@ -22,6 +27,7 @@ def convert_checkpoint(
     target: str | Path,
     dtype: str | torch.dtype = "auto",
     *,
+    quantization: str | None = None,
     layout: str = "released",
     max_shard_bytes: int | None = MAX_SHARD_BYTES,
     force: bool = False,
@@ -36,7 +42,10 @@ def convert_checkpoint(
         source: "nano", a local folder or a hub id.
         target: a new or empty folder.
         dtype: "auto" keeps every tensor's own, so that only names and files change.
-        layout: "released" (one tensor per expert, what other engines read) or "stacked".
+        quantization: "int8" or "int4" for the linear layers and experts of a float checkpoint,
+            which then take our own form; None keeps the form of the source.
+        layout: "released" (one tensor per expert, what other engines read) or "stacked"; what is
+            quantised is always stacked.
         max_shard_bytes: as in `save_model`.
         force: write into a folder that is not empty; a model there is replaced.
         on_progress: hears (bytes written so far, bytes in all).
@@ -52,10 +61,13 @@ def convert_checkpoint(
         raise ValueError(f"{goal} is the source itself: give another folder to write into")
     check_target(goal, force=force)
     checkpoint = open_checkpoint(folder)
+    model = checkpoint.skeleton
+    if quantization is not None:
+        model = quantized_skeleton(checkpoint, quantization)
     write_checkpoint(
         goal,
-        list(_converted(checkpoint, held, layout)),
-        checkpoint.config,
+        list(_converted(checkpoint, model, held, layout)),
+        model.config,
         max_shard_bytes=max_shard_bytes,
         companions=companions(folder),
         on_progress=on_progress,
@@ -76,18 +88,38 @@ def check_target(goal: Path, *, force: bool) -> None:
 
 
 def _converted(
-    checkpoint: Checkpoint, dtype: torch.dtype | None, layout: str
+    checkpoint: Checkpoint, model: VL2Model, dtype: torch.dtype | None, layout: str
 ) -> Iterator[OutTensor]:
-    parts: dict[str, list[tuple[StoredTensor, Slot]]] = {}
+    """The tensors of `model` out of the files of `checkpoint`."""
+    parts: _Parts = {}
     for stored, slot in checkpoint.places:
         parts.setdefault(slot.key, []).append((stored, slot))
-    held = stored_dtypes(checkpoint.skeleton, dtype or torch.float32)
-    for key, slot in table(checkpoint.skeleton.state_dict(), layout):
+    state = model.state_dict()
+    held = stored_dtypes(model, dtype or torch.float32)
+    for key, slot in table(state, layout):
+        if slot.key not in parts:
+            yield _quantized(parts, model, slot, held[slot.key])
+            continue
         sources = _sources(parts[slot.key], slot)
         out_dtype = sources[0].dtype if dtype is None else held[slot.key]
         yield OutTensor(
             key=key, dtype=out_dtype, shape=slot.shape, pieces=partial(_pieces, sources)
         )
+
+
+def _quantized(parts: _Parts, model: VL2Model, slot: Slot, dtype: torch.dtype) -> OutTensor:
+    """Values or scales of a quantised matrix of `model`, out of the floats of the source."""
+    key, _, field = slot.key.rpartition(".")
+    weight = model.get_submodule(key)
+    assert isinstance(weight, QuantWeight)
+    experts = (None,) if len(weight.shape) == 2 else range(weight.shape[0])
+    matrices = [
+        source
+        for e in experts
+        for source in _sources(parts[key], Slot(key=key, expert=e, shape=weight.shape[-2:]))
+    ]
+    pieces = partial(quantized_pieces, matrices, weight.scheme, scales=field == "scale")
+    return OutTensor(key=slot.key, dtype=dtype, shape=slot.shape, pieces=pieces)
 
 
 def _sources(parts: list[tuple[StoredTensor, Slot]], wanted: Slot) -> list[StoredTensor]:
@@ -97,8 +129,7 @@ def _sources(parts: list[tuple[StoredTensor, Slot]], wanted: Slot) -> list[Store
     stored, slot = parts[0]
     if slot.expert is not None:
         return [parts[wanted.expert][0]]
-    part = replace(stored, shape=wanted.shape)
-    return [replace(part, start=stored.start + wanted.expert * part.nbytes)]
+    return [stored.part(wanted.expert)]
 
 
 def _pieces(sources: list[StoredTensor]) -> Iterator[Tensor]:

@@ -9,20 +9,23 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from vl2 import geometry
 from vl2.checkpoint.layout import is_stack
 from vl2.checkpoint.skeleton import build_skeleton
 from vl2.config import LanguageConfig, VL2Config
+from vl2.model.quantized import KEPT_FLOAT
+from vl2.ops.quant import INT4_GROUPS, INT4_ROWS, int4_group
 
-INT4_GROUP = 128
-"""Weights along a row that share one int4 scale and zero point."""
+INT4_GROUP = INT4_GROUPS[0]
+"""Weights along a row that share one int4 scale and zero point, in most matrices."""
+INT8_ROW_BYTES = 4
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Scheme:
-    """How weights are held: the language model's matrices in one form, all else in `rest` bytes.
+    """How weights are held: matrices in one form, all else in `rest` bytes.
 
     `row_bytes` and `group_bytes` are what scales add per output row and per group of a row;
     `loadable` says whether `load_model` offers the form in this version.
@@ -49,8 +52,8 @@ class Scheme:
 SCHEMES = (
     Scheme(name="float32", weight_bytes=4, rest=4, loadable=True),
     Scheme(name="bfloat16", weight_bytes=2, rest=2, loadable=True),
-    Scheme(name="int8", weight_bytes=1, rest=2, row_bytes=4),
-    Scheme(name="int4", weight_bytes=0.5, rest=2, group_bytes=4),
+    Scheme(name="int8", weight_bytes=1, rest=2, row_bytes=INT8_ROW_BYTES, loadable=True),
+    Scheme(name="int4", weight_bytes=0.5, rest=2, group_bytes=4, loadable=True),
 )
 """Forms that weights can be held in, largest first."""
 
@@ -92,8 +95,8 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 
 def model_shapes(config: VL2Config) -> Shapes:
-    """Shapes of a model that is built without memory."""
-    state = build_skeleton(config).state_dict()
+    """Shapes of a model that is built without memory; in floats, however it is stored."""
+    state = build_skeleton(replace(config, quantization_config=None)).state_dict()
     return {key: tuple(tensor.shape) for key, tensor in state.items()}
 
 
@@ -126,14 +129,16 @@ def count_parameters(config: VL2Config, shapes: Shapes) -> ParameterCount:
 def weight_bytes(shapes: Shapes, scheme: Scheme) -> int:
     """Bytes of all weights under a scheme.
 
-    A matrix [out, in] of the language model's attention, MLPs and experts takes
+    A matrix [out, in] of a linear layer or an expert takes
 
-        out * in * weight_bytes + out * row_bytes + out * ceil(in / 128) * group_bytes
+        int8    out * in + out * row_bytes
+        int4    out64 * (in / 2 + in / group * group_bytes)
 
     that is, in int8 one byte per weight and a float32 scale per output row, in int4 half a byte per
-    weight and a bfloat16 scale and zero point per group of 128 along the row. Everything else
-    (input embedding, output head, router, norms, vision tower, adaptor) takes `rest` bytes per
-    number, and the router's correction bias always four.
+    weight and a bfloat16 scale and zero point per group of 128, 64 or 32 along the row, with rows
+    padded to a multiple of 64. With int4 the vision side and rows that no group divides are int8.
+    Everything else (input embedding, router, norms, biases, convolutions, MLA's kv_b_proj) takes
+    `rest` bytes per number, and the router's correction bias always four.
     """
     return sum(_bytes(key, shape, scheme) for key, shape in shapes.items())
 
@@ -163,17 +168,22 @@ def _part(key: str) -> str:
     return first if first in ("vision", "language", "projector") else "special"
 
 
-def _is_quantised(key: str, shape: tuple[int, ...]) -> bool:
-    inside = ".self_attn." in key or ".mlp." in key
-    return key.startswith("language.") and inside and len(shape) > 1 and ".gate." not in key
-
-
 def _bytes(key: str, shape: tuple[int, ...], scheme: Scheme) -> int:
     numbers = math.prod(shape)
     if key.endswith("e_score_correction_bias"):
         return 4 * numbers
-    if not _is_quantised(key, shape):
+    if not (scheme.row_bytes or scheme.group_bytes) or not _is_quantised(key, shape):
         return scheme.rest * numbers
-    rows, groups = numbers // shape[-1], -(-shape[-1] // INT4_GROUP)
-    scales = rows * scheme.row_bytes + rows * groups * scheme.group_bytes
-    return math.ceil(numbers * scheme.weight_bytes) + scales
+    *_, out, width = shape
+    matrices, group = numbers // (out * width), int4_group(width)
+    if scheme.row_bytes or group is None or not key.startswith("language."):
+        return numbers + matrices * out * INT8_ROW_BYTES
+    rows = matrices * -(-out // INT4_ROWS) * INT4_ROWS
+    return rows * width // 2 + rows * (width // group) * scheme.group_bytes
+
+
+def _is_quantised(key: str, shape: tuple[int, ...]) -> bool:
+    """Whether a tensor is the matrix of a linear layer that is held in less, or stacked experts."""
+    *_, module, field = ("", *key.split("."))
+    linear = field == "weight" and len(shape) == 2
+    return is_stack(key) or (linear and module not in ("embed_tokens", "gate", *KEPT_FLOAT))

@@ -6,7 +6,7 @@ import json
 import re
 from pathlib import Path
 
-from vl2.checkpoint.container import StoredTensor, read_header
+from vl2.checkpoint.container import QUANTIZED_DTYPES, StoredTensor, read_header
 from vl2.checkpoint.errors import CheckpointError
 
 INDEX = "model.safetensors.index.json"
@@ -29,7 +29,7 @@ def scan_folder(folder: Path) -> dict[str, StoredTensor]:
         return _indexed(folder)
     stored: dict[str, StoredTensor] = {}
     for file in weight_files(folder):
-        for key, tensor in read_header(file).items():
+        for key, tensor in read_header(file, QUANTIZED_DTYPES).items():
             if key in stored:
                 raise _twice(key, stored[key].file, file)
             stored[key] = tensor
@@ -78,7 +78,10 @@ def _check_numbers(folder: Path, shards: list[Path]) -> None:
 
 def _indexed(folder: Path) -> dict[str, StoredTensor]:
     weight_map = _read_index(folder / INDEX)
-    headers = {name: read_header(_shard(folder, name)) for name in sorted(set(weight_map.values()))}
+    headers = {
+        name: read_header(_shard(folder, name), QUANTIZED_DTYPES)
+        for name in sorted(set(weight_map.values()))
+    }
     stored: dict[str, StoredTensor] = {}
     for name, header in headers.items():
         for key, tensor in header.items():

@@ -9,19 +9,21 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from vl2.checkpoint.container import StoredTensor, main_dtype, read_tensors
+from vl2.checkpoint.container import DTYPES, NAMES, StoredTensor, main_dtype, read_tensors
 from vl2.checkpoint.errors import CheckpointError
 from vl2.checkpoint.folder import scan_folder
 from vl2.checkpoint.layout import Slot, layout_of, stored_dtypes, table
+from vl2.checkpoint.quantized import quantize_into
 from vl2.checkpoint.skeleton import build_skeleton
 from vl2.config import VL2Config
 from vl2.logs import get_logger
+from vl2.model.quantized import check_scheme, default_plan
 from vl2.model.vl2 import VL2Model
 from vl2.model_folder import resolve
 
@@ -69,7 +71,8 @@ def load_model(
         dtype: "auto" (config.json's, else the files'), "float32", "bfloat16", "float16" or a
             torch.dtype. Float32 buffers (the router's correction bias) stay float32 in any of them.
         device: "auto" (CUDA when available, else the CPU) or a torch device.
-        quantization: None; nothing else is available in this version.
+        quantization: "int8" or "int4" quantises a float checkpoint layer by layer while it is read;
+            None keeps the form of the files. A quantised folder needs no argument.
         on_progress: hears (bytes read so far, bytes in all) after every read.
 
     Raises:
@@ -78,17 +81,18 @@ def load_model(
         ValueError: an argument, the path or config.json is wrong.
     """
     if quantization is not None:
-        raise ValueError(
-            f"quantization is {quantization!r}: only None is available in this version"
-        )
+        check_scheme(quantization)
     target = choose_device(device)
     checkpoint = open_checkpoint(resolve(path))
     held = _dtype(dtype, checkpoint)
-    state = _allocate(checkpoint.skeleton, held, target)
+    model = checkpoint.skeleton
+    if quantization is not None:
+        model = quantized_skeleton(checkpoint, quantization)
+    state = _allocate(model, held, target)
     _fill(checkpoint, state, on_progress or (lambda done, total: None))
-    checkpoint.skeleton.load_state_dict(state, strict=True, assign=True)
+    model.load_state_dict(state, strict=True, assign=True)
     log.info("loaded %s: %d tensors in %s on %s", path, len(checkpoint.places), held, target)
-    return checkpoint.skeleton.eval()
+    return model.eval()
 
 
 def open_checkpoint(folder: Path) -> Checkpoint:
@@ -117,7 +121,8 @@ def _match(
     skeleton: VL2Model, stored: Mapping[str, StoredTensor], folder: Path
 ) -> tuple[tuple[StoredTensor, Slot], ...]:
     places: list[tuple[StoredTensor, Slot]] = []
-    for key, slot in table(skeleton.state_dict(), layout_of(stored)):
+    state = skeleton.state_dict()
+    for key, slot in table(state, layout_of(stored)):
         tensor = stored.get(key)
         if tensor is None:
             raise CheckpointError(
@@ -129,6 +134,7 @@ def _match(
                 f"{key} in {tensor.file} has shape {list(tensor.shape)}: config.json expects "
                 f"{list(slot.shape)}; config and weights are of different models"
             )
+        _check_kind(tensor, state[slot.key].dtype)
         places.append((tensor, slot))
     unexpected = sorted(set(stored) - {tensor.key for tensor, _ in places})
     if unexpected:
@@ -137,6 +143,35 @@ def _match(
             f"of config.json ({len(unexpected)} such): they are of different models"
         )
     return tuple(places)
+
+
+def _check_kind(tensor: StoredTensor, wanted: torch.dtype) -> None:
+    """Integers are quantised weights: they must be exactly what the config expects."""
+    if tensor.dtype.is_floating_point and wanted.is_floating_point:
+        return
+    if tensor.dtype != wanted:
+        expected = ", ".join(DTYPES) if wanted.is_floating_point else NAMES[wanted]
+        raise CheckpointError(
+            f"{tensor.key!r:.200} in {tensor.file} has dtype {NAMES[tensor.dtype]!r}, which cannot "
+            f"be loaded: expected {expected}; convert the checkpoint with the tool that wrote it"
+        )
+
+
+def quantized_skeleton(checkpoint: Checkpoint, scheme: str) -> VL2Model:
+    """The model of a float checkpoint on the meta device, with quantised layers.
+
+    Raises:
+        ValueError: an unknown scheme, or the checkpoint is quantised already.
+    """
+    check_scheme(scheme)
+    held = checkpoint.config.quantization_config
+    if held is not None:
+        raise ValueError(
+            f"{checkpoint.folder} is quantised to {held.scheme} already: load it without "
+            "quantization, or quantise the model that it was made from"
+        )
+    plan = default_plan(checkpoint.skeleton, scheme)
+    return build_skeleton(replace(checkpoint.config, quantization_config=plan))
 
 
 def choose_device(device: str | torch.device) -> torch.device:
@@ -197,9 +232,14 @@ def _allocate(skeleton: VL2Model, dtype: torch.dtype, device: torch.device) -> d
 def _fill(
     checkpoint: Checkpoint, state: Mapping[str, Tensor], on_progress: Callable[[int, int], None]
 ) -> None:
+    """Fill the tensors of `state` from the files; what they lack is held there quantised."""
     by_file: dict[Path, list[tuple[StoredTensor, Tensor]]] = {}
+    quantized: list[tuple[StoredTensor, Slot]] = []
     for stored, slot in checkpoint.places:
-        by_file.setdefault(stored.file, []).append((stored, slot.of(state)))
+        if slot.key in state:
+            by_file.setdefault(stored.file, []).append((stored, slot.of(state)))
+        else:
+            quantized.append((stored, slot))
     total, done = checkpoint.nbytes, 0
 
     def on_bytes(count: int) -> None:
@@ -209,3 +249,5 @@ def _fill(
 
     for file, wanted in by_file.items():
         read_tensors(file, wanted, on_bytes)
+    for stored, slot in quantized:
+        quantize_into(state, slot, stored, on_bytes)

@@ -9,6 +9,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from vl2.config import VL2Config
+from vl2.model.quantized import quantize_modules
 from vl2.model.vl2 import VL2Model
 
 
@@ -33,6 +34,9 @@ class _NoInit(TorchFunctionMode):
 
 
 def build_skeleton(config: VL2Config) -> VL2Model:
-    """The model of `config` on the meta device."""
+    """The model of `config` on the meta device, with quantised layers where the config says so."""
     with torch.device("meta"), _NoInit():
-        return VL2Model(config)
+        model = VL2Model(config)
+        if config.quantization_config is not None:
+            quantize_modules(model, config.quantization_config, fill=False)
+        return model

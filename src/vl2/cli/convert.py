@@ -20,6 +20,9 @@ def convert(
     dtype: Annotated[
         str, typer.Option(help="float32, bfloat16 or float16; auto keeps each tensor's own.")
     ] = "auto",
+    quantization: Annotated[
+        str, typer.Option(help="int8 or int4 weights, in our own form; none keeps floats.")
+    ] = "none",
     max_shard_size: Annotated[str, typer.Option(help="Most bytes in one file.")] = "5GB",
     layout: Annotated[
         str, typer.Option(help="released: one tensor per expert; stacked: ours.")
@@ -28,7 +31,7 @@ def convert(
         bool, typer.Option("--force", help="Replace the model in a folder that is not empty.")
     ] = False,
 ) -> None:
-    """Write a model in another dtype or layout, with the fields and files other engines need.
+    """Write a model in another dtype or layout, or quantised, with what other engines need.
 
     Runs tensor by tensor: a model larger than memory can be converted. Of a training run the newest
     valid state is written, adapters merged.
@@ -38,9 +41,10 @@ def convert(
     from vl2.checkpoint.report import stored_bytes
 
     shard_bytes = parse_bytes(max_shard_size)
+    scheme = None if quantization == "none" else quantization
     if _is_run(src):
         check_target(dst, force=force)
-        _convert_run(src, dst, dtype, layout, shard_bytes)
+        _convert_run(src, dst, dtype, scheme, layout=layout, shard_bytes=shard_bytes)
         return
     columns = (TextColumn("converting"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     console = Console(stderr=True)
@@ -50,6 +54,7 @@ def convert(
             src,
             dst,
             dtype,
+            quantization=scheme,
             layout=layout,
             max_shard_bytes=shard_bytes,
             force=force,
@@ -70,14 +75,19 @@ def _is_run(src: str) -> bool:
     return is_run(src)
 
 
-def _convert_run(src: str, dst: Path, dtype: str, layout: str, shard_bytes: int | None) -> None:
+def _convert_run(
+    src: str, dst: Path, dtype: str, scheme: str | None, *, layout: str, shard_bytes: int | None
+) -> None:
     from vl2.checkpoint.load import model_dtype
     from vl2.checkpoint.save import save_model
+    from vl2.engine.quantize import quantize_model
     from vl2.train.kept import load_kept
     from vl2.train.origin import write_history
 
     kept = load_kept(src)
     model = kept.model if dtype == "auto" else kept.model.to(model_dtype(dtype))
+    if scheme is not None:
+        quantize_model(model, scheme)
     dst.mkdir(parents=True, exist_ok=True)
     kept.processor.save_pretrained(dst)
     write_history(dst, kept.stages)

@@ -61,6 +61,11 @@ def find_origin(config: TrainConfig) -> Origin:
         )
     folder = resolve(model_folder(str(init.model)), weights=False)
     model = VL2Config.from_pretrained(folder)
+    if model.quantization_config is not None:
+        raise ValueError(
+            f"{folder} is quantised to {model.quantization_config.scheme}, which gradients cannot "
+            "move: train the model that it was made of, and quantise what comes out"
+        )
     processor = Processor.from_pretrained(init.tokenizer or folder)
     stages = read_history(folder)
     _check_order(stages, config.stage, folder)

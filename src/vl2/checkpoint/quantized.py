@@ -1,0 +1,71 @@
+"""Floats of a file to quantised weights, some rows at a time: no matrix is in memory as floats."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from vl2.checkpoint.container import StoredTensor, iter_pieces
+from vl2.checkpoint.layout import Slot
+from vl2.model.quantized import SCHEMES, at_expert, quantize, store_rows
+from vl2.ops.quant import INT4_ROWS, Int4Weight, Int8Weight, QuantWeightData
+
+
+def quantize_into(
+    state: Mapping[str, Tensor],
+    slot: Slot,
+    stored: StoredTensor,
+    on_bytes: Callable[[int], None],
+) -> None:
+    """Quantise a stored matrix, or stack of them, into the place of its slot.
+
+    Args:
+        state: holds `KEY.int8` or `KEY.int4` and `KEY.scale` for the slot's key.
+        slot: of the float model.
+        stored: its values.
+        on_bytes: hears the bytes of every read.
+    """
+    scheme = next(name for name in SCHEMES if f"{slot.key}.{name}" in state)
+    kind = Int8Weight if scheme == "int8" else Int4Weight
+    target = kind(state[f"{slot.key}.{scheme}"], state[f"{slot.key}.scale"])
+    if slot.expert is not None:
+        target = at_expert(target, (slot.expert,))
+    for index, matrix in _split_experts(stored):
+        place = at_expert(target, index)
+        for row, part in _quantized_rows(matrix, scheme, on_bytes):
+            store_rows(place, part, row)
+
+
+def quantized_pieces(
+    matrices: Sequence[StoredTensor], scheme: str, *, scales: bool
+) -> Iterator[Tensor]:
+    """Values, or scales, of stored matrices one after the other, in the order of `QuantWeight`."""
+    for matrix in matrices:
+        parts = (part for _, part in _quantized_rows(matrix, scheme, lambda _: None))
+        if scales:
+            # Those of int4 lie group by group, so they are put together; they are small.
+            yield torch.cat([part.scale for part in parts], dim=0 if scheme == "int8" else 1)
+        else:
+            yield from (part.values for part in parts)
+
+
+def _split_experts(stored: StoredTensor) -> Iterator[tuple[tuple[int, ...], StoredTensor]]:
+    """The matrices of a stored stack with their places, or the one matrix with place ()."""
+    if len(stored.shape) == 2:
+        yield (), stored
+        return
+    for expert in range(stored.shape[0]):
+        yield (expert,), stored.part(expert)
+
+
+def _quantized_rows(
+    stored: StoredTensor, scheme: str, on_bytes: Callable[[int], None]
+) -> Iterator[tuple[int, QuantWeightData]]:
+    """Rows of a stored matrix, quantised, with the number of the first."""
+    width, row = stored.shape[1], 0
+    for piece in iter_pieces(stored, on_bytes, unit=INT4_ROWS * width):
+        rows = piece.view(-1, width)
+        yield row, quantize(scheme, rows)
+        row += len(rows)

@@ -1,0 +1,261 @@
+"""Linear layers and routed experts with weights in int8 or int4, and how a model gets them.
+
+A quantised weight stands where the float one stood: key `K` of a plain model's state dict becomes
+`K.int8` or `K.int4` beside `K.scale`. Router, norms, embeddings, convolutions and biases stay
+floats, and so does MLA's `kv_b_proj`, whose matrix the absorbed form multiplies by its parts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from vl2.config import QuantizationConfig
+from vl2.model.moe import Experts
+from vl2.model.vl2 import VL2Model
+from vl2.ops.moe import Routing
+from vl2.ops.quant import (
+    INT4_ROWS,
+    Int4Weight,
+    Int8Weight,
+    QuantWeightData,
+    int4_expert_mlp,
+    int4_group,
+    int4_linear,
+    int8_expert_mlp,
+    int8_linear,
+    quantize_int4,
+    quantize_int8,
+)
+
+SCHEMES = ("int8", "int4")
+"""How weights can be held, most exact first."""
+ROWS_NUMBERS = 2**21
+"""Weights that are quantised at a time: 8 MiB in float32."""
+KEPT_FLOAT = ("kv_b_proj",)
+"""Last names of linear layers that are read as matrices."""
+
+
+class QuantWeight(nn.Module):
+    """The matrix [out, in] of a linear layer, or [experts, out, in], in one scheme."""
+
+    def __init__(self, scheme: str, shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.scheme, self.shape = scheme, shape
+        values, scale = _empty(scheme, shape)
+        self.register_buffer(scheme, values)
+        self.register_buffer("scale", scale)
+
+    @property
+    def data(self) -> QuantWeightData:
+        """The tensors, for the functions of ops/quant.py."""
+        kind = Int8Weight if self.scheme == "int8" else Int4Weight
+        return kind(self.get_buffer(self.scheme), self.get_buffer("scale"))
+
+    def fill(self, weight: Tensor) -> None:
+        """Quantise `weight` into place, some rows at a time."""
+        matrices = [()] if weight.dim() == 2 else [(e,) for e in range(len(weight))]
+        rows = INT4_ROWS * max(1, ROWS_NUMBERS // (INT4_ROWS * weight.shape[-1]))
+        for index in matrices:
+            target = at_expert(self.data, index)
+            for row in range(0, weight.shape[-2], rows):
+                part = weight[index][row : row + rows]
+                store_rows(target, quantize(self.scheme, part), row)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> QuantWeight:
+        """Move with the module, but keep the dtypes: casts of a model are about its floats."""
+        before = dict(self.named_buffers())
+        super()._apply(fn, recurse)
+        for name, buffer in before.items():
+            after = self.get_buffer(name)
+            if after.dtype != buffer.dtype:
+                setattr(self, name, buffer.to(after.device))
+        return self
+
+
+class QuantLinear(nn.Module):
+    """`nn.Linear` with a quantised weight; the result has the dtype of the input."""
+
+    def __init__(self, scheme: str, in_features: int, out_features: int, *, bias: bool) -> None:
+        super().__init__()
+        self.in_features, self.out_features = in_features, out_features
+        self.weight = QuantWeight(scheme, (out_features, in_features))
+        self.bias = nn.Parameter(torch.empty(out_features)) if bias else None
+
+    def forward(self, x: Float[Tensor, "*lead i"]) -> Float[Tensor, "*lead o"]:
+        """Per token."""
+        data = self.weight.data
+        if isinstance(data, Int8Weight):
+            return int8_linear(x, data, self.bias)
+        return int4_linear(x, data, self.bias, out_features=self.out_features)
+
+
+class QuantExperts(nn.Module):
+    """All routed experts of a layer with quantised weights, in place of `Experts`."""
+
+    def __init__(self, scheme: str, *, experts: int, hidden: int, inner: int) -> None:
+        super().__init__()
+        self.inner = inner
+        self.gate_proj = QuantWeight(scheme, (experts, inner, hidden))
+        self.up_proj = QuantWeight(scheme, (experts, inner, hidden))
+        self.down_proj = QuantWeight(scheme, (experts, hidden, inner))
+
+    def forward(self, x: Float[Tensor, "n h"], routing: Routing) -> Float[Tensor, "n h"]:
+        """Weighted sum over each token's experts."""
+        gate, up, down = self.gate_proj.data, self.up_proj.data, self.down_proj.data
+        if isinstance(gate, Int8Weight):
+            assert isinstance(up, Int8Weight)
+            assert isinstance(down, Int8Weight)
+            return int8_expert_mlp(x, routing, gate, up, down)
+        assert isinstance(up, Int4Weight)
+        assert isinstance(down, Int4Weight)
+        return int4_expert_mlp(x, routing, gate, up, down, inner=self.inner)
+
+
+def quantize(scheme: str, weight: Tensor) -> QuantWeightData:
+    """The weight in a scheme."""
+    return quantize_int8(weight) if scheme == "int8" else quantize_int4(weight)
+
+
+def at_expert(data: QuantWeightData, index: tuple[int, ...]) -> QuantWeightData:
+    """Views of one expert's tensors; () is the whole."""
+    kind = type(data)
+    return kind(data.values[index], data.scale[index])
+
+
+def store_rows(target: QuantWeightData, part: QuantWeightData, row: int) -> None:
+    """Copy quantised rows into a matrix from `row` on; in int4 that is a multiple of a block."""
+    if isinstance(target, Int8Weight):
+        target.values[row : row + len(part.values)] = part.values
+        target.scale[row : row + len(part.scale)] = part.scale
+        return
+    block, count = row // INT4_ROWS, len(part.values)
+    target.values[block : block + count] = part.values
+    target.scale[:, row : row + count * INT4_ROWS] = part.scale
+
+
+def check_scheme(scheme: str) -> None:
+    """Refuse an unknown scheme.
+
+    Raises:
+        ValueError: it is none of `SCHEMES`.
+    """
+    if scheme not in SCHEMES:
+        raise ValueError(f"quantization is {scheme!r}: expected one of {', '.join(SCHEMES)}")
+
+
+def quantizable(model: nn.Module) -> Iterator[tuple[str, nn.Linear | Experts]]:
+    """Names and modules whose weights can be quantised, in the order of the model."""
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear | Experts):
+            yield name, module
+
+
+def default_plan(model: VL2Model, scheme: str) -> QuantizationConfig:
+    """What is held how when nothing has been measured: everything in `scheme`, but for two kinds.
+
+    `kv_b_proj` stays float. With int4 the vision side, and rows that no group divides, are int8: a
+    tower multiplies many rows at a time, where int8 is faster and int4 saves little.
+
+    Raises:
+        ValueError: an unknown scheme.
+    """
+    check_scheme(scheme)
+    kept, higher = [], []
+    for name, module in quantizable(model):
+        if name.rpartition(".")[2] in KEPT_FLOAT:
+            kept.append(name)
+        elif scheme == "int4" and not fits_int4(name, module):
+            higher.append(name)
+    return QuantizationConfig(
+        scheme=scheme, modules_int8=tuple(higher), modules_to_not_convert=tuple(kept)
+    )
+
+
+def fits_int4(name: str, module: nn.Linear | Experts) -> bool:
+    """Whether a layer of the model is of the language model and has rows that a group divides."""
+    return name.startswith("language.") and None not in map(int4_group, _widths(module))
+
+
+def quantize_modules(model: VL2Model, plan: QuantizationConfig, *, fill: bool = True) -> None:
+    """Put quantised modules in the places of the plan's, one after the other.
+
+    No gradient passes rounded activations, so that nothing of the model trains any longer.
+
+    Args:
+        model: a plain model, changed in place; its config then carries the plan.
+        plan: what is held how.
+        fill: False leaves the new weights unset, for a load that fills them.
+
+    Raises:
+        ValueError: the plan names what the model lacks, or int4 where no group fits.
+    """
+    names = [name for name, _ in quantizable(model)]
+    unknown = sorted({*plan.modules_int8, *plan.modules_to_not_convert} - set(names))
+    if unknown:
+        raise ValueError(
+            f"quantization_config names {unknown[0]!r}, which is no linear layer or experts of "
+            "this model: the config is of another model"
+        )
+    model.requires_grad_(False)
+    for name in names:
+        if name in plan.modules_to_not_convert:
+            continue
+        scheme = "int8" if name in plan.modules_int8 else plan.scheme
+        made = quantized_copy(model.get_submodule(name), scheme, name, fill=fill)
+        model.set_submodule(name, made)
+    model.config = replace(model.config, quantization_config=plan)
+
+
+def quantized_copy(
+    module: nn.Module, scheme: str, name: str, *, fill: bool = True
+) -> QuantLinear | QuantExperts:
+    """The layer or experts `module`, called `name`, in a scheme; a bias is shared.
+
+    Raises:
+        ValueError: int4 where no group divides the rows.
+    """
+    assert isinstance(module, nn.Linear | Experts)
+    widths = _widths(module)
+    if scheme == "int4" and None in map(int4_group, widths):
+        raise ValueError(f"{name} cannot be held in int4, its rows are {widths} long: use int8")
+    weights = module.named_parameters(recurse=False)
+    floats = {key: value.detach() for key, value in weights}
+    with torch.device(next(iter(floats.values())).device):
+        if isinstance(module, nn.Linear):
+            rows, width, bias = module.out_features, module.in_features, module.bias is not None
+            made = QuantLinear(scheme, width, rows, bias=bias)
+        else:
+            experts, inner, hidden = module.gate_proj.shape
+            made = QuantExperts(scheme, experts=experts, hidden=hidden, inner=inner)
+    if isinstance(module, nn.Linear):
+        made.bias = module.bias
+    for key, weight in floats.items():
+        if fill and key != "bias":
+            quantized = made.get_submodule(key)
+            assert isinstance(quantized, QuantWeight)
+            quantized.fill(weight)
+    return made.train(module.training)
+
+
+def _widths(module: nn.Linear | Experts) -> tuple[int, ...]:
+    """Lengths of the rows of the module's matrices."""
+    if isinstance(module, nn.Linear):
+        return (module.in_features,)
+    return module.gate_proj.shape[2], module.down_proj.shape[2]
+
+
+def _empty(scheme: str, shape: tuple[int, ...]) -> QuantWeightData:
+    """Unset tensors for weights of `shape`."""
+    *lead, out, width = shape
+    if scheme == "int8":
+        return Int8Weight(torch.empty(shape, dtype=torch.int8), torch.empty(*lead, out))
+    group, blocks = int4_group(width), -(-out // INT4_ROWS)
+    assert group is not None
+    values = torch.empty(*lead, blocks, width, INT4_ROWS // 2, dtype=torch.uint8)
+    scale = torch.empty(*lead, width // group, blocks * INT4_ROWS, 2, dtype=torch.bfloat16)
+    return Int4Weight(values, scale)

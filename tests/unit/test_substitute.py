@@ -27,8 +27,7 @@ def test_substitutes_fit_and_depend_on_seed_and_place_only():
 
 def report(failed: int = 0, *, filled: bool = True) -> SlotReport:
     return SlotReport(
-        position=0,
-        source=0, failed=failed, reasons=("no picture",) * min(failed, 3), filled=filled
+        position=0, source=0, failed=failed, reasons=("no picture",) * min(failed, 3), filled=filled
     )
 
 

@@ -226,14 +226,14 @@ def nothing_to_learn(mesh: DeviceMesh) -> tuple[float, int]:
     return report.loss, len(gradients(model))
 
 
-def on_three_ranks() -> tuple[list[Run | None], list[str], tuple[float, int]]:
-    """Everything that needs ranks, in one launch."""
+def on_three_ranks() -> tuple[list[dict[str, Any] | None], list[str], tuple[float, int]]:
+    """Everything that needs ranks, in one launch; each `Run` as a dict."""
     warnings.simplefilter("error")
     two, three = DeviceMesh("cpu", [1, 2]), DeviceMesh("cpu", [0, 1, 2])
-    runs: list[Run | None] = []
+    runs = []
     for case in CASES:
         mesh = two if len(case.cuts) == 1 else three
-        runs.append(one_stage(case, mesh) if mesh.get_coordinate() else None)
+        runs.append(one_stage(case, mesh)._asdict() if mesh.get_coordinate() else None)
     return runs, refusals(three), nothing_to_learn(three)
 
 
@@ -255,7 +255,8 @@ def relative(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> float:
 
 @pytest.fixture(scope="module")
 def ranks() -> list[tuple[list[Run | None], list[str], tuple[float, int]]]:
-    return run_ranks(3, on_three_ranks)
+    found = run_ranks(3, on_three_ranks)
+    return [([run and Run(**run) for run in runs], *more) for runs, *more in found]
 
 
 @pytest.fixture(scope="module")

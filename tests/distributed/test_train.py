@@ -49,9 +49,9 @@ def config(folder: Path, parallel: ParallelConfig, steps: int = STEPS) -> TrainC
     )
 
 
-def train_all(root: Path, world: int) -> None:
+def train_all(root: str, world: int) -> None:
     for name, layout in LAYOUTS[world].items():
-        run(config(root / name, layout))
+        run(config(Path(root) / name, layout))
 
 
 def losses(folder: Path) -> list[float]:
@@ -91,7 +91,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("world", LAYOUTS)
 def test_every_layout_trains_the_model_of_one_rank(world: int, alone: Path, tmp_path: Path):
-    run_ranks(world, train_all, tmp_path, world, timeout=180, group=False)
+    run_ranks(world, train_all, str(tmp_path), world, timeout=180, group=False)
     for name in LAYOUTS[world]:
         assert losses(tmp_path / name) == pytest.approx(losses(alone), rel=1e-5), name
         assert worst_difference(alone, tmp_path / name) < 1e-5, name  # measured: 1e-6

@@ -12,6 +12,7 @@ import json
 import warnings
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -185,32 +186,28 @@ class CheckpointStore:
         if not self.peers.is_main:
             self._write_part(step, state)
             return
-        meetings = 0
 
         def write(folder: Path) -> None:
-            nonlocal meetings
-            meet(self.peers, "")
-            meetings = 1
+            meet(self.peers)
             _write_tensors(folder, state, self.max_file_bytes, self.peers)
-            meetings = 2
             write_file(folder / EXTRA, extra.encode())
 
         try:
             folder = write_step(self.root, step, write)
-        except BaseException as error:
-            if meetings != 1:  # else DCP has failed, on all ranks alike
-                meet(self.peers, str(error) or type(error).__name__)
+            log.info("saved step %d, %d tensors, into %s", step, len(state), folder)
+            keep_last(self.root, self.keep, valid=folder)
+        except ValueError as error:  # the others are at one of their two meetings
+            meet(self.peers, error)
             raise
-        meet(self.peers, "")
-        log.info("saved step %d, %d tensors, into %s", step, len(state), folder)
-        keep_last(self.root, self.keep, valid=folder)
+        meet(self.peers)
 
     def _write_part(self, step: int, state: dict[str, Tensor]) -> None:
         """The other ranks' side of `_write`: their tensors, between two meetings."""
-        meet(self.peers, "")  # the folder is there
+        meet(self.peers)  # the folder is there
         folder = partial_folder(self.root, step)
-        _write_tensors(folder, state, self.max_file_bytes, self.peers)
-        meet(self.peers, "")  # the step is committed
+        with suppress(OSError, CheckpointError):  # of any rank: it is the main one's to say
+            _write_tensors(folder, state, self.max_file_bytes, self.peers)
+        meet(self.peers)  # the step is committed
 
 
 def load_step(folder: Path, tensors: Mapping[str, Any], *, subset: bool = False) -> dict[str, Any]:
@@ -263,7 +260,7 @@ def read_extra(folder: Path) -> dict[str, Any]:
 def _write_tensors(
     folder: Path, state: dict[str, Tensor], max_file_bytes: int, peers: Peers
 ) -> None:
-    """Let DCP write the tensors of all ranks.
+    """Let DCP write the tensors of all ranks. If one of them fails, all of them do.
 
     Raises:
         OSError: the disk is too full or cannot be written.

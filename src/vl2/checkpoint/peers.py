@@ -10,6 +10,10 @@ from vl2.checkpoint.errors import CheckpointError
 T = TypeVar("T")
 
 
+class PeerError(CheckpointError):
+    """What the main rank raises as well, so that this one need not say it."""
+
+
 @runtime_checkable
 class Peers(Protocol):
     """The ranks that share a store, through connections that nothing else uses."""
@@ -47,27 +51,27 @@ def on_main(peers: Peers, work: Callable[[], T]) -> T | None:
         What `work` returned, on the main rank; None on the others.
 
     Raises:
-        ValueError: on the main rank what `work` raised, on the others a `CheckpointError`.
+        ValueError: what `work` raised, or an `OSError`, on the main rank.
+        PeerError: the same on the others.
     """
     result, problem = None, None
     try:
         result = work() if peers.is_main else None
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         problem = error
-    text = peers.gather_text(str(problem) if problem else "")[0]
+    meet(peers, problem)
     if problem is not None:
         raise problem
-    if text:
-        raise CheckpointError(text)
     return result
 
 
-def meet(peers: Peers, problem: str) -> None:
+def meet(peers: Peers, problem: Exception | None = None) -> None:
     """Wait for all ranks.
 
     Raises:
-        CheckpointError: on the others, when the main rank came with a problem.
+        PeerError: on the others, when the main rank came with a problem.
     """
-    text = peers.gather_text(problem)[0]
+    text = "" if problem is None else str(problem) or type(problem).__name__
+    text = peers.gather_text(text)[0]
     if text and not peers.is_main:
-        raise CheckpointError(text)
+        raise PeerError(text)

@@ -88,11 +88,12 @@ def _one_line_per_node() -> Iterator[None]:
 @contextmanager
 def _one_line_per_run(rank: int) -> Iterator[None]:
     """What is wrong on all ranks, the main one says; what is wrong on one says which it is."""
-    from vl2.parallel.mesh import SharedError
+    from vl2.checkpoint.peers import PeerError
+    from vl2.parallel.mesh import SharedError, is_lost_connection
 
     try:
         yield
-    except SharedError:
+    except (SharedError, PeerError):
         if rank:
             raise typer.Exit(2) from None
         raise
@@ -100,6 +101,10 @@ def _one_line_per_run(rank: int) -> Iterator[None]:
         if rank:
             raise ValueError(f"rank {rank}: {error}") from None
         raise
+    except RuntimeError as error:
+        if not is_lost_connection(error):
+            raise
+        raise ConnectionError(f"rank {rank} lost another rank: see what that one says") from None
 
 
 def find_recipe(name: str) -> TrainConfig:

@@ -19,12 +19,11 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from vl2.parallel.config import Layout, ParallelConfig
+from vl2.parallel.rendezvous import launched_world, open_store
 
 T = TypeVar("T")
 
 ONE = Layout(1, 1, 1, 1)
-START = timedelta(minutes=30)
-"""How long the ranks of all nodes may take to start."""
 PATIENCE = timedelta(days=1)
 """How long ranks wait for each other: one may index data for hours. See `watchdog` for the rest."""
 PIPES = ("pipeline", "data")
@@ -112,8 +111,11 @@ class Ranks:
         return [bytes(t[: int(length)].tolist()).decode() for t, length in pairs]
 
     def gather_data(self, text: str) -> list[str]:
-        """The texts of the ranks that take samples of their own, one for each."""
-        return self.gather_text(text)[: self.layout.data]
+        """The texts of the ranks that take samples of their own, one for each, about their data."""
+        doing, self.pulse.doing = self.pulse.doing, "waiting for other ranks"
+        texts = self.gather_text(text)
+        self.pulse.doing = doing
+        return texts[: self.layout.data]
 
     def barrier(self) -> None:
         """Wait until every rank is here."""
@@ -130,7 +132,7 @@ class Ranks:
         try:
             result = work()
         except ValueError as error:
-            if self.is_alone:
+            if self.group is None:
                 raise
             problem = str(error)
         for rank, text in enumerate(self.gather_text(problem)):
@@ -182,12 +184,7 @@ class Ranks:
 ALONE = Ranks()
 
 
-def launched_world() -> int:
-    """Ranks that torchrun started; 1 without it."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
-
-
-def join(config: ParallelConfig, device: str) -> Ranks:
+def join(config: ParallelConfig, device: str, started: str = "") -> Ranks:
     """Join the ranks that torchrun started, and build their mesh.
 
     The axes, outermost first, are `pipeline`, `replicate`, `shard` and `expert`: what speaks most
@@ -196,18 +193,15 @@ def join(config: ParallelConfig, device: str) -> Ranks:
     Args:
         config: the layout.
         device: "cuda" gives each process of a node its own card; others share the CPU.
+        started: release and configuration, which must be the same on all ranks.
 
     Raises:
-        SharedError: the layout does not divide the ranks.
+        SharedError: they are not, or the layout does not divide the ranks.
         ValueError: this node has fewer cards than processes.
     """
     world = launched_world()
-    try:
-        layout = config.layout(world)
-    except ValueError as error:
-        raise SharedError(str(error)) from None
     if world == 1:
-        return Ranks(layout=layout)
+        return Ranks(layout=config.layout(world))
     kind = torch.device(device).type
     if kind == "cuda":
         _take_card()
@@ -220,37 +214,24 @@ def join(config: ParallelConfig, device: str) -> Ranks:
             world_size=world,
             timeout=PATIENCE,
         )
+    ranks = Ranks(layout=Layout(1, 1, world, 1), rank=dist.get_rank(), group=_network())
+    ranks.require_same("release or configuration", started)
+    layout = ranks.together(lambda: config.layout(world))
+    return replace(ranks, layout=layout, meshes=_meshes(layout, kind))
+
+
+def _meshes(layout: Layout, kind: str) -> Meshes:
     outer, inner = (layout.pipeline, layout.replicate), layout.shard * layout.expert
-    meshes = Meshes(
+    return Meshes(
         experts=init_device_mesh(kind, tuple(layout), mesh_dim_names=Layout._fields),
         dense=init_device_mesh(kind, (*outer, inner), mesh_dim_names=Layout._fields[:3]),
         data=init_device_mesh(kind, (layout.pipeline, layout.data), mesh_dim_names=PIPES),
     )
-    return Ranks(layout=layout, rank=dist.get_rank(), meshes=meshes, group=_network())
 
 
-def open_store(name: str) -> dist.Store:  # pyright: ignore[reportPrivateImportUsage]
-    """A connection of its own to what the ranks tell each other under a name.
-
-    Every start of the job has its own: torchrun may keep the server over a restart, with the
-    addresses of processes that are gone.
-    """
-    is_server = os.environ["RANK"] == "0" and not _has_agent()
-    store = dist.TCPStore(  # pyright: ignore[reportPrivateImportUsage]
-        os.environ["MASTER_ADDR"],
-        int(os.environ["MASTER_PORT"]),
-        launched_world(),
-        is_master=is_server,
-        timeout=START,
-        multi_tenant=True,
-    )
-    start = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    return dist.PrefixStore(f"vl2/{start}/{name}", store)  # pyright: ignore[reportPrivateImportUsage]
-
-
-def _has_agent() -> bool:
-    """Whether torchrun's own process serves the store."""
-    return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+def is_lost_connection(error: RuntimeError) -> bool:
+    """Whether it says that another rank has gone, as gloo, NCCL and the store do."""
+    return isinstance(error, dist.DistError) or "gloo" in str(error)
 
 
 def leave() -> None:

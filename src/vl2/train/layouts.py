@@ -111,7 +111,7 @@ class Planner:
         Raises:
             ValueError: it does not divide the model or the batch.
         """
-        obstacle = self._obstacle(layout)
+        obstacle = find_obstacle(self.run.config, self.run.model, layout)
         if obstacle is not None:
             raise ValueError(obstacle)
         run, parameters, stages = self.run, self._bytes(layout), self._cut(layout.pipeline)
@@ -144,7 +144,9 @@ class Planner:
         Raises:
             ValueError: there is none.
         """
-        found = [self.plan(item) for item in _layouts(gpus) if self._obstacle(item) is None]
+        config, model = self.run.config, self.run.model
+        possible = [item for item in _layouts(gpus) if find_obstacle(config, model, item) is None]
+        found = [self.plan(item) for item in possible]
         if not found:
             data = self.run.config.data
             raise ValueError(
@@ -205,35 +207,36 @@ class Planner:
             self._stages[stages] = split_points(model, stages, tokens=length, tiles=tiles)
         return self._stages[stages]
 
-    def _obstacle(self, layout: Layout) -> str | None:
-        """Why a layout cannot run, in one line."""
-        data, model = self.run.config.data, self.run.model
-        experts, units = model.language_config.n_routed_experts or 0, head_unit(model) + 1
-        if layout.expert > 1 and (not experts or experts % layout.expert):
-            return (
-                f"parallel.expert is {layout.expert}: expected a divisor of the model's "
-                f"{experts} routed experts"
-            )
-        if layout.pipeline > 1 and model.vision_config.tower == "hybrid":
-            return "parallel.pipeline cannot cut a hybrid tower: set it to 1"
-        if layout.pipeline > units:
-            return (
-                f"parallel.pipeline is {layout.pipeline}: this model has {units} units to share, "
-                f"give 1 to {units}"
-            )
-        if data.batch_size % (data.micro_batch * layout.data):
-            return (
-                f"data.batch_size is {data.batch_size}: expected a multiple of data.micro_batch x "
-                f"replicate x shard x expert = {data.micro_batch} x {layout.data}"
-            )
-        if self.run.config.parallel.schedule != "1f1b":
-            return None
-        if (steps := self._micro_batches(layout)) < layout.pipeline:
-            return (
-                f"{steps} micro batches in a step for {layout.pipeline} pipeline stages: "
-                "lower data.micro_batch or parallel.pipeline, or set parallel.schedule=gpipe"
-            )
+
+def find_obstacle(config: TrainConfig, model: VL2Config, layout: Layout) -> str | None:
+    """Why a layout cannot run, in one line."""
+    data = config.data
+    experts, units = model.language_config.n_routed_experts or 0, head_unit(model) + 1
+    if layout.expert > 1 and (not experts or experts % layout.expert):
+        return (
+            f"parallel.expert is {layout.expert}: expected a divisor of the model's "
+            f"{experts} routed experts"
+        )
+    if layout.pipeline > 1 and model.vision_config.tower == "hybrid":
+        return "parallel.pipeline cannot cut a hybrid tower: set it to 1"
+    if layout.pipeline > units:
+        return (
+            f"parallel.pipeline is {layout.pipeline}: this model has {units} units to share, "
+            f"give 1 to {units}"
+        )
+    if data.batch_size % (data.micro_batch * layout.data):
+        return (
+            f"data.batch_size is {data.batch_size}: expected a multiple of data.micro_batch x "
+            f"replicate x shard x expert = {data.micro_batch} x {layout.data}"
+        )
+    if config.parallel.schedule != "1f1b":
         return None
+    if (steps := data.batch_size // (data.micro_batch * layout.data)) < layout.pipeline:
+        return (
+            f"{steps} micro batches in a step for {layout.pipeline} pipeline stages: "
+            "lower data.micro_batch or parallel.pipeline, or set parallel.schedule=gpipe"
+        )
+    return None
 
 
 def plan_training(

@@ -25,12 +25,14 @@ from vl2.data.sources import Source, open_source
 from vl2.logs import get_logger
 from vl2.model.vl2 import VL2Model
 from vl2.overrides import to_mapping, write_yaml
-from vl2.parallel.mesh import ALONE, Ranks, join, leave
+from vl2.parallel.config import Layout
+from vl2.parallel.mesh import ALONE, ONE, Ranks, join, leave
 from vl2.parallel.parallelize import Blocks, parallelize_vl2, stage_units
 from vl2.parallel.watchdog import Watchdog
 from vl2.train.config import TrainConfig
 from vl2.train.export import export
 from vl2.train.flops import model_work, step_flops
+from vl2.train.layouts import find_obstacle
 from vl2.train.metrics import MetricsLog, SilentMetrics, peak_flops
 from vl2.train.optim import Optimizers
 from vl2.train.origin import (
@@ -64,7 +66,7 @@ class Prepared:
     index: RowIndex
 
 
-def prepare(config: TrainConfig) -> Prepared:
+def prepare(config: TrainConfig, layout: Layout = ONE) -> Prepared:
     """Check everything that can be checked without the weights.
 
     Raises:
@@ -81,6 +83,8 @@ def prepare(config: TrainConfig) -> Prepared:
             "base; set it to 0"
         )
     origin = find_origin(config)
+    if (obstacle := find_obstacle(config, origin.config, layout)) is not None:
+        raise ValueError(obstacle)
     sources = tuple(open_source(source) for source in config.data.sources)
     cache = Path(config.folder) / "index"
     index = RowIndex.build(
@@ -104,15 +108,16 @@ def run(config: TrainConfig) -> Path:
             rank raises the same.
         TrainingStopped: a signal ended it, its state is kept.
     """
-    ranks = join(config.parallel, str(choose_device(config.compute.device)))
+    started = f"{version('vl2')} {to_mapping(config)}"
     try:
-        ranks.require_same("release or configuration", f"{version('vl2')} {to_mapping(config)}")
-        prepared = ranks.main_first(lambda: prepare(config))
-        trainer = build(prepared, ranks)
-        with trainer.store:
-            with Watchdog(ranks, config.parallel.watchdog):
+        ranks = join(config.parallel, str(choose_device(config.compute.device)), started)
+        with Watchdog(ranks, config.parallel.watchdog):
+            prepared = ranks.main_first(lambda: prepare(config, ranks.layout))
+            trainer = build(prepared, ranks)
+            with trainer.store:
                 trainer.run()
-            return export(trainer, config, prepared.origin)
+                ranks.pulse.at(trainer.step, "exporting")
+                return export(trainer, config, prepared.origin)
     finally:
         leave()
 

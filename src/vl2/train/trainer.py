@@ -209,7 +209,7 @@ class Trainer:
                 f"bad steps in a row at step {self.step + 1} and no kept state to go back to: "
                 f"lower checkpoint.every, or look at the samples in {self.quarantine.path}"
             )
-        extra = self.store.load(found, self._template(), subset=self._holds_a_part)
+        extra = self.store.load(found, self._tensors(), subset=self._holds_a_part)
         self.step = self._kept = extra["step"]
         self.store.discard_after(self.step)
         self.loader.restore(bad)
@@ -222,7 +222,7 @@ class Trainer:
         if found is None:
             return
         check_fingerprint(found, self.fingerprint)
-        tensors = self._template()
+        tensors = self._tensors()
         extra = self.store.load(found, tensors, subset=self._holds_a_part)
         self.step = self._kept = extra["step"]
         self.loader.restore(extra["loader"])
@@ -255,11 +255,8 @@ class Trainer:
     def _tensors(self) -> dict[str, Tensor]:
         """Everything that training changes: trained parameters, buffers, moments, RNG."""
         state = model_state(self.task.module)
-        return {**state, **self.optimizers.state(), "rng.torch": torch.get_rng_state()}
-
-    def _template(self) -> dict[str, Tensor]:
-        self.optimizers.template()
-        return self._tensors()
+        # Moments are kept before their first gradient: a run may stop before its first picture.
+        return {**state, **self.optimizers.template(), "rng.torch": torch.get_rng_state()}
 
     def _listen(self) -> dict[int, Any]:
         """Remember a request to stop until the step's end; returns the handlers before."""

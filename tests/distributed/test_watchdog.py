@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 from tests.distributed.job import Job
@@ -20,18 +21,25 @@ from vl2.data.loader import TrainLoader
 from vl2.parallel.config import ParallelConfig
 from vl2.parallel.mesh import join, leave
 from vl2.parallel.watchdog import STUCK, Watchdog
+from vl2.train import setup
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
 
 LIMIT = 3.0
 STEPS = 8
-DATA = ("data.micro_batch=1", "data.batch_size=4", "data.sequence_length=256")
-MORE = ("compute.threads=1", "checkpoint.every=1", f"steps={STEPS}", "log_every=1")
+DATA = ("data.sources.0.rows=32", "data.micro_batch=1", "data.batch_size=4")
+MORE = (
+    "data.sequence_length=256",
+    "compute.threads=1",
+    "checkpoint.every=1",
+    f"steps={STEPS}",
+    "log_every=1",
+)
 
 
 def words_of(folder: Path, *more: str) -> list[str]:
-    common = (f"out={folder / 'run'}", "data.sources.0.rows=32", *DATA, *MORE)
-    return ["train", "debug_align", *common, f"parallel.watchdog={LIMIT}", *more]
+    common = (f"out={folder / 'run'}", f"parallel.watchdog={LIMIT}", *DATA, *MORE)
+    return ["train", "debug_align", *common, *more]
 
 
 def steps_of(folder: Path) -> list[int]:
@@ -86,6 +94,21 @@ def test_a_stopped_rank_and_one_that_hangs_are_named_and_the_run_goes_on(tmp_pat
     with Job(2, words_of(tmp_path), tmp_path / "log3") as job:
         assert job.wait() == [0, 0]
     assert steps_of(tmp_path) == list(range(1, STEPS + 1))
+
+
+def stop_before_the_first_step(words: list[str]) -> list[str]:
+    if os.environ["RANK"] == "1":
+        stop = mock.patch.object(setup, "prepare", lambda *_: os.kill(os.getpid(), signal.SIGSTOP))
+        stop.start()
+    return words
+
+
+def test_a_rank_that_is_lost_before_the_first_step_is_named(tmp_path: Path):
+    words = words_of(tmp_path, "parallel.watchdog=1")
+    with Job(2, words, tmp_path / "log", first=stop_before_the_first_step) as job:
+        assert job.wait() == [STUCK, -signal.SIGKILL]
+        [line] = named(job)
+        assert re.match(r"rank 1 .* last at step 0, starting", line)
 
 
 # --- the watchdog without a run

@@ -284,9 +284,9 @@ def empty_checkpoint(folder: Path, config: VL2Config) -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the peak from /proc")
 @pytest.mark.parametrize("way", ["quantised folder", "while loading"])
 def test_peak_memory_is_one_quantised_copy(way: str, tmp_path: Path):
-    """Measured: 1.01 of a folder; 1.12 while quantising, whose buffers do not grow with a model."""
+    """Measured: 1.01 of a folder, 1.07 while quantising, whose buffers do not grow with a model."""
     config = VL2Config.from_pretrained(GOLDEN / "base_like")
-    sizes = {"hidden_size": 768, "moe_intermediate_size": 768, "n_routed_experts": 80}
+    sizes = {"hidden_size": 768, "moe_intermediate_size": 768, "n_routed_experts": 160}
     language = replace(config.language_config, vocab_size=4000, **sizes)
     projector = replace(config.projector_config, n_embed=768)
     big = replace(config, language_config=language, projector_config=projector)
@@ -297,5 +297,5 @@ def test_peak_memory_is_one_quantised_copy(way: str, tmp_path: Path):
     command += ["int8"] if way == "while loading" else []
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     size, ratio = map(float, done.stdout.split())
-    assert size > 250e6
+    assert size > 500e6
     assert 0.9 < ratio <= 1.15, done.stdout

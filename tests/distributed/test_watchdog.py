@@ -98,8 +98,7 @@ def test_a_stopped_rank_and_one_that_hangs_are_named_and_the_run_goes_on(tmp_pat
 
 def stop_before_the_first_step(words: list[str]) -> list[str]:
     if os.environ["RANK"] == "1":
-        stop = mock.patch.object(setup, "prepare", lambda *_: os.kill(os.getpid(), signal.SIGSTOP))
-        stop.start()
+        setup.prepare = mock.Mock(side_effect=lambda *_: os.kill(os.getpid(), signal.SIGSTOP))
     return words
 
 

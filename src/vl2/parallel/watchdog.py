@@ -81,9 +81,12 @@ class Watchdog:
         ]
 
     def __enter__(self) -> Watchdog:
-        """Begin."""
-        for thread in () if self.ranks.is_alone else self._threads:
-            thread.start()
+        """Begin, with a first sign."""
+        if not self.ranks.is_alone:
+            self._store = open_store("signs")
+            self._store.set(str(self.ranks.rank), json.dumps(self._sign()))
+            for thread in self._threads:
+                thread.start()
         return self
 
     def __exit__(
@@ -109,7 +112,7 @@ class Watchdog:
 
     def _listen(self) -> None:
         """Give signs, and read those of the ranks that this one watches."""
-        ranks, store = self.ranks, open_store("signs")
+        ranks, store = self.ranks, self._store
         watched = range(ranks.layout.world) if ranks.is_main else [0]
         limit = self.seconds if ranks.is_main else float("inf")
         signs: dict[int, Sign] = {}

@@ -6,6 +6,7 @@ over the tokens of all. A rank's block is gathered when it runs and dropped behi
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
@@ -30,6 +31,8 @@ def shard_parameters(model: VL2Model, meshes: Meshes, *, autocast: bool = False)
         autocast: the run multiplies in bfloat16, so experts, which autocast would cast anyway, are
             gathered in it; routers, norms and the rest stay float32.
     """
+    # What a stage hands on may be a view; nothing here changes one in place.
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
     dense = _axes(meshes.dense)
     for experts in _stacks(model):
         policy = MixedPrecisionPolicy(

@@ -95,8 +95,8 @@ class Poisoned:
 
 def settings(folder: Path, parallel: ParallelConfig) -> TrainConfig:
     given = config(folder, parallel, STEPS)
-    [source] = given.data.sources
-    data = replace(given.data, sources=(replace(source, rows=32),), batch_size=4)
+    drawn = replace(given.data.sources[0], rows=32)
+    data = replace(given.data, sources=(drawn,), batch_size=4)
     return replace(given, data=data, checkpoint=CheckpointConfig(every=EVERY, keep=9))
 
 

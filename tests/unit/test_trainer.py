@@ -252,3 +252,32 @@ def test_only_what_trains_is_kept(tmp_path: Path):
     assert moved == {"body.weight", "body.bias", "seen"}
     kept = {k for k in made._tensors() if k.startswith("model.")}
     assert kept == {"model.body.weight", "model.body.bias", "model.seen"}
+
+
+class LateTask(NetTask):
+    """Teaches the tower nothing before batch 5, as text alone does."""
+
+    def accumulate(self, batches: Sequence[TrainBatch]) -> StepReport:
+        report = super().accumulate(batches)
+        if batches[0].samples[0].position < 5:
+            for parameter in self.net.vision.parameters():
+                parameter.grad = None
+        return report
+
+
+def test_a_run_goes_on_from_before_a_parameters_first_gradient(tmp_path: Path):
+    whole, parts = Net(), Net()
+    run(tmp_path / "whole", LateTask(whole), steps=10)
+    task = LateTask(Net())
+    after = task.after_step
+
+    def stopped() -> None:
+        after()
+        if task.net.seen == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    task.after_step = stopped
+    with pytest.raises(TrainingStopped):
+        run(tmp_path / "parts", task, steps=10)
+    run(tmp_path / "parts", LateTask(parts), steps=10)
+    assert same(parts, whole)

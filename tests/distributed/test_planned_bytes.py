@@ -28,7 +28,7 @@ from vl2.train.cluster import GPUS, Run, exchanged_bytes
 from vl2.train.config import BalanceConfig, ComputeConfig, TrainConfig
 from vl2.train.flops import model_work, planned_sizes
 from vl2.train.memory import UnitBytes, is_block, lowest_unit, total, unit_bytes
-from vl2.train.origin import select
+from vl2.train.select import select
 from vl2.train.task import LanguageTask
 
 TOKENS = 40

@@ -34,8 +34,8 @@ from vl2.train.memory import (
     unit_bytes,
 )
 from vl2.train.optim import Optimizers
-from vl2.train.origin import select
 from vl2.train.report import estimate, trained_parts
+from vl2.train.select import select
 
 KEPT_TOLERANCE = 0.1  # worst seen: 6 %
 MODES = {

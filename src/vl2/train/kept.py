@@ -20,8 +20,8 @@ from vl2.train.origin import (
     find_origin,
     load_weights,
     run_of,
-    select,
 )
+from vl2.train.select import select
 from vl2.train.trainer import model_state
 
 

@@ -25,7 +25,7 @@ from vl2.train.memory import (
     rank_memory,
     unit_bytes,
 )
-from vl2.train.origin import select
+from vl2.train.select import select
 
 DAY = 86_400
 

@@ -14,9 +14,7 @@ from vl2.config import VL2Config
 from vl2.model.vl2 import VL2Model
 from vl2.model_folder import resolve
 from vl2.processing import Processor, ProcessorConfig
-from vl2.train.config import STAGE_ORDER, TRAINED, InitConfig, TrainConfig
-from vl2.train.lora import apply_lora
-from vl2.train.optim import freeze
+from vl2.train.config import STAGE_ORDER, InitConfig, TrainConfig
 
 SETTINGS = "config.yaml"
 CHECKPOINTS = "checkpoints"
@@ -134,13 +132,6 @@ def load_weights(origin: Origin, init: InitConfig, seed: int, device: str) -> VL
         return model.to(device=choose_device(device), dtype=model_dtype(init.dtype))
     # Of a hub model only the description is here so far; its weights are fetched now.
     return load_model(model_folder(str(init.model)), dtype=init.dtype, device=device)
-
-
-def select(model: VL2Model, config: TrainConfig) -> list[str]:
-    """Freeze what the stage freezes, or add adapters; returns the names that train."""
-    if config.lora is not None:
-        return apply_lora(model, config.lora, torch.Generator().manual_seed(config.seed))
-    return freeze(model, TRAINED[config.stage])
 
 
 def read_history(folder: Path) -> tuple[str, ...]:

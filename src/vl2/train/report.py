@@ -18,7 +18,7 @@ from vl2.parallel.pipeline_stage import TILES
 from vl2.train.config import TrainConfig
 from vl2.train.flops import flops_by_part, model_work, planned_sizes, recomputed_flops
 from vl2.train.memory import most_tiles, rank_memory, unit_bytes
-from vl2.train.origin import select
+from vl2.train.select import select
 
 
 def part_of(name: str) -> str:

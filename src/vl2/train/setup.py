@@ -42,11 +42,11 @@ from vl2.train.origin import (
     absolute,
     find_origin,
     load_weights,
-    select,
     weights_digest,
 )
 from vl2.train.report import estimate, trained_parts
 from vl2.train.routing_profile import profile_routing
+from vl2.train.select import select
 from vl2.train.task import LanguageTask
 from vl2.train.trainer import Trainer, check_fingerprint, seed_all
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from vl2.config import LanguageConfig
 from vl2.ops.attention import attention
 from vl2.ops.kv_cache import KVCache
+from vl2.ops.paged import PagedStep, Span
 from vl2.ops.rope import apply_rope, deinterleave, softmax_scale
 
 LATENT_NORM_EPS = 1e-6
@@ -26,14 +27,19 @@ LATENT_NORM_EPS = 1e-6
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AttentionContext:
-    """What every layer of one forward pass shares."""
+    """What every layer of one forward pass shares.
+
+    Past tokens come from a rectangular `cache`, or from `pages`, whose spans then replace mask,
+    causal and absorbed.
+    """
 
     cos: Tensor
     sin: Tensor
-    mask: Tensor | None
-    causal: bool
-    cache: KVCache | None
-    absorbed: bool
+    mask: Tensor | None = None
+    causal: bool = False
+    cache: KVCache | None = None
+    absorbed: bool = False
+    pages: PagedStep | None = None
 
 
 class RMSNorm(nn.Module):
@@ -69,18 +75,35 @@ class MultiHeadAttention(nn.Module):
         width = self.config.head_dim
         q, k, v = (p(x).unflatten(-1, (-1, width)) for p in (self.q_proj, self.k_proj, self.v_proj))
         q, k = (apply_rope(states, context.cos, context.sin) for states in (q, k))
+        if context.pages is not None:
+            out = self._attend_pages(q, torch.cat((k, v), dim=2).flatten(2), context.pages)
+            return self.o_proj(out)
         if context.cache is not None:
             rows = context.cache.append(self.layer, torch.cat((k, v), dim=2).flatten(2))
             k, v = rows.unflatten(-1, (-1, width)).chunk(2, dim=2)
-        out = attention(
-            q.transpose(1, 2),
-            k.transpose(1, 2),
-            v.transpose(1, 2),
-            scale=softmax_scale(self.config),
-            mask=context.mask,
-            causal=context.causal,
-        )
-        return self.o_proj(out.transpose(1, 2).flatten(2))
+        out = self._attend(q, k, v, context)
+        return self.o_proj(out.flatten(2))
+
+    def _attend_pages(
+        self, q: Float[Tensor, "1 n heads d"], rows: Float[Tensor, "1 n w"], pages: PagedStep
+    ) -> Float[Tensor, "1 n w2"]:
+        """Span by span over the pool, into which `rows` are written first."""
+        pool = pages.write(self.layer, rows[0])
+        parts = zip(q.split([span.tokens for span in pages.spans], dim=1), pages.spans, strict=True)
+        out = []
+        for queries, span in parts:
+            k, v = span.read(pool)[None].unflatten(-1, (-1, self.config.head_dim)).chunk(2, dim=2)
+            out.append(self._attend(queries, k, v, span))
+        return torch.cat(out, dim=1).flatten(2)
+
+    def _attend(
+        self, q: Tensor, k: Tensor, v: Tensor, seen: AttentionContext | Span
+    ) -> Float[Tensor, "b t heads d"]:
+        """Attention in the layout [b, tokens, heads, d]."""
+        q, k, v = (states.transpose(1, 2) for states in (q, k, v))
+        scale = softmax_scale(self.config)
+        out = attention(q, k, v, scale=scale, mask=seen.mask, causal=seen.causal)
+        return out.transpose(1, 2)
 
 
 class LatentAttention(nn.Module):
@@ -110,10 +133,46 @@ class LatentAttention(nn.Module):
         """Attend from x to the cache and x, in the form that the context asks for."""
         q_nope, q_rope = self._queries(x, context)
         rows = self._latent(x, context)
+        if context.pages is not None:
+            out = self._attend_pages(q_nope, q_rope, rows, context.pages)
+            return self.o_proj(out.flatten(2))
         if context.cache is not None:
             rows = context.cache.append(self.layer, rows)
-        attend = self._absorbed if context.absorbed else self._expanded
-        return self.o_proj(attend(q_nope, q_rope, rows, context).transpose(1, 2).flatten(2))
+        if context.absorbed:
+            latent = self._attend_latent(self._lift(q_nope), q_rope, rows, context)
+            out = self._lower(latent)
+        else:
+            out = self._expanded(q_nope, q_rope, rows, context)
+        return self.o_proj(out.flatten(2))
+
+    def _attend_pages(
+        self,
+        q_nope: Float[Tensor, "1 n heads d"],
+        q_rope: Float[Tensor, "1 n heads r"],
+        rows: Float[Tensor, "1 n w"],
+        pages: PagedStep,
+    ) -> Float[Tensor, "1 n heads v"]:
+        """Span by span over the pool; absorbed spans share one lift and one lowering."""
+        pool = pages.write(self.layer, rows[0])
+        short, long = pages.spans[: pages.absorbed], pages.spans[pages.absorbed :]
+        tokens = [span.tokens for span in pages.spans]
+        few = sum(tokens[: pages.absorbed])
+        ropes = q_rope.split(tokens, dim=1)
+        out = []
+        if short:
+            lifted = self._lift(q_nope[:, :few]).split(tokens[: pages.absorbed], dim=1)
+            latent = [
+                self._attend_latent(q, rope, span.read(pool)[None], span)
+                for q, rope, span in zip(lifted, ropes, short, strict=False)
+            ]
+            out.append(self._lower(torch.cat(latent, dim=1)))
+        if long:
+            nopes = q_nope[:, few:].split(tokens[pages.absorbed :], dim=1)
+            out += [
+                self._expanded(q, rope, span.read(pool)[None], span)
+                for q, rope, span in zip(nopes, ropes[pages.absorbed :], long, strict=True)
+            ]
+        return torch.cat(out, dim=1)
 
     def _queries(self, x: Tensor, context: AttentionContext) -> tuple[Tensor, Tensor]:
         """Queries per head: the part without position and the rotated part, [b, t, heads, *]."""
@@ -134,8 +193,8 @@ class LatentAttention(nn.Module):
         return torch.cat((self.kv_a_layernorm(latent), key), dim=-1)
 
     def _expanded(
-        self, q_nope: Tensor, q_rope: Tensor, rows: Tensor, context: AttentionContext
-    ) -> Float[Tensor, "b n t v"]:
+        self, q_nope: Tensor, q_rope: Tensor, rows: Tensor, seen: AttentionContext | Span
+    ) -> Float[Tensor, "b t n v"]:
         """Rebuild keys and values of every head, then ordinary attention."""
         heads, c = self.config.num_attention_heads, self.config
         latent, key_rope = rows.split([self.rank, c.qk_rope_head_dim], dim=-1)
@@ -144,26 +203,33 @@ class LatentAttention(nn.Module):
         key_rope = key_rope[:, :, None].expand(-1, -1, heads, -1)
         query, key = torch.cat((q_nope, q_rope), dim=-1), torch.cat((key_nope, key_rope), dim=-1)
         query, key, value = (states.transpose(1, 2) for states in (query, key, value))
-        return attention(
-            query, key, value, scale=self.scale, mask=context.mask, causal=context.causal
-        )
+        out = attention(query, key, value, scale=self.scale, mask=seen.mask, causal=seen.causal)
+        return out.transpose(1, 2)
 
-    def _absorbed(
-        self, q_nope: Tensor, q_rope: Tensor, rows: Tensor, context: AttentionContext
-    ) -> Float[Tensor, "b n t v"]:
-        """Attend in latent space: (q W_UK) . latent + q_rope . key, then W_UV on the result.
+    def _lift(self, q_nope: Float[Tensor, "b t n d"]) -> Float[Tensor, "b t n rank"]:
+        """Take queries into latent space: q W_UK, so that keys need not be rebuilt."""
+        return torch.einsum("btnd,ndr->btnr", q_nope, self._up()[0])
 
-        All heads share one key, so heads become queries of a single head.
-        """
-        c, tokens = self.config, q_nope.shape[1]
+    def _lower(self, latent: Float[Tensor, "b t n rank"]) -> Float[Tensor, "b t n v"]:
+        """Take attention's result out of latent space: W_UV, once per query."""
+        return torch.einsum("btnr,nvr->btnv", latent, self._up()[1])
+
+    def _up(self) -> tuple[Tensor, Tensor]:
+        """The halves of kv_b_proj per head, [heads, *, rank]: W_UK and W_UV."""
+        c = self.config
         up = self.kv_b_proj.weight.unflatten(0, (c.num_attention_heads, -1))
-        up_key, up_value = up.split([c.qk_nope_head_dim, c.v_head_dim], dim=1)  # [heads, *, rank]
-        lifted = torch.einsum("btnd,ndr->bntr", q_nope, up_key)
-        query = torch.cat((lifted, q_rope.transpose(1, 2)), dim=-1).flatten(1, 2)[:, None]
-        mask = context.mask
+        up_key, up_value = up.split([c.qk_nope_head_dim, c.v_head_dim], dim=1)
+        return up_key, up_value
+
+    def _attend_latent(
+        self, lifted: Tensor, q_rope: Tensor, rows: Tensor, seen: AttentionContext | Span
+    ) -> Float[Tensor, "b t n rank"]:
+        """The absorbed form between lift and lowering: all heads are queries of one cached head."""
+        heads, tokens = self.config.num_attention_heads, lifted.shape[1]
+        query = torch.cat((lifted, q_rope), dim=-1).transpose(1, 2).flatten(1, 2)[:, None]
+        mask = seen.mask
         if mask is not None:
-            mask = mask.repeat(1, 1, c.num_attention_heads, 1)
+            mask = mask.repeat(1, 1, heads, 1)
         key = rows[:, None]  # the value is the key's latent part; passing it whole saves a copy
         out = attention(query, key, key, scale=self.scale, mask=mask)[..., : self.rank]
-        out = out[:, 0].unflatten(1, (c.num_attention_heads, tokens))
-        return torch.einsum("bntr,nvr->bntv", out, up_value)
+        return out[:, 0].unflatten(1, (heads, tokens)).transpose(1, 2)

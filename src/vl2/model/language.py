@@ -14,6 +14,7 @@ from vl2.model.moe import Mlp, MoE
 from vl2.ops.attention import decoder_mask
 from vl2.ops.kv_cache import KVCache
 from vl2.ops.moe import Routing
+from vl2.ops.paged import PagedStep
 from vl2.ops.rope import rope_tables
 
 ABSORB_UP_TO = 8
@@ -145,6 +146,16 @@ class Language(nn.Module):
         if cache is not None:
             cache.advance(tokens)
         return out
+
+    def step(
+        self,
+        embeds: Float[Tensor, "1 n h"],
+        position_ids: Int[Tensor, "1 n"],
+        pages: PagedStep,
+    ) -> Float[Tensor, "1 n h"]:
+        """Hidden states of n new tokens of several sequences, whose past lies in paged pools."""
+        cos, sin = rope_tables(position_ids, self.config)
+        return self.model(embeds, AttentionContext(cos=cos, sin=sin, pages=pages)).hidden
 
     def _context(
         self,

@@ -130,7 +130,7 @@ def main() -> None:
         arguments.model, arguments.dtype, "cpu", quantization=arguments.quantization
     )
     engine = vl2.Engine(
-        model, vl2.Processor.from_pretrained(arguments.model), vl2.EngineConfig(max_batch=32)
+        model, vl2.Processor.from_pretrained(arguments.model), vl2.EngineConfig(max_num_seqs=32)
     )
     with torch.inference_mode():
         results = measure(engine, arguments.pictures, arguments.split)

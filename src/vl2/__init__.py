@@ -9,7 +9,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from vl2.checkpoint.hf import load_model
     from vl2.config import VL2Config
-    from vl2.engine.config import Completion, EngineConfig, SamplingParams
+    from vl2.engine.async_engine import AsyncEngine
+    from vl2.engine.config import (
+        Completion,
+        EngineConfig,
+        SamplingParams,
+        StructuredOutputsParams,
+    )
     from vl2.engine.engine import Engine
     from vl2.processing.grounding import Box
     from vl2.processing.inputs import Batch, ModelInputs
@@ -18,6 +24,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "AsyncEngine",
     "Batch",
     "Box",
     "Completion",
@@ -26,12 +33,14 @@ __all__ = [
     "ModelInputs",
     "Processor",
     "SamplingParams",
+    "StructuredOutputsParams",
     "VL2Config",
     "__version__",
     "load_model",
 ]
 
 _HOMES = {
+    "AsyncEngine": "vl2.engine.async_engine",
     "Batch": "vl2.processing.inputs",
     "Box": "vl2.processing.grounding",
     "Completion": "vl2.engine.config",
@@ -40,6 +49,7 @@ _HOMES = {
     "ModelInputs": "vl2.processing.inputs",
     "Processor": "vl2.processing.processor",
     "SamplingParams": "vl2.engine.config",
+    "StructuredOutputsParams": "vl2.engine.config",
     "VL2Config": "vl2.config",
     "load_model": "vl2.checkpoint.hf",
 }

@@ -2,13 +2,20 @@
 
 import copy
 import math
+import re
 from collections.abc import Iterator
-from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
-from PIL import Image
+from tests.unit.small_engines import (
+    ATTENTION,
+    MIXED,
+    TOKENIZER,
+    engine_of,
+    picture,
+    random_model,
+    user,
+)
 
 from vl2.config import VL2Config
 from vl2.engine.config import EngineConfig, SamplingParams
@@ -16,72 +23,18 @@ from vl2.engine.engine import Engine
 from vl2.model.vl2 import VL2Model
 from vl2.processing.processor import Processor
 from vl2.processing.settings import ProcessorConfig
-from vl2.processing.tokenizer import Tokenizer
 
-GOLDEN = Path(__file__).parents[1] / "golden" / "processor" / "tokenizer"
-TOKENIZER = Tokenizer.from_pretrained(GOLDEN)
 SAMPLED = {"temperature": 1.0, "top_p": 0.95, "max_tokens": 12}
-ATTENTION = {
-    "mla": {},
-    "mha": {
-        "use_mla": False,
-        "kv_lora_rank": None,
-        "qk_nope_head_dim": 0,
-        "qk_rope_head_dim": 0,
-        "v_head_dim": 0,
-    },
-}
-
-
-def config_with(attention: str) -> VL2Config:
-    nano = VL2Config.nano()
-    language = replace(
-        nano.language_config,
-        vocab_size=TOKENIZER.vocab_size,
-        num_hidden_layers=2,
-        initializer_range=0.2,
-        **ATTENTION[attention],
-    )
-    vision = replace(nano.vision_config, layers=1)
-    return replace(nano, language_config=language, vision_config=vision)
 
 
 @pytest.fixture(scope="module")
 def models() -> dict[str, VL2Model]:
-    built = {}
-    for attention in ATTENTION:
-        built[attention] = VL2Model(config_with(attention))
-        built[attention].init_weights(torch.Generator().manual_seed(5))
-    return built
-
-
-def engine_of(model: VL2Model, **sizes) -> Engine:
-    image_size = model.config.vision_config.image_size
-    processor = Processor(TOKENIZER, ProcessorConfig.for_model(model.config), image_size=image_size)
-    return Engine(model, processor, EngineConfig(**sizes))
+    return {attention: random_model(attention) for attention in ATTENTION}
 
 
 @pytest.fixture
 def engine(models) -> Engine:
     return engine_of(models["mla"])
-
-
-def picture(wide: int, high: int) -> Image.Image:
-    ramp = Image.linear_gradient("L").resize((wide, high))
-    return Image.merge("RGB", (ramp, ramp.rotate(90), ramp.rotate(180)))
-
-
-def user(text: str, *images: Image.Image) -> list[dict]:
-    parts = [{"type": "image", "image": image} for image in images]
-    return [{"role": "user", "content": [*parts, {"type": "text", "text": text}]}]
-
-
-MIXED = [
-    user("the date"),
-    user("What is the total price of all that?", picture(200, 90)),
-    [*user("count the dogs"), {"role": "assistant", "content": "two"}, *user("and the cats?")],
-    user("name", picture(50, 50), picture(90, 300)),
-]
 
 
 class Script:
@@ -110,7 +63,7 @@ def say(engine, monkeypatch):
 
 @pytest.mark.parametrize("attention", ATTENTION)
 def test_batch_equals_single(models, attention):
-    together = engine_of(models[attention])
+    together = engine_of(models[attention], enable_prefix_caching=False)
     params = SamplingParams(max_tokens=6)
     batched = together.generate(MIXED, params)
     single = [together.generate([talk], params)[0] for talk in MIXED]
@@ -125,8 +78,8 @@ def test_batch_equals_single(models, attention):
 def test_chunked_prefill_equals_one_shot(models, attention, chunk):
     params = SamplingParams(max_tokens=6)
     talks = MIXED[:2] if chunk > 1 else MIXED[:1]
-    whole = engine_of(models[attention], prefill_chunk=4096).generate(talks, params)
-    chunked = engine_of(models[attention], prefill_chunk=chunk).generate(talks, params)
+    whole = engine_of(models[attention], max_num_batched_tokens=4096).generate(talks, params)
+    chunked = engine_of(models[attention], max_num_batched_tokens=chunk).generate(talks, params)
     assert [a.token_ids for a in chunked] == [a.token_ids for a in whole]
 
 
@@ -143,11 +96,11 @@ def test_cached_steps_equal_the_model_run_on_the_whole_text(engine):
     assert torch.allclose(rows.max(-1).values, torch.tensor(answer.logprobs), atol=1e-4)
 
 
-def test_a_list_longer_than_the_batch_runs_in_groups(models, engine):
+def test_a_list_longer_than_the_batch_waits_its_turn(models, engine):
     params = [SamplingParams(max_tokens=n) for n in (3, 9, 5, 7)]
-    grouped = engine_of(models["mla"], max_batch=3).generate(MIXED, params)
-    assert [a.token_ids for a in grouped] == [a.token_ids for a in engine.generate(MIXED, params)]
-    assert [len(a.token_ids) for a in grouped] == [3, 9, 5, 7]
+    queued = engine_of(models["mla"], max_num_seqs=3).generate(MIXED, params)
+    assert [a.token_ids for a in queued] == [a.token_ids for a in engine.generate(MIXED, params)]
+    assert [len(a.token_ids) for a in queued] == [3, 9, 5, 7]
 
 
 def test_nothing_to_answer_is_no_error(engine):
@@ -307,14 +260,22 @@ def test_usage_counts_prompt_pictures_and_answer(engine):
 def test_messages_and_ready_inputs_are_the_same_to_it(engine):
     params = SamplingParams(max_tokens=4)
     ready = [engine.processor(talk) for talk in MIXED]
-    assert engine.generate(ready, params) == engine.generate(MIXED, params)
+    left, right = engine.generate(ready, params), engine.generate(MIXED, params)
+    assert [(a.text, a.token_ids, a.boxes) for a in left] == [
+        (a.text, a.token_ids, a.boxes) for a in right
+    ]
 
 
 def test_a_prompt_beyond_the_context_is_refused_with_numbers(models):
     tokens = len(engine_of(models["mla"]).processor(MIXED[1]).input_ids)
     small = engine_of(models["mla"], max_model_len=tokens)
-    with pytest.raises(ValueError, match=rf"conversation 1 has {tokens} prompt tokens.*{tokens} "):
-        small.generate(MIXED[:2])
+    fits, refused = small.generate(MIXED[:2], SamplingParams(max_tokens=3))
+    assert (refused.index, refused.finish_reason, refused.token_ids) == (1, "error", [])
+    assert re.match(rf"conversation 1 has {tokens} prompt tokens.*{tokens} ", refused.error)
+    assert (
+        fits.token_ids
+        == engine_of(models["mla"]).generate(MIXED[:1], SamplingParams(max_tokens=3))[0].token_ids
+    )
 
 
 def test_the_end_of_the_context_ends_the_answer(models):
@@ -345,11 +306,12 @@ def test_params_must_fit_the_conversations(engine):
 def test_scores_that_are_no_numbers_are_an_error(engine, monkeypatch):
     broken = torch.full((1, 1, TOKENIZER.vocab_size), math.nan)
     monkeypatch.setattr(engine.model.language, "logits", lambda hidden: broken)
-    with pytest.raises(FloatingPointError, match="conversation 0"):
-        engine.generate([MIXED[0]])
+    [answer] = engine.generate([MIXED[0]])
+    assert (answer.finish_reason, answer.token_ids) == ("error", [])
+    assert answer.error.startswith("the model's scores are not numbers after 0 tokens")
 
 
-@pytest.mark.parametrize("sizes", [{"max_batch": 0}, {"prefill_chunk": -1}, {"max_model_len": 1}])
+@pytest.mark.parametrize("sizes", [{"max_num_seqs": 0}, {"block_size": -1}, {"max_model_len": 1}])
 def test_bad_sizes_are_refused(sizes):
     with pytest.raises(ValueError, match="expected a whole number"):
         EngineConfig(**sizes)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vl2.cli import options
+from vl2.cli.answering import answer_one
 from vl2.cli.loading import load_engine
 from vl2.cli.pictures import check_target, open_picture, save_png, side_by_side
 from vl2.cli.terminal import note, show, show_delta, show_remarks
@@ -69,7 +70,7 @@ def ask(  # noqa: PLR0913 - each parameter is an option of the command
         allow_grounding_tokens=ground,
     )
     stream = sys.stdout.isatty() and not as_json
-    [answer] = engine.generate([inputs], params, on_token=show_delta if stream else None)
+    answer = answer_one(engine, inputs, params, show_delta if stream else None)
     if as_json:
         show(json.dumps(_as_json(answer, model), ensure_ascii=False) + "\n")
     else:

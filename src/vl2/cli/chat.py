@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vl2.cli import options
+from vl2.cli.answering import answer_one
 from vl2.cli.ask import content_of
 from vl2.cli.loading import load_engine
 from vl2.cli.pictures import open_picture
@@ -113,7 +114,7 @@ class Talk:
         inputs = self._engine.processor(
             [*self.messages, asked], add_generation_prompt=True, allow_grounding_tokens=True
         )
-        [answer] = self._engine.generate([inputs], self._params, on_token=show_delta)
+        answer = answer_one(self._engine, inputs, self._params, show_delta)
         show("\n")
         show_remarks(answer)
         self.messages += [asked, {"role": "assistant", "content": answer.text}]

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, cast, no_type_check
+from typing import Any, Literal, cast, no_type_check
 
 from vl2.processing.grounding import Box
 
 TINIEST = 5e-324
 """The smallest float above 0."""
 
-FinishReason = Literal["stop", "length"]
+MAX_N = 8
+"""Most answers to one conversation."""
+
+MAX_LOGPROBS = 20
+"""Most alternatives per token, as in OpenAI's interface."""
+
+FinishReason = Literal["stop", "length", "abort", "error"]
 
 
 @no_type_check  # it checks its own values at run time, with messages for people
@@ -20,22 +26,85 @@ class EngineConfig:
     """Sizes of the generation loop.
 
     Attributes:
-        max_batch: conversations that are answered together; a longer list runs in groups.
-        prefill_chunk: prompt tokens per forward pass, which bounds the memory of a long prompt.
+        max_num_seqs: answers that one step works on.
+        max_num_batched_tokens: tokens of one forward pass, those of prompts and of answers
+            together, which bounds the memory of a step.
         max_model_len: tokens of prompt and answer together; None means the model's
             `max_position_embeddings`.
+        block_size: tokens of one cache block.
+        num_blocks: cache blocks; None means enough for `max_num_seqs` full contexts, as far as
+            memory reaches.
+        enable_prefix_caching: keep the blocks of finished prompts for those that begin alike.
+        vision_cache_gib: memory for the features of pictures that may come again; 0 is off.
+        max_tiles_per_batch: tiles of pictures that are encoded together.
+        speculative_tokens: tokens that a step guesses from the text so far and checks together;
+            0 is off.
+        prompt_lookup: length of the run of tokens that a guess must share with the text so far.
     """
 
-    max_batch: int = 8
-    prefill_chunk: int = 1024
+    max_num_seqs: int = 8
+    max_num_batched_tokens: int = 2048
     max_model_len: int | None = None
+    block_size: int = 16
+    num_blocks: int | None = None
+    enable_prefix_caching: bool = True
+    vision_cache_gib: float = 0.25
+    max_tiles_per_batch: int = 16
+    speculative_tokens: int = 0
+    prompt_lookup: int = 3
 
     def __post_init__(self) -> None:
         """Check the ranges."""
-        _whole("max_batch", self.max_batch, least=1)
-        _whole("prefill_chunk", self.prefill_chunk, least=1)
+        for name in ("max_num_seqs", "max_num_batched_tokens", "block_size"):
+            _whole(name, getattr(self, name), least=1)
+        for name in ("max_tiles_per_batch", "prompt_lookup"):
+            _whole(name, getattr(self, name), least=1)
+        _whole("speculative_tokens", self.speculative_tokens, least=0, meaning=" (0 is off)")
         if self.max_model_len is not None:
             _whole("max_model_len", self.max_model_len, least=2)
+        if self.num_blocks is not None:
+            _whole("num_blocks", self.num_blocks, least=1)
+        _flag("enable_prefix_caching", self.enable_prefix_caching)
+        _number("vision_cache_gib", self.vision_cache_gib, "0 (off) to 1024", 0.0, 1024.0)
+
+
+@no_type_check  # it checks its own values at run time, with messages for people
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StructuredOutputsParams:
+    """The form that an answer must have: exactly one of these is given.
+
+    Attributes:
+        json: a JSON schema, as a dict or as text.
+        regex: a regular expression that the whole answer matches; no look-around, no references.
+        choice: strings of which the answer is one.
+        grounding: the answer holds at least one label with boxes,
+            `<|ref|>label<|/ref|><|det|>[[x1, y1, x2, y2]]<|/det|>`, and otherwise plain text.
+    """
+
+    json: dict[str, Any] | str | None = None
+    regex: str | None = None
+    choice: Sequence[str] | None = None
+    grounding: bool = False
+
+    def __post_init__(self) -> None:
+        """Check that there is one form, of the right type; the compiler checks its content."""
+        _flag("grounding", self.grounding)
+        given = [name for name in ("json", "regex", "choice") if getattr(self, name) is not None]
+        given += ["grounding"] if self.grounding else []
+        if len(given) != 1:
+            raise ValueError(
+                f"structured outputs have {' and '.join(given) or 'no form'}: "
+                "expected exactly one of json, regex, choice, grounding"
+            )
+        if self.json is not None and not isinstance(self.json, dict | str):
+            raise ValueError(f"json is {self.json!r}: expected a JSON schema as a dict or as text")
+        if self.regex is not None and not isinstance(self.regex, str):
+            raise ValueError(f"regex is {self.regex!r}: expected a regular expression as text")
+        if self.choice is not None:
+            choice = _all_of("choice", self.choice, str, "non-empty strings")
+            if not choice:
+                raise ValueError("choice is empty: expected at least one string")
+            object.__setattr__(self, "choice", choice)
 
 
 @no_type_check  # it checks its own values at run time, with messages for people
@@ -43,47 +112,86 @@ class EngineConfig:
 class SamplingParams:
     """How one answer is decoded.
 
-    The order is that of transformers: repetition penalty, temperature, top_k, top_p, min_p.
+    The order of the steps: structured outputs and min_tokens, repetition penalty, frequency and
+    presence penalty, temperature, top_k, top_p, min_p. Penalties count text tokens alone; control
+    tokens, image placeholders among them, never count.
 
     Attributes:
         max_tokens: most tokens of the answer; the context's end can come first.
+        min_tokens: so many tokens come before any that could end the answer. A structured output
+            that is complete ends earlier.
         temperature: 0 takes the likeliest token; above 0 samples.
         top_p: keep the likeliest tokens that together reach this probability.
         top_k: keep this many of the likeliest tokens; 0 keeps all.
         min_p: keep tokens at least this fraction as likely as the likeliest.
-        repetition_penalty: above 1 makes text tokens of the prompt and the answer less likely;
-            control tokens, image placeholders among them, never count.
+        repetition_penalty: above 1 makes tokens of the prompt and the answer less likely.
+        presence_penalty: taken off the score of tokens that the answer holds (OpenAI's definition).
+        frequency_penalty: the same times how often the answer holds them.
         stop: strings that end the answer and do not appear in it.
         stop_token_ids: tokens that end the answer beside the end-of-sentence token.
+        ignore_eos: go on behind the end-of-sentence token.
         seed: makes a sampled answer repeatable, whatever it is batched with; None draws one.
+        n: answers to each conversation.
+        logprobs: likeliest tokens to report beside each chosen one; None reports none.
+        structured_outputs: the form that the answer must have.
     """
 
     max_tokens: int = 512
+    min_tokens: int = 0
     temperature: float = 0.0
     top_p: float = 1.0
     top_k: int = 0
     min_p: float = 0.0
     repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
     stop: str | Sequence[str] = ()
     stop_token_ids: Sequence[int] = ()
+    ignore_eos: bool = False
     seed: int | None = None
+    n: int = 1
+    logprobs: int | None = None
+    structured_outputs: StructuredOutputsParams | None = None
 
     def __post_init__(self) -> None:
         """Check the ranges; a single stop string becomes a tuple of one."""
-        _whole("max_tokens", self.max_tokens, least=1)
-        _number("temperature", self.temperature, "0 (greedy) to 100", 0.0, 100.0)
-        _number("top_p", self.top_p, "above 0 and at most 1", TINIEST, 1.0)
-        _whole("top_k", self.top_k, least=0, meaning=" (0 keeps all)")
-        _number("min_p", self.min_p, "0 (off) to 1", 0.0, 1.0)
-        _number(
-            "repetition_penalty", self.repetition_penalty, "0.01 to 100 (1 is off)", 0.01, 100.0
-        )
+        self._check_lengths()
+        self._check_sampling()
         stop = (self.stop,) if isinstance(self.stop, str) else self.stop
         object.__setattr__(self, "stop", _all_of("stop", stop, str, "non-empty strings"))
         ids = _all_of("stop_token_ids", self.stop_token_ids, int, "token ids")
         object.__setattr__(self, "stop_token_ids", ids)
         if self.seed is not None:
             _whole("seed", self.seed, least=0)
+        _whole("n", self.n, least=1, most=MAX_N)
+        if self.logprobs is not None:
+            _whole("logprobs", self.logprobs, least=0, most=MAX_LOGPROBS)
+        form = self.structured_outputs
+        if form is not None and not isinstance(form, StructuredOutputsParams):
+            raise ValueError(f"structured_outputs is {form!r}: expected a StructuredOutputsParams")
+
+    def _check_lengths(self) -> None:
+        _whole("max_tokens", self.max_tokens, least=1)
+        _whole("min_tokens", self.min_tokens, least=0)
+        if self.min_tokens > self.max_tokens:
+            raise ValueError(
+                f"min_tokens is {self.min_tokens}: expected at most max_tokens, {self.max_tokens}"
+            )
+        _flag("ignore_eos", self.ignore_eos)
+        if self.ignore_eos and self.structured_outputs is not None:
+            raise ValueError(
+                "ignore_eos is True: expected False with structured_outputs, which end themselves"
+            )
+
+    def _check_sampling(self) -> None:
+        _number("temperature", self.temperature, "0 (greedy) to 100", 0.0, 100.0)
+        _number("top_p", self.top_p, "above 0 and at most 1", TINIEST, 1.0)
+        _whole("top_k", self.top_k, least=0, meaning=" (0 keeps all)")
+        _number("min_p", self.min_p, "0 (off) to 1", 0.0, 1.0)
+        wanted = "0.01 to 100 (1 is off)"
+        _number("repetition_penalty", self.repetition_penalty, wanted, 0.01, 100.0)
+        for name in ("presence_penalty", "frequency_penalty"):
+            _number(name, getattr(self, name), "-2 to 2 (0 is off)", -2.0, 2.0)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -93,6 +201,15 @@ class Usage:
     prompt_tokens: int
     image_tokens: int
     completion_tokens: int
+    cached_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """A token and the model's own log-probability of it."""
+
+    token_id: int
+    logprob: float
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -100,28 +217,46 @@ class Completion:
     """One answer.
 
     Attributes:
+        index: number of the conversation; its `n` answers follow each other.
         text: the answer with its grounding markup, without the stop string or stop token.
         token_ids: every token that was chosen, the stop token included.
         boxes: boxes of the answer in pixels of the source pictures; a score is the mean
             probability of the tokens that spell the coordinates.
         finish_reason: "stop" at the end-of-sentence token, a stop token or a stop string,
-            "length" at `max_tokens` or at the end of the context.
+            "length" at `max_tokens` or at the end of the context, "abort" when the caller took
+            the request back, "error" when it failed.
         usage: token counts.
         logprobs: the model's own log-probability of each chosen token, before temperature,
-            penalty and cuts.
+            penalties and cuts.
+        top_logprobs: for each chosen token the likeliest tokens in its place, the likeliest first;
+            None if `SamplingParams.logprobs` is None.
+        error: what failed, in one line; None unless `finish_reason` is "error".
     """
 
+    index: int
     text: str
     token_ids: list[int]
     boxes: list[Box]
     finish_reason: FinishReason
     usage: Usage
     logprobs: list[float]
+    top_logprobs: list[tuple[TokenLogprob, ...]] | None = None
+    error: str | None = None
 
 
-def _whole(name: str, value: object, *, least: int, meaning: str = "") -> None:
-    if type(value) is not int or not least <= value < 2**63:
-        raise ValueError(f"{name} is {value!r}: expected a whole number from {least}{meaning} up")
+def _whole(
+    name: str, value: object, *, least: int, most: int = 2**63 - 1, meaning: str = ""
+) -> None:
+    if type(value) is not int or not least <= value <= most:
+        end = "up" if most == 2**63 - 1 else f"to {most}"
+        raise ValueError(
+            f"{name} is {value!r}: expected a whole number from {least}{meaning} {end}"
+        )
+
+
+def _flag(name: str, value: object) -> None:
+    if type(value) is not bool:
+        raise ValueError(f"{name} is {value!r}: expected True or False")
 
 
 def _number(name: str, value: object, wanted: str, low: float, high: float) -> None:

@@ -1,35 +1,64 @@
-"""The generation loop: chunked prefill of a left-padded batch, then one cached token per step.
+"""The engine: conversations go in, a scheduler decides what each step works on, answers come out.
 
-First, simple form: a group starts together and each finished answer leaves it. The interface of
-`Engine.generate` stays when scheduling becomes continuous.
+The life of a request is told in docs/engine.md. One request that fails ends alone, with its error
+in its own completion; the others' tokens are those of a run without it.
 """
 
 from __future__ import annotations
 
 import math
-from collections import abc
-from typing import Any
+from collections import abc, deque
+from collections.abc import Hashable
+from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Float, Int
 from torch import Tensor
-from torch.nn import functional
 
-from vl2.engine.config import Completion, EngineConfig, SamplingParams
-from vl2.engine.sampler import Sampler
+from vl2.engine.admission import Admission, Conversation
+from vl2.engine.block_manager import BlockManager
+from vl2.engine.config import Completion, EngineConfig, FinishReason, SamplingParams, Usage
+from vl2.engine.grammar import GrammarCompiler
+from vl2.engine.model_runner import ModelRunner
+from vl2.engine.pictures import VisionEncoder
+from vl2.engine.prompt_lookup import look_up
+from vl2.engine.sampler import Choice, sample
+from vl2.engine.scheduler import Scheduled, Scheduler
 from vl2.engine.sequence import Sequence
-from vl2.engine.text_stream import TextStream
+from vl2.logs import get_logger
 from vl2.model.vl2 import VL2Model
-from vl2.ops.kv_cache import KVCache
-from vl2.processing.inputs import Batch, ModelInputs
 from vl2.processing.processor import Processor
-from vl2.processing.tokenizer import Tokenizer
 
-Conversation = abc.Sequence[abc.Mapping[str, Any]] | ModelInputs
-"""Chat messages, or inputs that a processor already made, for instance from the official format."""
+log = get_logger(__name__)
+
+DEFAULT_POOL_BYTES = 2**31
+"""Most memory of the cache when `num_blocks` is not given, unless one context needs more."""
 
 OnToken = abc.Callable[[int, str], None]
-"""Hears the index of a conversation and the new piece of its answer."""
+"""Hears the index of an answer and the new piece of its text."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Progress:
+    """What a step did for one sequence; `completion` is set when it ended."""
+
+    sequence: Sequence
+    delta: str
+    completion: Completion | None
+
+
+@dataclass(kw_only=True, slots=True)
+class EngineStats:
+    """Counters since the engine began."""
+
+    steps: int = 0
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    generated_tokens: int = 0
+    drafted_tokens: int = 0
+    accepted_drafts: int = 0
+    preemptions: int = 0
+    tiles_encoded: int = 0
+    pictures_reused: int = 0
 
 
 class Engine:
@@ -41,118 +70,270 @@ class Engine:
         """Put the parts together, and the model in evaluation mode.
 
         Raises:
-            ValueError: the processor is of another model.
+            ValueError: the processor is of another model, or the cache is smaller than one context.
         """
         _check_pair(model, processor)
         self.model = model.eval()
         self.processor = processor
-        self.config = config or EngineConfig()
+        self.config = config = config or EngineConfig()
         language = model.config.language_config
-        self.context = self.config.max_model_len or language.max_position_embeddings
-        self.device = model.image_newline.device
-        self.dtype = model.image_newline.dtype
+        context = config.max_model_len or language.max_position_embeddings
+        num_blocks = _num_blocks(model, config, context)
         controls = processor.tokenizer.control_ids
         counted = [token not in controls for token in range(language.vocab_size)]
-        self._counted = torch.tensor(counted, device=self.device)
+        self._barred = frozenset(controls)
+        self._admission = Admission(
+            processor=processor,
+            grammar=GrammarCompiler(processor.tokenizer, language.vocab_size),
+            context=context,
+            counted=torch.tensor(counted, device=model.image_newline.device),
+        )
+        vision = VisionEncoder(
+            model=model,
+            capacity=int(config.vision_cache_gib * 2**30),
+            tiles_per_batch=config.max_tiles_per_batch,
+        )
+        self._runner = ModelRunner(
+            model, vision, num_blocks=num_blocks, block_size=config.block_size
+        )
+        self.blocks = BlockManager(
+            num_blocks, config.block_size, sharing=config.enable_prefix_caching
+        )
+        self._scheduler = Scheduler(
+            blocks=self.blocks,
+            max_num_seqs=config.max_num_seqs,
+            max_num_batched_tokens=config.max_num_batched_tokens,
+        )
+        self._stats = EngineStats()
 
-    @torch.inference_mode()
     def generate(
         self,
         conversations: abc.Sequence[Conversation],
         params: SamplingParams | abc.Sequence[SamplingParams] | None = None,
         on_token: OnToken | None = None,
     ) -> list[Completion]:
-        """Answer every conversation, `max_batch` at a time.
+        """Answer every conversation.
+
+        A conversation that cannot be answered gets a completion with `finish_reason` "error".
 
         Args:
-            conversations: messages or `ModelInputs`, one item per answer.
+            conversations: messages or `ModelInputs`.
             params: for all conversations, or one per conversation; None decodes greedily.
             on_token: hears text while it is made; its pieces join to `Completion.text`.
 
+        Returns:
+            `params.n` completions per conversation, in order.
+
         Raises:
-            ValueError: as many params as fit neither rule, a conversation that the processor
-                refuses, or a prompt that leaves no room in the context.
-            FloatingPointError: the model gave scores that are not numbers.
+            ValueError: as many params as fit neither rule.
         """
         chosen = _one_each(params, len(conversations))
-        answers: list[Completion] = []
-        for first in range(0, len(conversations), self.config.max_batch):
-            last = min(first + self.config.max_batch, len(conversations))
-            group = [self._admit(i, conversations[i], chosen[i]) for i in range(first, last)]
-            self._run(group, on_token or (lambda index, delta: None))
-            answers += [sequence.completion() for sequence in group]
-        return answers
+        queue = deque(enumerate(zip(conversations, chosen, strict=True)))
+        firsts = [sum(p.n for p in chosen[:i]) for i in range(len(chosen))]
+        answers: dict[int, Completion] = {}
+        places: dict[Sequence, int] = {}
+        try:
+            while queue or places:
+                while queue and len(self._scheduler.waiting) < self.config.max_num_seqs:
+                    index, (conversation, one) = queue.popleft()
+                    try:
+                        added = self.add_request(index, conversation, one, index=index)
+                    except ValueError as error:
+                        log.warning("conversation %d is refused: %s", index, error)
+                        refused = _refused(index, str(error))
+                        answers |= {firsts[index] + i: refused for i in range(one.n)}
+                        continue
+                    places |= {s: firsts[index] + i for i, s in enumerate(added)}
+                for progress in self.step():
+                    place = places[progress.sequence]
+                    if progress.delta and on_token:
+                        on_token(place, progress.delta)
+                    if progress.completion:
+                        answers[place] = progress.completion
+                        del places[progress.sequence]
+        finally:
+            for sequence in places:
+                if sequence.finish_reason is None:
+                    self._drop(sequence, "abort")
+        return [answers[place] for place in sorted(answers)]
 
-    def _admit(self, index: int, conversation: Conversation, params: SamplingParams) -> Sequence:
-        ready = isinstance(conversation, ModelInputs)
-        inputs = conversation if ready else self.processor(conversation)
-        room = self.context - len(inputs.input_ids)
-        if room < 1:
-            raise ValueError(
-                f"conversation {index} has {len(inputs.input_ids)} prompt tokens, "
-                f"{int(inputs.images_seq_mask.sum())} of them for pictures: the context of "
-                f"{self.context} leaves no room for an answer; send less text or fewer or smaller "
-                "pictures, or set EngineConfig.max_model_len"
+    def add_request(
+        self,
+        request_id: Hashable,
+        conversation: Conversation,
+        params: SamplingParams | None = None,
+        *,
+        index: int = 0,
+        deadline: float | None = None,
+    ) -> list[Sequence]:
+        """Queue a conversation; `step` works on it from now on.
+
+        Args:
+            request_id: what `abort` knows it by.
+            conversation: messages or `ModelInputs`.
+            params: None decodes greedily.
+            index: what its completions carry.
+            deadline: value of `time.monotonic()` at which it is aborted.
+
+        Returns:
+            One sequence per answer.
+
+        Raises:
+            ValueError: it can never be answered; nothing is queued then.
+        """
+        added = self.prepare(request_id, conversation, params, index=index, deadline=deadline)
+        self.submit(added)
+        return added
+
+    def prepare(
+        self,
+        request_id: Hashable,
+        conversation: Conversation,
+        params: SamplingParams | None = None,
+        *,
+        index: int = 0,
+        deadline: float | None = None,
+    ) -> list[Sequence]:
+        """The first half of `add_request`: pictures and text are read; any thread may do it."""
+        return self._admission.sequences(
+            request_id, conversation, params or SamplingParams(), index=index, deadline=deadline
+        )
+
+    def submit(self, sequences: abc.Iterable[Sequence]) -> None:
+        """The second half of `add_request`: queue what `prepare` made."""
+        for sequence in sequences:
+            self._scheduler.add(sequence)
+
+    def abort(self, request_id: Hashable) -> list[Completion]:
+        """Take a request back; its blocks are free at once. Unknown ones are ignored."""
+        mine = [s for s in self._sequences() if s.request_id == request_id]
+        return [self._drop(sequence, "abort") for sequence in mine]
+
+    @property
+    def has_unfinished_requests(self) -> bool:
+        """Whether `step` has work."""
+        return bool(self._scheduler.waiting or self._scheduler.running)
+
+    @property
+    def stats(self) -> EngineStats:
+        """Counters so far."""
+        vision = self._runner.vision.stats
+        return replace(
+            self._stats,
+            preemptions=self._scheduler.preempted,
+            tiles_encoded=vision.tiles,
+            pictures_reused=vision.hits,
+        )
+
+    @torch.inference_mode()
+    def step(self) -> list[Progress]:
+        """One forward pass for all who run; what came of it, sequence by sequence."""
+        done = [
+            Progress(sequence=s, delta="", completion=self._drop(s, "abort"))
+            for s in self._sequences()
+            if s.overdue
+        ]
+        plan = self._scheduler.schedule()
+        self._stats.steps += bool(plan)
+        computed, failed = self._run(plan)
+        known = [(item, logits) for item, logits in computed if logits is not None]
+        for item, logits in computed:
+            if logits is None:
+                self._count(item)
+                self._scheduler.advance(item.sequence, item.tokens)
+        done += [self._fail(item.sequence, error) for item, error in failed]
+        return done + self._choose(known)
+
+    def _run(
+        self, plan: abc.Sequence[Scheduled]
+    ) -> tuple[list[tuple[Scheduled, Tensor | None]], list[tuple[Scheduled, Exception]]]:
+        """Items with logits if these are known now; who cannot run is found by running alone."""
+        if not plan:
+            return [], []
+        try:
+            logits = dict(self._runner.run(plan))
+        except Exception as error:
+            if len(plan) == 1:
+                return [], [(plan[0], error)]
+            log.warning("a step of %d requests failed, each runs alone: %s", len(plan), error)
+            parts = [self._run([item]) for item in plan]
+            return [x for done, _ in parts for x in done], [x for _, bad in parts for x in bad]
+        return [(item, logits.get(item)) for item in plan], []
+
+    def _choose(self, known: list[tuple[Scheduled, Tensor]]) -> list[Progress]:
+        """Sample all rows together and hand out the tokens."""
+        if not known:
+            return []
+        states, indices = [], []
+        for item, logits in known:
+            first = len(item.sequence.token_ids)
+            states += [item.sequence.sampling] * len(logits)
+            indices += range(first, first + len(logits))
+        choices = iter(sample(torch.cat([logits for _, logits in known]), states, indices))
+        return [self._take(item, [next(choices) for _ in logits]) for item, logits in known]
+
+    def _take(self, item: Scheduled, choices: list[Choice]) -> Progress:
+        """Accept the first choice and as many more as the drafts before them were right."""
+        sequence, drafts = item.sequence, item.sequence.drafts
+        self._count(item)
+        delta, accepted = "", 0
+        for place, choice in enumerate(choices):
+            if not math.isfinite(choice.logprob):
+                return self._fail(sequence, _no_numbers(sequence), delta)
+            delta += sequence.accept(choice)
+            accepted = place
+            guessed = place < len(drafts) and drafts[place] == choice.token
+            if sequence.finish_reason or not guessed:
+                break
+        self._stats.generated_tokens += accepted + 1
+        self._stats.drafted_tokens += len(drafts)
+        self._stats.accepted_drafts += accepted
+        sequence.drafts = []
+        self._scheduler.advance(sequence, item.tokens - len(drafts) + accepted)
+        if sequence.finish_reason:
+            return Progress(sequence=sequence, delta=delta, completion=self._finish(sequence))
+        self._draft(sequence)
+        return Progress(sequence=sequence, delta=delta, completion=None)
+
+    def _draft(self, sequence: Sequence) -> None:
+        """Guess at the tokens behind the next one."""
+        room = sequence.max_tokens - len(sequence.token_ids) - 1
+        count = min(self.config.speculative_tokens, room)
+        if count > 0 and sequence.sampling.plain:
+            sequence.drafts = look_up(
+                sequence.tokens_between(0, sequence.length),
+                match=self.config.prompt_lookup,
+                count=count,
+                barred=self._barred,
             )
-        return Sequence(
-            index=index,
-            inputs=inputs,
-            question=_question(inputs, self.processor.tokenizer),
-            params=params,
-            max_tokens=min(params.max_tokens, room),
-            stop_ids=frozenset((self.processor.tokenizer.eos_id, *params.stop_token_ids)),
-            stream=TextStream(self.processor.tokenizer, params.stop),
-        )
 
-    def _run(self, running: list[Sequence], on_token: OnToken) -> None:
-        """Answer a group; who has finished leaves it with the rows of sampler, mask and cache."""
-        inputs = [sequence.inputs for sequence in running]
-        batch = self.processor.collate(inputs).to(self.device)
-        longest = max(sequence.max_tokens for sequence in running)
-        mask = functional.pad(batch.attention_mask, (0, longest), value=1)
-        language = self.model.config.language_config
-        cache = KVCache.empty(language, *mask.shape, device=self.device, dtype=self.dtype)
-        sampler = Sampler.start(
-            [sequence.params for sequence in running],
-            [sample.input_ids for sample in inputs],
-            self._counted,
-        )
-        hidden = self._prefill(batch, mask, cache)
-        while True:
-            uniform = torch.tensor([sequence.uniform() for sequence in running])
-            logits = self.model.language.logits(hidden)[:, 0]
-            tokens, logprobs = sampler.step(logits, uniform.to(self.device))
-            choices = zip(running, tokens.tolist(), logprobs.tolist(), strict=True)
-            for sequence, token, logprob in choices:
-                _deliver(sequence, token, logprob, on_token)
-            rows = [row for row, sequence in enumerate(running) if not sequence.finish_reason]
-            if not rows:
-                return
-            if len(rows) < len(running):
-                running = [running[row] for row in rows]
-                kept = torch.tensor(rows, device=self.device)
-                cache, sampler = cache.select(kept), sampler.select(kept)
-                mask, tokens = mask[kept], tokens[kept]
-            hidden = self._advance(self.model.language.embed(tokens[:, None]), mask, cache)
+    def _count(self, item: Scheduled) -> None:
+        """Note the tokens of a prompt that ran."""
+        sequence = item.sequence
+        if sequence.token_ids:
+            return
+        self._stats.prompt_tokens += item.tokens
+        if sequence.computed == sequence.cached_tokens:
+            self._stats.cached_tokens += sequence.cached_tokens
 
-    def _prefill(
-        self, batch: Batch, mask: Int[Tensor, "b s"], cache: KVCache
-    ) -> Float[Tensor, "b 1 h"]:
-        """State of the last prompt token; prompts run in chunks of `prefill_chunk` tokens."""
-        embeds = self.model.embed_inputs(
-            batch.input_ids, batch.images, batch.images_seq_mask, batch.images_spatial_crop
-        )
-        *before, last = embeds.split(self.config.prefill_chunk, dim=1)
-        for chunk in before:
-            self._advance(chunk, mask, cache)
-        return self._advance(last, mask, cache)
+    def _fail(self, sequence: Sequence, error: Exception | str, delta: str = "") -> Progress:
+        """End a sequence with its own error; nobody finds the rows that it computed."""
+        text = error if isinstance(error, str) else f"{type(error).__name__}: {error}"
+        sequence.error = " ".join(text.split())
+        log.warning("request %s failed: %s", sequence.request_id, sequence.error)
+        completion = self._drop(sequence, "error")
+        return Progress(sequence=sequence, delta=delta, completion=completion)
 
-    def _advance(
-        self, embeds: Float[Tensor, "b t h"], mask: Int[Tensor, "b s"], cache: KVCache
-    ) -> Float[Tensor, "b 1 h"]:
-        """Run new tokens behind the cached ones; the last one's state."""
-        seen = mask[:, : cache.length + embeds.shape[1]]
-        return self.model.language(embeds, attention_mask=seen, cache=cache).hidden[:, -1:]
+    def _drop(self, sequence: Sequence, reason: FinishReason) -> Completion:
+        sequence.finish_reason = reason
+        return self._finish(sequence)
+
+    def _finish(self, sequence: Sequence) -> Completion:
+        self._scheduler.remove(sequence, wrong=sequence.finish_reason == "error")
+        return sequence.completion()
+
+    def _sequences(self) -> list[Sequence]:
+        return [*self._scheduler.running, *self._scheduler.waiting]
 
 
 def _check_pair(model: VL2Model, processor: Processor) -> None:
@@ -164,6 +345,22 @@ def _check_pair(model: VL2Model, processor: Processor) -> None:
             f"the processor has {ids} tokens and {size}-pixel tiles, the model {vocabulary} and "
             f"{tile}: load both from the same place"
         )
+
+
+def _num_blocks(model: VL2Model, config: EngineConfig, context: int) -> int:
+    """Blocks of the cache; one sequence alone must always fit."""
+    least = -(-context // config.block_size)
+    if config.num_blocks is not None:
+        if config.num_blocks < least:
+            raise ValueError(
+                f"num_blocks is {config.num_blocks}: one context of {context} tokens needs {least} "
+                f"blocks of {config.block_size}; give more blocks or a smaller max_model_len"
+            )
+        return config.num_blocks
+    language = model.config.language_config
+    row = language.cache_width * language.num_hidden_layers * model.image_newline.element_size()
+    affordable = DEFAULT_POOL_BYTES // (row * config.block_size)
+    return max(least, min(least * config.max_num_seqs, affordable))
 
 
 def _one_each(
@@ -179,21 +376,22 @@ def _one_each(
     return list(params)
 
 
-def _question(inputs: ModelInputs, tokenizer: Tokenizer) -> str:
-    """Text of the last user turn."""
-    ids = inputs.input_ids.tolist()
-    start = len(ids) - ids[::-1].index(tokenizer.user_id) if tokenizer.user_id in ids else 0
-    return tokenizer.decode(ids[start:], skip_special=True)
+def _refused(index: int, error: str) -> Completion:
+    """The answer to a conversation that never began."""
+    return Completion(
+        index=index,
+        text="",
+        token_ids=[],
+        boxes=[],
+        finish_reason="error",
+        usage=Usage(prompt_tokens=0, image_tokens=0, completion_tokens=0),
+        logprobs=[],
+        error=error,
+    )
 
 
-def _deliver(sequence: Sequence, token: int, logprob: float, on_token: OnToken) -> None:
-    """Hand a sequence its next token and the caller the text that it completes."""
-    if not math.isfinite(logprob):
-        raise FloatingPointError(
-            f"conversation {sequence.index}: the model's scores are not numbers after "
-            f"{len(sequence.token_ids)} tokens; the weights are damaged, or too large for float16: "
-            "load them as bfloat16 or float32"
-        )
-    delta = sequence.accept(token, logprob)
-    if delta:
-        on_token(sequence.index, delta)
+def _no_numbers(sequence: Sequence) -> str:
+    return sequence.sampling.error or (
+        f"the model's scores are not numbers after {len(sequence.token_ids)} tokens; the weights "
+        "are damaged, or too large for float16: load them as bfloat16 or float32"
+    )

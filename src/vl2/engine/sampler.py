@@ -1,133 +1,386 @@
-"""From logits to tokens for a batch of requests, each with its own parameters and random stream.
+"""From logits to tokens: each row is decided by its own numbers alone, whatever it is batched with.
 
-Every row is decided by its own numbers alone, so a request's tokens do not depend on its
-neighbours. The order of the steps is that of transformers: repetition penalty, temperature, top_k,
-top_p, min_p.
+The order of the steps: grammar and min_tokens, repetition penalty, frequency and presence penalty,
+temperature, top_k, top_p, min_p. Probabilities are drawn from as whole numbers: they add up to the
+same sum in any order, so a device that sums a batch otherwise than a single row chooses alike.
 """
 
 from __future__ import annotations
 
+import hashlib
+import math
+import secrets
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from vl2.engine.config import SamplingParams
+from vl2.engine.config import MAX_LOGPROBS, SamplingParams
+from vl2.engine.grammar import Matcher
+
+WEIGHT_BITS = 38
+"""Probability 1 is the weight 2**38; with `UNIFORM_BITS` a product still fits 63 bits."""
+
+UNIFORM_BITS = 24
+"""Random numbers are multiples of 2**-24, which float32 holds exactly."""
+
+HEAD = 1024
+"""Likeliest tokens that top_p looks at before it sorts a whole vocabulary."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Sampler:
-    """Sampling parameters and seen tokens of a batch, one entry per row.
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What a row decided.
 
-    `counted` says which tokens of the vocabulary the repetition penalty counts at all, `seen` which
-    of them each row has had in its prompt or answer.
+    Attributes:
+        token: the chosen token.
+        logprob: its log-probability under the untouched logits; NaN if the row has no good scores.
+        top: the likeliest tokens with their log-probabilities, as many as its params ask for.
     """
 
-    temperature: Float[Tensor, " b"]
-    top_p: Float[Tensor, " b"]
-    top_k: Int[Tensor, " b"]
-    min_p: Float[Tensor, " b"]
-    repetition_penalty: Float[Tensor, " b"]
+    token: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(kw_only=True, slots=True)
+class SamplingState:
+    """What the choice of an answer's next token depends on, beside the logits.
+
+    Attributes:
+        params: how the answer is decoded.
+        stop_ids: tokens that end the answer.
+        seed: of the answer's random numbers.
+        grammar: the form of the answer, as far as it has come.
+        counted: which tokens of the vocabulary the penalties count at all.
+        seen: counted tokens of prompt and answer; only with a repetition penalty.
+        counts: how often the answer has each counted token; only with the other penalties.
+        noted: accepted tokens.
+    """
+
+    params: SamplingParams
+    stop_ids: frozenset[int]
+    seed: bytes
+    grammar: Matcher | None
     counted: Bool[Tensor, " v"]
-    seen: Bool[Tensor, "b v"]
+    seen: Bool[Tensor, " v"] | None
+    counts: Int[Tensor, " v"] | None
+    noted: int = 0
 
     @classmethod
     def start(
         cls,
-        params: Sequence[SamplingParams],
-        prompts: Sequence[Int[Tensor, " _"]],
+        params: SamplingParams,
+        prompt: Int[Tensor, " n"],
         counted: Bool[Tensor, " v"],
-    ) -> Sampler:
-        """A sampler for requests with these prompts, on the device of `counted`."""
-
-        def rows(name: str, dtype: torch.dtype = torch.float32) -> Tensor:
-            values = [getattr(p, name) for p in params]
-            return torch.tensor(values, dtype=dtype, device=counted.device)
-
-        seen = torch.zeros(len(prompts), len(counted), dtype=torch.bool, device=counted.device)
-        for row, prompt in zip(seen, prompts, strict=True):
-            row[prompt.to(seen.device)] = True
-        return cls(
-            temperature=rows("temperature"),
-            top_p=rows("top_p"),
-            top_k=rows("top_k", torch.int64),
-            min_p=rows("min_p"),
-            repetition_penalty=rows("repetition_penalty"),
-            counted=counted,
-            seen=seen & counted,
-        )
-
-    def select(self, rows: Int[Tensor, " kept"]) -> Sampler:
-        """The sampler of some rows."""
-        kept = {f.name: getattr(self, f.name)[rows] for f in fields(self) if f.name != "counted"}
-        return Sampler(**kept, counted=self.counted)
-
-    def step(
-        self, logits: Float[Tensor, "b v"], uniform: Float[Tensor, " b"]
-    ) -> tuple[Int[Tensor, " b"], Float[Tensor, " b"]]:
-        """Choose one token per row and note it as seen.
+        stop_ids: frozenset[int],
+        grammar: Matcher | None,
+        seed_offset: int = 0,
+    ) -> SamplingState:
+        """State before the first token, on the device of `counted`.
 
         Args:
-            logits: float32 scores of the next token.
-            uniform: one number in [0, 1) per row from the request's own generator.
-
-        Returns:
-            The tokens, and the log-probability of each under the untouched logits.
+            params: how the answer is decoded.
+            prompt: its tokens, for the repetition penalty.
+            counted: which tokens the penalties count.
+            stop_ids: tokens that end the answer.
+            grammar: the compiled `params.structured_outputs`, of this answer alone.
+            seed_offset: number of the answer among the `n` of its conversation.
         """
-        scores = penalise(logits, self.seen, self.repetition_penalty)
-        chosen = scores.argmax(dim=-1)
-        sampled = self.temperature > 0
-        if bool(sampled.any()):
-            chosen = torch.where(sampled, self._draw(scores, uniform), chosen)
-        place = chosen[:, None]
-        self.seen.scatter_(1, place, self.counted[place])
-        return chosen, logits.log_softmax(dim=-1).gather(-1, place)[:, 0]
+        seen = counts = None
+        if params.repetition_penalty != 1:
+            seen = torch.zeros_like(counted)
+            seen[prompt.to(seen.device)] = True
+            seen &= counted
+        if params.presence_penalty or params.frequency_penalty:
+            counts = torch.zeros_like(counted, dtype=torch.int32)
+        seed = secrets.randbits(63) if params.seed is None else params.seed
+        return cls(
+            params=params,
+            stop_ids=stop_ids,
+            seed=seed.to_bytes(8) + seed_offset.to_bytes(8),
+            grammar=grammar,
+            counted=counted,
+            seen=seen,
+            counts=counts,
+        )
 
-    def _draw(
-        self, scores: Float[Tensor, "b v"], uniform: Float[Tensor, " b"]
-    ) -> Int[Tensor, " b"]:
-        """Invert the cumulative distribution of the kept tokens at `uniform`."""
-        order = scores.argsort(dim=-1, descending=True, stable=True)
-        ranked = scores.gather(-1, order)
-        # The likeliest score is taken off first: a tiny temperature must not overflow.
-        cooled = (ranked - ranked[:, :1]) / self.temperature.clamp_min(1e-6)[:, None]
-        probabilities = cooled.softmax(dim=-1)
-        kept = keep_likely(probabilities, top_k=self.top_k, top_p=self.top_p, min_p=self.min_p)
-        cumulative = torch.where(kept, probabilities, 0.0).cumsum(dim=-1)
-        target = uniform[:, None] * cumulative[:, -1:]
-        place = torch.searchsorted(cumulative, target, right=True)
-        # Rounding may put the target on the total itself: the last kept token is meant.
-        place = place.minimum(kept.sum(dim=-1, keepdim=True) - 1)
-        return order.gather(-1, place)[:, 0]
+    @property
+    def plain(self) -> bool:
+        """Whether the next choices depend on the logits alone, not on the tokens between them."""
+        unpenalised = self.seen is None and self.counts is None
+        return unpenalised and self.grammar is None and self.noted >= self.params.min_tokens
+
+    @property
+    def error(self) -> str | None:
+        """Why the answer cannot go on; its rows then have the log-probability NaN."""
+        return self.grammar.error if self.grammar else None
+
+    def uniform(self, index: int) -> float:
+        """The random number in [0, 1) of the answer's token `index`: the same at every call."""
+        digest = hashlib.blake2b(self.seed + index.to_bytes(8), digest_size=8).digest()
+        return (int.from_bytes(digest) >> (64 - UNIFORM_BITS)) / 2**UNIFORM_BITS
+
+    def note(self, token: int) -> None:
+        """The token was accepted; it counts from now on. Never waits for the device."""
+        self.noted += 1
+        if self.seen is not None:
+            self.seen[token] |= self.counted[token]
+        if self.counts is not None:
+            self.counts[token] += self.counted[token]
+        if self.grammar is not None and token not in self.stop_ids:
+            self.grammar.accept(token)
+
+    def allowed(self, index: int) -> Bool[Tensor, " v"] | None:
+        """Which tokens may be token `index`, on the CPU; None for all.
+
+        A grammar that has ended leaves the tokens that end the answer, too early or not.
+        """
+        early = index < self.params.min_tokens
+        if self.grammar is None and not early:
+            return None
+        stops = torch.zeros(len(self.counted), dtype=torch.bool)
+        stops[[token for token in self.stop_ids if token < len(stops)]] = True
+        if self.grammar is None:
+            return ~stops
+        if self.grammar.finished:
+            return stops
+        allowed = self.grammar.allowed()
+        rest = allowed & ~stops
+        if early and bool(rest.any()):
+            return rest
+        return allowed | stops if self.grammar.accepting else allowed
 
 
-def penalise(
-    logits: Float[Tensor, "b v"], seen: Bool[Tensor, "b v"], penalty: Float[Tensor, " b"]
+def sample(
+    logits: Float[Tensor, "b v"], states: Sequence[SamplingState], indices: Sequence[int]
+) -> list[Choice]:
+    """Choose one token per row; changes no state and waits for the device once.
+
+    Rows that only top_p cuts are an exception: they may need a second wait.
+
+    Args:
+        logits: scores of the next token; a row with NaN gives a `Choice` with logprob NaN.
+        states: of each row's answer; one that checks guessed tokens stands in several rows.
+        indices: which token of its answer each row decides, from 0.
+    """
+    logits = logits.float()
+    scores = _penalise_rows(_restrict_rows(logits, states, indices), states)
+    chosen = scores.argmax(dim=-1)
+    for rows in _sampled_rows(states):
+        place = torch.tensor(rows, device=logits.device)
+        uniform = [states[row].uniform(indices[row]) for row in rows]
+        chosen[place] = draw(scores[place], [states[row].params for row in rows], uniform)
+    logprobs = logits.log_softmax(dim=-1)
+    columns = [chosen[:, None], logprobs.gather(-1, chosen[:, None])]
+    if any(state.params.logprobs for state in states):
+        # One width for all: what a row reports must not depend on what its neighbours ask for.
+        top = ranked(logprobs, min(MAX_LOGPROBS, logits.shape[-1]))
+        columns += [top, logprobs.gather(-1, top)]
+    # float32 holds every token id below 2**24.
+    table = torch.cat([column.float() for column in columns], dim=-1).tolist()
+    return [_choice(row, state) for row, state in zip(table, states, strict=True)]
+
+
+def _choice(row: list[float], state: SamplingState) -> Choice:
+    token, logprob, *top = row
+    half = len(top) // 2
+    pairs = zip(map(int, top[:half]), top[half:], strict=True)
+    return Choice(
+        token=int(token),
+        logprob=math.nan if state.error else logprob,
+        top=tuple(pairs)[: state.params.logprobs or 0],
+    )
+
+
+def _sampled_rows(states: Sequence[SamplingState]) -> list[list[int]]:
+    """Rows that draw, in groups of like work: nothing to rank, a few to rank, many to rank."""
+    groups: dict[int, list[int]] = {}
+    for row, state in enumerate(states):
+        if state.params.temperature > 0:
+            width = _width([state.params])
+            groups.setdefault((width > 0) + (width > HEAD), []).append(row)
+    return list(groups.values())
+
+
+def _restrict_rows(
+    logits: Float[Tensor, "b v"], states: Sequence[SamplingState], indices: Sequence[int]
 ) -> Float[Tensor, "b v"]:
-    """Divide positive and multiply negative scores of seen tokens by it (arXiv 1909.05858)."""
-    if bool((penalty == 1).all()):
+    """Give forbidden tokens the score -inf."""
+    masks = {
+        row: allowed
+        for row, (state, index) in enumerate(zip(states, indices, strict=True))
+        if (allowed := state.allowed(index)) is not None
+    }
+    if not masks:
         return logits
-    factor = penalty[:, None]
-    return torch.where(seen, torch.where(logits > 0, logits / factor, logits * factor), logits)
+    scores = logits.clone()
+    for row, allowed in masks.items():
+        scores[row].masked_fill_(~allowed.to(logits.device), -math.inf)
+    return scores
+
+
+def _penalise_rows(
+    scores: Float[Tensor, "b v"], states: Sequence[SamplingState]
+) -> Float[Tensor, "b v"]:
+    """Apply the penalties of the rows that have one."""
+    if all(state.seen is None and state.counts is None for state in states):
+        return scores
+    rows = []
+    for row, state in zip(scores, states, strict=True):
+        if state.seen is not None:
+            row = penalise_repeated(row, state.seen, state.params.repetition_penalty)
+        if state.counts is not None:
+            params = state.params
+            row = penalise_frequent(
+                row, state.counts, params.frequency_penalty, params.presence_penalty
+            )
+        rows.append(row)
+    return torch.stack(rows)
+
+
+def penalise_repeated(
+    scores: Float[Tensor, " v"], seen: Bool[Tensor, " v"], penalty: float
+) -> Float[Tensor, " v"]:
+    """Divide positive and multiply negative scores of seen tokens by it (arXiv 1909.05858)."""
+    return torch.where(seen, torch.where(scores > 0, scores / penalty, scores * penalty), scores)
+
+
+def penalise_frequent(
+    scores: Float[Tensor, " v"], counts: Int[Tensor, " v"], frequency: float, presence: float
+) -> Float[Tensor, " v"]:
+    """Take off `frequency` for each time a token was said and `presence` once (OpenAI's API)."""
+    return scores - frequency * counts - presence * (counts > 0)
+
+
+def draw(
+    scores: Float[Tensor, "b v"], params: Sequence[SamplingParams], uniform: Sequence[float]
+) -> Int[Tensor, " b"]:
+    """Cut each row's distribution and invert what is left at its uniform number.
+
+    Only `temperature`, `top_k`, `top_p` and `min_p` of the params are read.
+    """
+    return _draw(scores, params, uniform, width=min(_width(params), scores.shape[-1]))
+
+
+def _width(params: Sequence[SamplingParams]) -> int:
+    """How many of the likeliest tokens have to be put in order."""
+    cut = [p for p in params if p.top_k or p.top_p < 1]
+    return max((p.top_k or HEAD for p in cut), default=0)
+
+
+def _draw(
+    scores: Float[Tensor, "b v"],
+    params: Sequence[SamplingParams],
+    uniform: Sequence[float],
+    width: int,
+) -> Int[Tensor, " b"]:
+    def column(name: str, dtype: torch.dtype = torch.float32) -> Tensor:
+        values = [[getattr(p, name)] for p in params]
+        return torch.tensor(values, dtype=dtype, device=scores.device)
+
+    weights = token_weights(scores, column("temperature"))
+    total = weights.sum(dim=-1, keepdim=True)
+    order = ranked(scores, width) if width else None
+    top_k, top_p = column("top_k", torch.int64), column("top_p")
+    weights = weights if order is None else weights.gather(-1, order)
+    kept = keep_likely(weights, total, top_k=top_k, top_p=top_p, min_p=column("min_p"))
+    ends_early = 0 < width < scores.shape[-1] and not all(p.top_k for p in params)
+    if ends_early and bool((kept[:, -1:] & (top_k == 0)).any()):
+        return _draw(scores, params, uniform, width=scores.shape[-1])
+    return _invert(weights * kept, uniform, order)
+
+
+def draw_ref(scores: Float[Tensor, " v"], params: SamplingParams, uniform: float) -> int:
+    """`draw` for one row, written as the definition: sort, cut, walk to the uniform number."""
+    weights = token_weights(scores[None], torch.tensor([[params.temperature]]))[0].tolist()
+    order = scores.argsort(dim=-1, descending=True, stable=True).tolist()
+    order = order[: params.top_k or len(order)]
+    aim, before = params.top_p * sum(weights[token] for token in order), 0
+    kept: list[int] = []
+    for token in order:
+        if params.top_p == 1 or before < aim:
+            kept.append(token)
+        before += weights[token]
+    kept = [t for t in kept if weights[t] >= params.min_p * weights[order[0]]]
+    # What no cut has put in order stays in the order of the vocabulary.
+    kept = kept if params.top_k or params.top_p < 1 else sorted(kept)
+    target = math.floor(uniform * sum(weights[token] for token in kept))
+    for token in kept:
+        target -= weights[token]
+        if target < 0:
+            return token
+    raise AssertionError("a number below 1 lies inside the sum")
+
+
+def token_weights(
+    scores: Float[Tensor, "b v"], temperature: Float[Tensor, "b 1"]
+) -> Int[Tensor, "b v"]:
+    """Probabilities at a temperature as whole numbers out of 2**`WEIGHT_BITS`; 0 for NaN."""
+    # The likeliest score is taken off first: a tiny temperature must not overflow.
+    highest = scores.amax(dim=-1, keepdim=True)
+    probabilities = ((scores - highest) / temperature.clamp_min(1e-6)).softmax(dim=-1)
+    return (probabilities * 2.0**WEIGHT_BITS).nan_to_num(0.0).long()
+
+
+def ranked(scores: Float[Tensor, "b v"], width: int) -> Int[Tensor, "b w"]:
+    """The likeliest `width` tokens in order; of equal ones the lower id first, on every device.
+
+    `topk` alone orders equal scores as it likes, so it gets whole numbers that are all different:
+    the score's bits, made to grow with it, above the token's id.
+    """
+    bits = (scores.float() + 0.0).view(torch.int32)  # + 0.0 makes -0.0 equal to 0.0
+    growing = (bits ^ ((bits >> 31) & 0x7FFFFFFF)).long()
+    keys = (growing << 32) - torch.arange(scores.shape[-1], device=scores.device)
+    if width < scores.shape[-1]:
+        return keys.topk(width, dim=-1).indices
+    return keys.argsort(dim=-1, descending=True)
+
+
+def ranked_ref(scores: Float[Tensor, "b v"], width: int) -> Int[Tensor, "b w"]:
+    """`ranked` as a stable sort."""
+    return scores.argsort(dim=-1, descending=True, stable=True)[:, :width]
 
 
 def keep_likely(
-    probabilities: Float[Tensor, "b v"],
+    weights: Int[Tensor, "b w"],
+    total: Int[Tensor, "b 1"],
     *,
-    top_k: Int[Tensor, " b"],
-    top_p: Float[Tensor, " b"],
-    min_p: Float[Tensor, " b"],
-) -> Bool[Tensor, "b v"]:
-    """Which of the descending `probabilities` pass all three cuts; the likeliest always does.
+    top_k: Int[Tensor, "b 1"],
+    top_p: Float[Tensor, "b 1"],
+    min_p: Float[Tensor, "b 1"],
+) -> Bool[Tensor, "b w"]:
+    """Which tokens pass all three cuts; the likeliest always does.
 
     top_p counts what top_k left, as transformers and vLLM do; 0 for top_k and 1 for top_p keep all.
+
+    Args:
+        weights: whole numbers in descending order, at least the first `top_k`; in any order if
+            min_p is the only cut.
+        total: sum of all weights of a row, those beyond the given ones too.
+        top_k: one per row.
+        top_p: one per row.
+        min_p: one per row.
     """
-    ranks = torch.arange(probabilities.shape[-1], device=probabilities.device)
-    kept = (top_k[:, None] == 0) | (ranks < top_k[:, None])
-    left = torch.where(kept, probabilities, 0.0)
-    left = left / left.sum(dim=-1, keepdim=True)
+    ranks = torch.arange(weights.shape[-1], device=weights.device)
+    kept = (top_k == 0) | (ranks < top_k)
+    left = weights * kept
+    total = torch.where(top_k == 0, total, left.sum(dim=-1, keepdim=True))
     before = left.cumsum(dim=-1) - left
-    kept = kept & ((before < top_p[:, None]) | (top_p[:, None] == 1))
-    return kept & (probabilities >= min_p[:, None] * probabilities[:, :1])
+    kept = kept & ((before.float() < top_p * total.float()) | (top_p == 1) | (before == 0))
+    return kept & (weights.float() >= min_p * weights.amax(dim=-1, keepdim=True).float())
+
+
+def _invert(
+    weights: Int[Tensor, "b w"], uniform: Sequence[float], order: Int[Tensor, "b w"] | None
+) -> Int[Tensor, " b"]:
+    """The token at which the running sum of a row's weights passes uniform x their sum."""
+    running = weights.cumsum(dim=-1)
+    steps = [[int(number * 2**UNIFORM_BITS)] for number in uniform]
+    target = (torch.tensor(steps, device=weights.device) * running[:, -1:]) >> UNIFORM_BITS
+    place = torch.searchsorted(running, target, right=True)
+    # A row of NaN has no weight at all, and must stay inside the vocabulary.
+    place = place.clamp_max(weights.shape[-1] - 1)
+    return (place if order is None else order.gather(-1, place))[:, 0]

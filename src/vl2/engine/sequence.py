@@ -1,56 +1,113 @@
-"""One conversation while it is answered: its prompt, its tokens so far and why it ended."""
+"""One answer while it is made: its prompt, its tokens, its place in the cache, why it ended."""
 
 from __future__ import annotations
 
+import time
+from bisect import bisect_left
+from collections.abc import Hashable
 from dataclasses import dataclass, field
 
-import torch
+from torch import Tensor
 
+from vl2.engine.block_manager import Name, block_name
 from vl2.engine.confidence import scored_boxes
-from vl2.engine.config import Completion, FinishReason, SamplingParams, Usage
+from vl2.engine.config import Completion, FinishReason, SamplingParams, TokenLogprob, Usage
+from vl2.engine.pictures import Picture
+from vl2.engine.sampler import Choice, SamplingState
 from vl2.engine.text_stream import TextStream
 from vl2.processing.inputs import ModelInputs
 
 
-@dataclass(kw_only=True, slots=True)
-class Sequence:
-    """State of one request; `max_tokens` is already bounded by the context."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Prompt:
+    """What stands before an answer; the answers to one conversation share it.
 
-    index: int
+    `places` are the positions of image placeholders, `question` the text of the last user turn.
+    """
+
     inputs: ModelInputs
     question: str
+    token_ids: list[int]
+    places: list[int]
+    pictures: tuple[Picture, ...]
+
+    def pictures_between(self, first: int, end: int) -> list[Picture]:
+        """Pictures with a placeholder at a position in [first, end)."""
+        low, high = bisect_left(self.places, first), bisect_left(self.places, end)
+        return [p for p in self.pictures if p.first < high and p.first + p.tokens > low]
+
+
+@dataclass(kw_only=True, slots=True, eq=False)
+class Sequence:
+    """State of one answer.
+
+    The rows of its first `computed` tokens are in the cache, in `blocks`; `names` are those of its
+    full blocks and `published` says how many of them others can find. `drafts` are guesses at the
+    next tokens. `max_tokens` is already bounded by the context.
+    """
+
+    request_id: Hashable
+    index: int
+    prompt: Prompt
     params: SamplingParams
     max_tokens: int
     stop_ids: frozenset[int]
     stream: TextStream
-    generator: torch.Generator = field(init=False)
+    sampling: SamplingState
+    deadline: float | None = None
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
+    tops: list[tuple[TokenLogprob, ...]] = field(default_factory=list)
     finish_reason: FinishReason | None = None
-
-    def __post_init__(self) -> None:
-        """Start the request's own random stream."""
-        self.generator = torch.Generator()
-        if self.params.seed is None:
-            self.generator.seed()
-        else:
-            self.generator.manual_seed(self.params.seed)
+    error: str | None = None
+    blocks: list[int] = field(default_factory=list)
+    names: list[Name] = field(default_factory=list)
+    computed: int = 0
+    published: int = 0
+    cached_tokens: int = 0
+    drafts: list[int] = field(default_factory=list)
+    features: dict[bytes, Tensor] = field(default_factory=dict)
 
     @property
-    def prompt_tokens(self) -> int:
-        """Tokens before the answer, image placeholders included."""
-        return self.inputs.input_ids.shape[-1]
+    def length(self) -> int:
+        """Tokens of prompt and answer so far."""
+        return len(self.prompt.token_ids) + len(self.token_ids)
 
-    def uniform(self) -> float:
-        """The next number in [0, 1) of this request; a greedy one draws nothing."""
-        if self.params.temperature == 0:
-            return 0.0
-        return float(torch.rand((), generator=self.generator))
+    @property
+    def pending(self) -> int:
+        """Tokens that must run before the next one is known; 1 while it decodes."""
+        return self.length - self.computed
 
-    def accept(self, token: int, logprob: float) -> str:
+    @property
+    def overdue(self) -> bool:
+        """Whether its deadline has passed."""
+        return self.deadline is not None and time.monotonic() > self.deadline
+
+    def tokens_between(self, first: int, end: int) -> list[int]:
+        """Ids at the positions [first, end) of prompt, answer and drafts."""
+        before = len(self.prompt.token_ids)
+        found = self.prompt.token_ids[first:end]
+        if end > before:
+            answer = [*self.token_ids, *self.drafts] if self.drafts else self.token_ids
+            found = found + answer[max(0, first - before) : end - before]
+        return found
+
+    def name_blocks(self, block_size: int) -> None:
+        """Name the blocks that have become full."""
+        for block in range(len(self.names), self.length // block_size):
+            first, end = block * block_size, (block + 1) * block_size
+            before = self.names[-1] if self.names else b""
+            pictures = self.prompt.pictures_between(first, end)
+            ids = self.tokens_between(first, end)
+            self.names.append(block_name(before, ids, (p.digest for p in pictures)))
+
+    def accept(self, choice: Choice) -> str:
         """Take the next token; returns the text that became safe to show."""
+        token = choice.token
         self.token_ids.append(token)
-        self.logprobs.append(logprob)
+        self.logprobs.append(choice.logprob)
+        self.tops.append(tuple(TokenLogprob(*pair) for pair in choice.top))
+        self.sampling.note(token)
         if token in self.stop_ids:
             self.finish_reason = "stop"
             return self.stream.finish()
@@ -65,15 +122,21 @@ class Sequence:
     def completion(self) -> Completion:
         """The finished answer with its boxes in source pixels."""
         assert self.finish_reason is not None
+        inputs, failed = self.prompt.inputs, self.finish_reason in ("error", "abort")
+        boxes = scored_boxes(self.stream, self.logprobs, inputs.image_sizes, self.prompt.question)
         return Completion(
+            index=self.index,
             text=self.stream.text,
             token_ids=self.token_ids,
-            boxes=scored_boxes(self.stream, self.logprobs, self.inputs.image_sizes, self.question),
+            boxes=[] if failed else boxes,
             finish_reason=self.finish_reason,
             usage=Usage(
-                prompt_tokens=self.prompt_tokens,
-                image_tokens=int(self.inputs.images_seq_mask.sum()),
+                prompt_tokens=len(self.prompt.token_ids),
+                image_tokens=len(self.prompt.places),
                 completion_tokens=len(self.token_ids),
+                cached_tokens=self.cached_tokens,
             ),
             logprobs=self.logprobs,
+            top_logprobs=None if self.params.logprobs is None else self.tops,
+            error=self.error,
         )

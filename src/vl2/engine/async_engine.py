@@ -1,0 +1,206 @@
+"""The engine for asyncio: answers as streams, aborted when nobody listens any longer.
+
+One thread owns the engine and steps it as long as there is work; everything else reaches it as a
+command between two steps. Pictures and text are read in other threads, so the event loop never
+waits for either.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Hashable
+from dataclasses import dataclass
+from functools import partial
+from types import TracebackType
+
+from vl2.engine.admission import Conversation
+from vl2.engine.config import Completion, SamplingParams
+from vl2.engine.engine import Engine, EngineStats, Progress
+from vl2.engine.sequence import Sequence
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Update:
+    """New text of answer number `answer` to a conversation; `completion` is set at its end."""
+
+    answer: int
+    delta: str
+    completion: Completion | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Listener:
+    """Where the news of one sequence go."""
+
+    answer: int
+    loop: asyncio.AbstractEventLoop
+    inbox: asyncio.Queue[Update | Exception]
+
+    def hear(self, news: Update | Exception) -> bool:
+        """Hand over news from the engine's thread; False if nobody can hear them any longer."""
+        if self.loop.is_closed():
+            return False
+        self.loop.call_soon_threadsafe(self.inbox.put_nowait, news)
+        return True
+
+
+class AsyncEngine:
+    """Streams answers of an `Engine` that no one else uses meanwhile.
+
+    Use it as `async with AsyncEngine(engine) as answers`, or call `close`.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._numbers = itertools.count()
+        self._wake = threading.Condition()
+        self._commands: list[Callable[[], None]] = []
+        self._listeners: dict[Sequence, _Listener] = {}
+        self._ended: Exception | None = None
+        self._thread = threading.Thread(target=self._work, name="vl2-engine", daemon=True)
+        self._thread.start()
+
+    async def stream(
+        self,
+        conversation: Conversation,
+        params: SamplingParams | None = None,
+        *,
+        timeout: float | None = None,
+    ) -> AsyncIterator[Update]:
+        """Answer a conversation and yield text as it is made.
+
+        Leaving the iteration early aborts the request at once.
+
+        Args:
+            conversation: messages or `ModelInputs`.
+            params: None decodes greedily.
+            timeout: seconds after which it is aborted, the time in the queue included.
+
+        Raises:
+            ValueError: the conversation can never be answered.
+            RuntimeError: the engine is closed or has stopped.
+        """
+        deadline = None if timeout is None else time.monotonic() + timeout
+        number = next(self._numbers)
+        sequences = await asyncio.to_thread(
+            self._engine.prepare, number, conversation, params, deadline=deadline
+        )
+        inbox: asyncio.Queue[Update | Exception] = asyncio.Queue()
+        loop = asyncio.get_running_loop()
+        listeners = {
+            sequence: _Listener(answer=answer, loop=loop, inbox=inbox)
+            for answer, sequence in enumerate(sequences)
+        }
+        self._tell(partial(self._submit, listeners))
+        left = len(sequences)
+        try:
+            while left:
+                news = await inbox.get()
+                if isinstance(news, Exception):
+                    raise news
+                left -= news.completion is not None
+                yield news
+        finally:
+            if left and self._ended is None:
+                self._tell(partial(self._abort, number))
+
+    async def generate(
+        self,
+        conversation: Conversation,
+        params: SamplingParams | None = None,
+        *,
+        timeout: float | None = None,
+    ) -> list[Completion]:
+        """All `n` answers to a conversation, in order; see `stream`."""
+        found: dict[int, Completion] = {}
+        async for update in self.stream(conversation, params, timeout=timeout):
+            if update.completion:
+                found[update.answer] = update.completion
+        return [found[answer] for answer in sorted(found)]
+
+    @property
+    def stats(self) -> EngineStats:
+        """The engine's counters."""
+        return self._engine.stats
+
+    async def close(self) -> None:
+        """Abort everything and end the thread after its step."""
+        if self._ended is None:
+            self._tell(partial(self._end, RuntimeError("the engine is closed")))
+        await asyncio.to_thread(self._thread.join)
+
+    async def __aenter__(self) -> AsyncEngine:
+        """Itself."""
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Close it."""
+        await self.close()
+
+    def _tell(self, command: Callable[[], None]) -> None:
+        """Let the engine's thread run a command before its next step."""
+        with self._wake:
+            if self._ended is not None:
+                raise RuntimeError(str(self._ended)) from self._ended
+            self._commands.append(command)
+            self._wake.notify()
+
+    def _work(self) -> None:
+        try:
+            while self._ended is None:
+                self._turn()
+        except Exception as error:
+            self._end(RuntimeError(f"the engine stopped: {type(error).__name__}: {error}"))
+            raise
+
+    def _turn(self) -> None:
+        """Obey what was told, then one step."""
+        with self._wake:
+            self._wake.wait_for(lambda: self._commands or self._engine.has_unfinished_requests)
+            commands, self._commands = self._commands, []
+        for command in commands:
+            command()
+        for progress in self._engine.step():
+            self._post(progress)
+
+    def _post(self, progress: Progress) -> None:
+        sequence, completion = progress.sequence, progress.completion
+        listener = self._listeners[sequence]
+        if completion is not None:
+            del self._listeners[sequence]
+        elif not progress.delta:
+            return
+        update = Update(answer=listener.answer, delta=progress.delta, completion=completion)
+        if not listener.hear(update) and completion is None:
+            self._abort(sequence.request_id)
+
+    def _submit(self, listeners: dict[Sequence, _Listener]) -> None:
+        self._listeners |= listeners
+        self._engine.submit(listeners)
+
+    def _abort(self, request_id: Hashable) -> None:
+        self._engine.abort(request_id)
+        self._listeners = {
+            sequence: listener
+            for sequence, listener in self._listeners.items()
+            if sequence.request_id != request_id
+        }
+
+    def _end(self, reason: Exception) -> None:
+        """Tell everybody who still listens why nothing more comes, and free their blocks."""
+        with self._wake:
+            self._ended = reason
+            waiting, self._commands = self._commands, []
+        for command in waiting:
+            command()
+        for sequence, listener in list(self._listeners.items()):
+            listener.hear(reason)
+            self._abort(sequence.request_id)

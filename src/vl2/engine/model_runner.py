@@ -1,0 +1,142 @@
+"""From scheduled tokens to logits: embeddings with picture features, one step over the pools."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Sequence as Items
+from itertools import chain
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from vl2.engine.block_manager import slot_runs
+from vl2.engine.pictures import VisionEncoder
+from vl2.engine.scheduler import Scheduled
+from vl2.engine.sequence import Sequence
+from vl2.model.language import ABSORB_UP_TO
+from vl2.model.vl2 import VL2Model
+from vl2.ops.paged import PagedStep, Span, empty_pools
+
+
+class ModelRunner:
+    """The model with its cache pools."""
+
+    def __init__(
+        self, model: VL2Model, vision: VisionEncoder, *, num_blocks: int, block_size: int
+    ) -> None:
+        self.model, self.vision, self.block_size = model, vision, block_size
+        self.device = model.image_newline.device
+        self.pools = empty_pools(
+            model.config.language_config,
+            num_blocks * block_size,
+            device=self.device,
+            dtype=model.image_newline.dtype,
+        )
+
+    def run(self, plan: Items[Scheduled]) -> list[tuple[Scheduled, Float[Tensor, "rows v"]]]:
+        """Run one step; a second run of the same plan writes the same rows again.
+
+        Returns:
+            The items whose next token is now known, with float32 logits: of the last token, and of
+            those before it that drafts follow.
+        """
+        self._see([item for item in plan if not item.sequence.drafts])
+        items = sorted(plan, key=lambda item: item.tokens > ABSORB_UP_TO)
+        hidden = self.model.language.step(
+            self._embed(items), self._positions(items), self._pages(items)
+        )
+        known, rows, first = [], [], 0
+        for item in items:
+            end = first + item.tokens
+            if item.complete:
+                known.append(item)
+                rows.append(range(end - 1 - len(item.sequence.drafts), end))
+            first = end
+        if not known:
+            return []
+        places = torch.tensor(list(chain(*rows)), device=self.device)
+        logits = self.model.language.logits(hidden[:, places])[0]
+        return list(zip(known, logits.split([len(r) for r in rows]), strict=True))
+
+    def _see(self, plan: Items[Scheduled]) -> None:
+        """Give every sequence the features of the pictures that its tokens touch."""
+        wanted = {item.sequence: _pictures(item) for item in plan}
+        missing = [
+            picture
+            for sequence, pictures in wanted.items()
+            for picture in pictures
+            if picture.digest not in sequence.features
+        ]
+        if not missing:
+            return
+        features = self.vision.encode(missing)
+        for sequence, pictures in wanted.items():
+            held = sequence.features
+            held |= {p.digest: features[p.digest] for p in pictures if p.digest not in held}
+
+    def _embed(self, items: Items[Scheduled]) -> Float[Tensor, "1 n h"]:
+        """Embeddings of all tokens, picture features in place of placeholders."""
+        ids = list(chain.from_iterable(_token_ids(item) for item in items))
+        embeds = self.model.language.embed(torch.tensor([ids], device=self.device))
+        places: list[int] = []
+        features: list[Tensor] = []
+        offset = 0
+        for item in items:
+            prompt, first = item.sequence.prompt, item.sequence.computed
+            low = bisect_left(prompt.places, first)
+            high = bisect_left(prompt.places, first + item.tokens)
+            places += [place - first + offset for place in prompt.places[low:high]]
+            features += _features(item.sequence, low, high)
+            offset += item.tokens
+        if not places:
+            return embeds
+        rows = torch.cat(features).to(embeds.dtype)
+        embeds[0].index_copy_(0, torch.tensor(places, device=self.device), rows)
+        return embeds
+
+    def _positions(self, items: Items[Scheduled]) -> Tensor:
+        starts = [(item.sequence.computed, item.tokens) for item in items]
+        positions = chain.from_iterable(range(first, first + tokens) for first, tokens in starts)
+        return torch.tensor([list(positions)], device=self.device)
+
+    def _pages(self, items: Items[Scheduled]) -> PagedStep:
+        """Where the new rows go and what each sequence reads."""
+        latent = self.model.config.language_config.use_mla
+        spans, slots, absorbed = [], [], 0
+        for item in items:
+            sequence, short = item.sequence, latent and item.tokens <= ABSORB_UP_TO
+            absorbed += short
+            length = sequence.computed + item.tokens
+            runs = slot_runs(sequence.blocks, self.block_size, length)
+            spans.append(Span.over(item.tokens, runs, device=self.device, absorbed=short))
+            size = self.block_size
+            slots += [
+                sequence.blocks[place // size] * size + place % size
+                for place in range(sequence.computed, length)
+            ]
+        return PagedStep(
+            pools=self.pools,
+            slots=torch.tensor(slots, device=self.device),
+            spans=tuple(spans),
+            absorbed=absorbed,
+        )
+
+
+def _pictures(item: Scheduled) -> list:
+    first = item.sequence.computed
+    return item.sequence.prompt.pictures_between(first, first + item.tokens)
+
+
+def _token_ids(item: Scheduled) -> list[int]:
+    first = item.sequence.computed
+    return item.sequence.tokens_between(first, first + item.tokens)
+
+
+def _features(sequence: Sequence, low: int, high: int) -> list[Tensor]:
+    """Rows of the placeholders numbered [low, high)."""
+    return [
+        sequence.features[p.digest][max(low - p.first, 0) : high - p.first]
+        for p in sequence.prompt.pictures
+        if p.first < high and p.first + p.tokens > low
+    ]

@@ -184,6 +184,22 @@ def test_doctor_reports(vl2_command):
     assert all(name in plain for name in report)
 
 
+def test_doctor_checks_a_model(vl2_command):
+    code, out, _ = vl2_command(
+        "doctor", "nano", "--prompts", "6", "--max-tokens", "8", "--no-compiled", "--json"
+    )
+    _, *checks = [json.loads(line) for line in out.splitlines()]
+    assert code == 0
+    assert len(checks) == 5
+    assert all(check["differing"] == 0 and check["prompts"] == 6 for check in checks)
+
+
+def test_doctor_names_a_folder_without_golden_models(vl2_command, tmp_path):
+    code, _, err = vl2_command("doctor", "--golden", str(tmp_path))
+    assert code != 0
+    assert "holds no expected.safetensors" in err
+
+
 def test_chat_remembers_and_forgets(engine, picture, capfd):
     talk = Talk(engine, vl2.SamplingParams(max_tokens=4), [])
     talk.take(f"/image {picture}")

@@ -40,6 +40,7 @@ class EngineConfig:
         speculative_tokens: tokens that a step guesses from the text so far and checks together;
             0 is off.
         prompt_lookup: length of the run of tokens that a guess must share with the text so far.
+        compile: compile the vision tower and the dense layers when they first run.
     """
 
     max_num_seqs: int = 8
@@ -52,6 +53,7 @@ class EngineConfig:
     max_tiles_per_batch: int = 16
     speculative_tokens: int = 0
     prompt_lookup: int = 3
+    compile: bool = False
 
     def __post_init__(self) -> None:
         """Check the ranges."""
@@ -65,6 +67,7 @@ class EngineConfig:
         if self.num_blocks is not None:
             _whole("num_blocks", self.num_blocks, least=1)
         _flag("enable_prefix_caching", self.enable_prefix_caching)
+        _flag("compile", self.compile)
         _number("vision_cache_gib", self.vision_cache_gib, "0 (off) to 1024", 0.0, 1024.0)
 
 
@@ -75,7 +78,8 @@ class StructuredOutputsParams:
 
     Attributes:
         json: a JSON schema, as a dict or as text.
-        regex: a regular expression that the whole answer matches; no look-around, no references.
+        regex: a regular expression that the whole answer matches, in the syntax of Rust's `regex`:
+            no look-around, no references; its class of digits has those of every script.
         choice: strings of which the answer is one.
         grounding: the answer holds at least one label with boxes,
             `<|ref|>label<|/ref|><|det|>[[x1, y1, x2, y2]]<|/det|>`, and otherwise plain text.

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from vl2.engine.admission import Admission, Conversation
 from vl2.engine.block_manager import BlockManager
+from vl2.engine.compiling import compile_parts
 from vl2.engine.config import Completion, EngineConfig, FinishReason, SamplingParams, Usage
 from vl2.engine.grammar import GrammarCompiler
 from vl2.engine.model_runner import ModelRunner
@@ -70,7 +71,8 @@ class Engine:
         """Put the parts together, and the model in evaluation mode.
 
         Raises:
-            ValueError: the processor is of another model, or the cache is smaller than one context.
+            ValueError: the processor is of another model, the cache is smaller than one context, or
+                there is nothing to compile with.
         """
         _check_pair(model, processor)
         self.model = model.eval()
@@ -79,6 +81,8 @@ class Engine:
         language = model.config.language_config
         context = config.max_model_len or language.max_position_embeddings
         num_blocks = _num_blocks(model, config, context)
+        if config.compile:
+            compile_parts(model)
         controls = processor.tokenizer.control_ids
         counted = [token not in controls for token in range(language.vocab_size)]
         self._barred = frozenset(controls)

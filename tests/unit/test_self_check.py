@@ -32,6 +32,7 @@ def test_every_way_of_running_agrees(check):
 
 
 @pytest.mark.compiled
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
 def test_the_compiled_model_agrees_and_is_eager_again_afterwards(check):
     *_, compiled = check.run()
     assert compiled.name == "compiled = eager"

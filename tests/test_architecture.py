@@ -30,8 +30,8 @@ MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 60
 MAX_NANO_BYTES = 45 * 10**6
 PUBLIC_NAMES = {
-    "Batch", "Box", "Completion", "Engine", "EngineConfig", "ModelInputs", "Processor",
-    "SamplingParams", "VL2Config", "__version__", "load_model",
+    "AsyncEngine", "Batch", "Box", "Completion", "Engine", "EngineConfig", "ModelInputs",
+    "Processor", "SamplingParams", "StructuredOutputsParams", "VL2Config", "__version__", "load_model",
 }  # fmt: skip
 EMPTY_NAMES = {"common", "helper", "helpers", "misc", "util", "utils"}
 

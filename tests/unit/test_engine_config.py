@@ -71,7 +71,7 @@ def test_good_sampling_parameters_are_taken():
 
 
 def test_a_form_cannot_be_asked_to_ignore_its_end():
-    with pytest.raises(ValueError, match="^ignore_eos is True: expected False"):
+    with pytest.raises(ValueError, match=r"^ignore_eos is True: expected False"):
         SamplingParams(ignore_eos=True, structured_outputs=StructuredOutputsParams(regex="a"))
 
 

@@ -1,9 +1,10 @@
-"""Structured outputs: whatever the scores say, an answer has its form, and bad forms are refused."""
+"""Structured outputs: whatever the scores say, an answer has its form; bad forms are refused."""
 
 import importlib.util
 import json
 import math
 import re
+import sys
 import time
 import zipfile
 from pathlib import Path
@@ -22,7 +23,6 @@ pytest.importorskip("llguidance", reason='structured outputs come with pip insta
 
 NANO = Tokenizer.from_pretrained(embedded_folder())
 SMALL = Tokenizer.from_pretrained(Path(__file__).parents[1] / "golden" / "processor" / "tokenizer")
-ENDS = [NANO.eos_id, *NANO.control_ids]
 CLOSING = [i for i in range(NANO.vocab_size) if set(NANO.decode([i])) & set('"]}')]
 SCHEMA = {
     "type": "object",
@@ -34,7 +34,7 @@ SCHEMA = {
     "required": ["name", "count", "tags"],
     "additionalProperties": False,
 }
-PATTERN = r"\d{4}-\d\d/\d\d( [a-z]{2,5}){0,3}"
+PATTERN = r"[0-9]{4}-[0-9]{2}/[0-9]{2}( [a-z]{2,5}){0,3}"
 
 
 @pytest.fixture(scope="module")
@@ -63,8 +63,9 @@ def written(compiler: GrammarCompiler, form: dict, count: int = 200, **params) -
     running = list(range(count))
     for index in range(120):
         logits = torch.randn(len(running), compiler.vocab_size, generator=scores)
-        logits[:, ENDS] += 0.3 * index
-        logits[:, CLOSING] += 0.15 * index
+        logits[:, NANO.eos_id] += 0.7 * index
+        logits[:, sorted(NANO.grounding_ids)] += 0.5 * index
+        logits[:, CLOSING] += 0.2 * index
         choices = sample(logits, [states[row] for row in running], [index] * len(running))
         for row, choice in zip(running, choices, strict=True):
             assert math.isfinite(choice.logprob), states[row].error
@@ -114,7 +115,7 @@ def test_random_scores_write_boxes_that_the_parser_takes(compiler):
             assert 0 <= box.x1 <= box.x2 <= GRID
             assert 0 <= box.y1 <= box.y2 <= GRID
         found += len(boxes)
-    assert found > 300
+    assert found >= 200
 
 
 def test_a_number_at_least_as_large_is_just_that():
@@ -134,7 +135,7 @@ def consumed(matcher: Matcher, ids: list[int]) -> int:
 
 
 GOOD = grounding_text("the dog", [(0, 0, 999, 999), (5, 321, 5, 322)], (999, 999))
-GROUNDED = [GOOD, f"In it, {GOOD} and 3 < 4 {GOOD}{GOOD}", GOOD.replace(", ", ",")]
+GROUNDED = [GOOD, f"{GOOD} and 3 < 4 {GOOD}{GOOD}.", GOOD.replace(", ", ",")]
 
 
 def released(name: str) -> Tokenizer:
@@ -167,6 +168,7 @@ def test_every_tokenizer_can_write_grounded_text(name):
     "text",
     [
         "no box at all",
+        f"text first {GOOD}",
         "<|det|>[[1, 2, 3, 4]]<|/det|>",
         "<|ref|> <|/ref|><|det|>[[1, 2, 3, 4]]<|/det|>",
         "<|ref|>a<|/ref|><|det|>[[1, 2, 3, 1000]]<|/det|>",
@@ -185,8 +187,9 @@ def test_text_without_good_boxes_cannot_be_written(compiler, text):
 
 def test_control_strings_cannot_be_spelt_by_text(compiler):
     matcher = compiler.compile(StructuredOutputsParams(grounding=True))
+    before = NANO.encode_trusted(GOOD)
     spelt = [token for char in "<|det|>" for token in NANO.encode(char)]
-    assert consumed(matcher, spelt) == 1
+    assert consumed(matcher, before + spelt) == len(before) + 1
 
 
 def test_a_complete_form_leaves_only_the_end_even_too_early(compiler):
@@ -240,6 +243,7 @@ def nested(levels: int) -> str:
     return '{"properties": {"a": ' * levels + "{}" + "}}" * levels
 
 
+CROSSED = [{"anyOf": [{"properties": {i + j: {}}} for j in "abcd"]} for i in "abcdefghijkl"]
 HARMLESS = [
     {"regex": "a{1,65535}{1,65535}"},
     {"regex": "(a+)+$"},
@@ -249,10 +253,10 @@ HARMLESS = [
     {"json": {"type": "array", "maxItems": 10**18}},
     {"json": {"anyOf": [{"multipleOf": 9973, "minimum": i} for i in range(200)]}},
     {"json": nested(30)},
-    {"json": {"$defs": {"n": {"type": "array", "items": {"$ref": "#/$defs/n"}}}, "$ref": "#/$defs/n"}},
+    {"json": {"type": "array", "items": {"$ref": "#"}}},
     {"json": {}},
     {"json": "true"},
-]  # fmt: skip
+]
 HARMFUL = [
     ({"regex": "("}, "unclosed group"),
     ({"regex": "(?=a)b"}, "look-around"),
@@ -281,11 +285,8 @@ HARMFUL = [
     ({"json": {"multipleOf": 1e300}}, "multipleOf"),
     ({"json": '{"multipleOf": 1e999}'}, "json cannot be used"),
     ({"json": {"enum": [f"value {i}" for i in range(10_000)]}}, "at most 65536"),
-    (
-        {"json": {"allOf": [{"anyOf": [{"properties": {f"{i}{j}": {}}} for j in range(4)]} for i in range(12)]}},
-        "too large",
-    ),
-]  # fmt: skip
+    ({"json": {"allOf": CROSSED}}, "too large"),
+]
 
 
 @pytest.mark.parametrize("form", HARMLESS)
@@ -312,6 +313,6 @@ def test_bad_forms_are_refused_soon_and_in_one_line(compiler, form, message):
 
 
 def test_without_the_package_the_message_says_what_to_install(monkeypatch):
-    monkeypatch.setitem(importlib.import_module("sys").modules, "llguidance", None)
+    monkeypatch.setitem(sys.modules, "llguidance", None)
     with pytest.raises(ValueError, match=r"vl2\[serve\]"):
         GrammarCompiler(NANO, NANO.vocab_size).compile(StructuredOutputsParams(regex="a"))

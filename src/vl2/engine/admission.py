@@ -16,6 +16,7 @@ from vl2.engine.pictures import pictures_of
 from vl2.engine.sampler import SamplingState
 from vl2.engine.sequence import Prompt, Sequence
 from vl2.engine.text_stream import TextStream
+from vl2.model.vl2 import VL2Model
 from vl2.processing.inputs import ModelInputs, check_inputs
 from vl2.processing.processor import Processor
 from vl2.processing.tokenizer import Tokenizer
@@ -93,6 +94,21 @@ class Admission:
             token_ids=inputs.input_ids.tolist(),
             places=inputs.images_seq_mask.nonzero()[:, 0].tolist(),
             pictures=pictures_of(inputs, side),
+        )
+
+
+def check_pair(model: VL2Model, processor: Processor) -> None:
+    """Refuse a processor of another model: its ids or tiles are not those of this one.
+
+    Raises:
+        ValueError: it has more tokens, or other tiles.
+    """
+    vocabulary, ids = model.config.language_config.vocab_size, processor.tokenizer.vocab_size
+    tile, size = model.config.vision_config.image_size, processor.layout.image_size
+    if ids > vocabulary or tile != size:
+        raise ValueError(
+            f"the processor has {ids} tokens and {size}-pixel tiles, the model {vocabulary} and "
+            f"{tile}: load both from the same place"
         )
 
 

@@ -8,18 +8,22 @@ waits for either.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Hashable
+from collections.abc import AsyncGenerator, Callable, Hashable
 from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
 
 from vl2.engine.admission import Conversation
 from vl2.engine.config import Completion, SamplingParams
-from vl2.engine.engine import Engine, EngineStats, Progress
+from vl2.engine.engine import Engine, EngineStats, Progress, unbegun
 from vl2.engine.sequence import Sequence
+
+PREPARED = 2
+"""Requests with their pictures in memory, as a multiple of those that run; the others wait."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -60,6 +64,7 @@ class AsyncEngine:
         self._commands: list[Callable[[], None]] = []
         self._listeners: dict[Sequence, _Listener] = {}
         self._ended: Exception | None = None
+        self._places = asyncio.Semaphore(PREPARED * engine.config.max_num_seqs)
         self._thread = threading.Thread(target=self._work, name="vl2-engine", daemon=True)
         self._thread.start()
 
@@ -69,7 +74,7 @@ class AsyncEngine:
         params: SamplingParams | None = None,
         *,
         timeout: float | None = None,
-    ) -> AsyncIterator[Update]:
+    ) -> AsyncGenerator[Update]:
         """Answer a conversation and yield text as it is made.
 
         Leaving the iteration early aborts the request at once.
@@ -84,6 +89,23 @@ class AsyncEngine:
             RuntimeError: the engine is closed or has stopped.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
+        try:
+            await asyncio.wait_for(self._places.acquire(), timeout)
+        except TimeoutError:
+            for answer in range(params.n if params else 1):
+                yield Update(answer=answer, delta="", completion=unbegun(0, "abort"))
+            return
+        try:
+            async with contextlib.aclosing(self._run(conversation, params, deadline)) as updates:
+                async for update in updates:
+                    yield update
+        finally:
+            self._places.release()
+
+    async def _run(
+        self, conversation: Conversation, params: SamplingParams | None, deadline: float | None
+    ) -> AsyncGenerator[Update]:
+        """Prepare, submit and listen."""
         number = next(self._numbers)
         sequences = await asyncio.to_thread(
             self._engine.prepare, number, conversation, params, deadline=deadline

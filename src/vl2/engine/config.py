@@ -81,8 +81,9 @@ class StructuredOutputsParams:
         regex: a regular expression that the whole answer matches, in the syntax of Rust's `regex`:
             no look-around, no references; its class of digits has those of every script.
         choice: strings of which the answer is one.
-        grounding: the answer holds at least one label with boxes,
-            `<|ref|>label<|/ref|><|det|>[[x1, y1, x2, y2]]<|/det|>`, and otherwise plain text.
+        grounding: the answer begins with a label and its boxes,
+            `<|ref|>label<|/ref|><|det|>[[x1, y1, x2, y2]]<|/det|>`; more of them and plain text
+            can follow.
     """
 
     json: dict[str, Any] | str | None = None

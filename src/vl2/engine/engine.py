@@ -14,12 +14,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from vl2.engine.admission import Admission, Conversation
+from vl2.engine.admission import Admission, Conversation, check_pair
 from vl2.engine.block_manager import BlockManager
 from vl2.engine.compiling import compile_parts
 from vl2.engine.config import Completion, EngineConfig, FinishReason, SamplingParams, Usage
 from vl2.engine.grammar import GrammarCompiler
-from vl2.engine.model_runner import ModelRunner
+from vl2.engine.model_runner import ModelRunner, num_blocks_for
 from vl2.engine.pictures import VisionEncoder
 from vl2.engine.prompt_lookup import look_up
 from vl2.engine.sampler import Choice, sample
@@ -30,9 +30,6 @@ from vl2.model.vl2 import VL2Model
 from vl2.processing.processor import Processor
 
 log = get_logger(__name__)
-
-DEFAULT_POOL_BYTES = 2**31
-"""Most memory of the cache when `num_blocks` is not given, unless one context needs more."""
 
 OnToken = abc.Callable[[int, str], None]
 """Hears the index of an answer and the new piece of its text."""
@@ -74,13 +71,13 @@ class Engine:
             ValueError: the processor is of another model, the cache is smaller than one context, or
                 there is nothing to compile with.
         """
-        _check_pair(model, processor)
+        check_pair(model, processor)
         self.model = model.eval()
         self.processor = processor
         self.config = config = config or EngineConfig()
         language = model.config.language_config
         context = config.max_model_len or language.max_position_embeddings
-        num_blocks = _num_blocks(model, config, context)
+        num_blocks = num_blocks_for(model, config, context)
         if config.compile:
             compile_parts(model)
         controls = processor.tokenizer.control_ids
@@ -144,7 +141,7 @@ class Engine:
                         added = self.add_request(index, conversation, one, index=index)
                     except ValueError as error:
                         log.warning("conversation %d is refused: %s", index, error)
-                        refused = _refused(index, str(error))
+                        refused = unbegun(index, "error", str(error))
                         answers |= {firsts[index] + i: refused for i in range(one.n)}
                         continue
                     places |= {s: firsts[index] + i for i, s in enumerate(added)}
@@ -282,7 +279,7 @@ class Engine:
         self._count(item)
         delta, accepted = "", 0
         for place, choice in enumerate(choices):
-            if not math.isfinite(choice.logprob):
+            if math.isnan(choice.logprob):
                 return self._fail(sequence, _no_numbers(sequence), delta)
             delta += sequence.accept(choice)
             accepted = place
@@ -340,33 +337,6 @@ class Engine:
         return [*self._scheduler.running, *self._scheduler.waiting]
 
 
-def _check_pair(model: VL2Model, processor: Processor) -> None:
-    """A processor of another model would give ids or tiles that this one does not know."""
-    vocabulary, ids = model.config.language_config.vocab_size, processor.tokenizer.vocab_size
-    tile, size = model.config.vision_config.image_size, processor.layout.image_size
-    if ids > vocabulary or tile != size:
-        raise ValueError(
-            f"the processor has {ids} tokens and {size}-pixel tiles, the model {vocabulary} and "
-            f"{tile}: load both from the same place"
-        )
-
-
-def _num_blocks(model: VL2Model, config: EngineConfig, context: int) -> int:
-    """Blocks of the cache; one sequence alone must always fit."""
-    least = -(-context // config.block_size)
-    if config.num_blocks is not None:
-        if config.num_blocks < least:
-            raise ValueError(
-                f"num_blocks is {config.num_blocks}: one context of {context} tokens needs {least} "
-                f"blocks of {config.block_size}; give more blocks or a smaller max_model_len"
-            )
-        return config.num_blocks
-    language = model.config.language_config
-    row = language.cache_width * language.num_hidden_layers * model.image_newline.element_size()
-    affordable = DEFAULT_POOL_BYTES // (row * config.block_size)
-    return max(least, min(least * config.max_num_seqs, affordable))
-
-
 def _one_each(
     params: SamplingParams | abc.Sequence[SamplingParams] | None, count: int
 ) -> list[SamplingParams]:
@@ -380,14 +350,14 @@ def _one_each(
     return list(params)
 
 
-def _refused(index: int, error: str) -> Completion:
-    """The answer to a conversation that never began."""
+def unbegun(index: int, reason: FinishReason, error: str | None = None) -> Completion:
+    """The answer to a conversation that never ran."""
     return Completion(
         index=index,
         text="",
         token_ids=[],
         boxes=[],
-        finish_reason="error",
+        finish_reason=reason,
         usage=Usage(prompt_tokens=0, image_tokens=0, completion_tokens=0),
         logprobs=[],
         error=error,

@@ -168,14 +168,14 @@ class GrammarCompiler:
 
 @cache
 def grounding_grammar(ref: int, ref_end: int, det: int, det_end: int) -> str:
-    """Text with at least one label and its boxes, in llguidance's notation.
+    """Labels with their boxes and text behind them, in llguidance's notation.
 
     Every box passes `parse_grounding`: numbers are 0..999, x1 <= x2 and y1 <= y2. A parameter of
     the rules carries x1 and y1 to their partners, as three digits each (`_code`). Text cannot spell
     `<|`, the beginning of a control token. The arguments are the ids of those that it needs.
     """
     lines = [
-        "start: TEXT? (group TEXT?)+",
+        "start: (group TEXT?)+",
         f'group: <[{ref}]> LABEL <[{ref_end}]> <[{det}]> "[" box (COMMA box)* "]" <[{det_end}]>',
         'box: "[" x1::0x0',
         *_number_rules("x1", shift=0, following="COMMA y1"),

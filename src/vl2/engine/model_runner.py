@@ -11,12 +11,16 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vl2.engine.block_manager import slot_runs
+from vl2.engine.config import EngineConfig
 from vl2.engine.pictures import VisionEncoder
 from vl2.engine.scheduler import Scheduled
 from vl2.engine.sequence import Sequence
 from vl2.model.language import ABSORB_UP_TO
 from vl2.model.vl2 import VL2Model
 from vl2.ops.paged import PagedStep, Span, empty_pools
+
+DEFAULT_POOL_BYTES = 2**31
+"""Most memory of the cache when `num_blocks` is not given, unless one context needs more."""
 
 
 class ModelRunner:
@@ -140,3 +144,23 @@ def _features(sequence: Sequence, low: int, high: int) -> list[Tensor]:
         for p in sequence.prompt.pictures
         if p.first < high and p.first + p.tokens > low
     ]
+
+
+def num_blocks_for(model: VL2Model, config: EngineConfig, context: int) -> int:
+    """Blocks of the cache; one sequence alone must always fit.
+
+    Raises:
+        ValueError: `num_blocks` is too small for that.
+    """
+    least = -(-context // config.block_size)
+    if config.num_blocks is not None:
+        if config.num_blocks < least:
+            raise ValueError(
+                f"num_blocks is {config.num_blocks}: one context of {context} tokens needs {least} "
+                f"blocks of {config.block_size}; give more blocks or a smaller max_model_len"
+            )
+        return config.num_blocks
+    language = model.config.language_config
+    row = language.cache_width * language.num_hidden_layers * model.image_newline.element_size()
+    affordable = DEFAULT_POOL_BYTES // (row * config.block_size)
+    return max(least, min(least * config.max_num_seqs, affordable))

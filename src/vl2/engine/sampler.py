@@ -29,6 +29,9 @@ UNIFORM_BITS = 24
 HEAD = 1024
 """Likeliest tokens that top_p looks at before it sorts a whole vocabulary."""
 
+CACHED = 2**17
+"""Scores that a processor's caches hold while a token is drawn."""
+
 
 @dataclass(frozen=True, slots=True)
 class Choice:
@@ -169,7 +172,9 @@ def sample(
     logits = logits.float()
     scores = _penalise_rows(_restrict_rows(logits, states, indices), states)
     chosen = scores.argmax(dim=-1)
-    for rows in _sampled_rows(states):
+    # A processor is fastest on what its caches hold, a GPU on all at once.
+    most = max(1, CACHED // logits.shape[-1]) if logits.is_cpu else len(states)
+    for rows in _sampled_rows(states, most):
         place = torch.tensor(rows, device=logits.device)
         uniform = [states[row].uniform(indices[row]) for row in rows]
         chosen[place] = draw(scores[place], [states[row].params for row in rows], uniform)
@@ -195,14 +200,14 @@ def _choice(row: list[float], state: SamplingState) -> Choice:
     )
 
 
-def _sampled_rows(states: Sequence[SamplingState]) -> list[list[int]]:
-    """Rows that draw, in groups of like work: nothing to rank, a few to rank, many to rank."""
-    groups: dict[int, list[int]] = {}
+def _sampled_rows(states: Sequence[SamplingState], most: int) -> list[list[int]]:
+    """Rows that draw, at most so many together: nothing, a few or many tokens to put in order."""
+    groups: dict[tuple[bool, bool], list[int]] = {}
     for row, state in enumerate(states):
         if state.params.temperature > 0:
             width = _width([state.params])
-            groups.setdefault((width > 0) + (width > HEAD), []).append(row)
-    return list(groups.values())
+            groups.setdefault((width > 0, width > HEAD), []).append(row)
+    return [rows[at : at + most] for rows in groups.values() for at in range(0, len(rows), most)]
 
 
 def _restrict_rows(
@@ -285,7 +290,10 @@ def _draw(
     total = weights.sum(dim=-1, keepdim=True)
     order = ranked(scores, width) if width else None
     top_k, top_p = column("top_k", torch.int64), column("top_p")
-    weights = weights if order is None else weights.gather(-1, order)
+    if order is not None:
+        weights = weights.gather(-1, order)
+    elif not any(p.min_p for p in params):
+        return _invert(weights, uniform, None)
     kept = keep_likely(weights, total, top_k=top_k, top_p=top_p, min_p=column("min_p"))
     ends_early = 0 < width < scores.shape[-1] and not all(p.top_k for p in params)
     if ends_early and bool((kept[:, -1:] & (top_k == 0)).any()):
@@ -322,7 +330,7 @@ def token_weights(
     # The likeliest score is taken off first: a tiny temperature must not overflow.
     highest = scores.amax(dim=-1, keepdim=True)
     probabilities = ((scores - highest) / temperature.clamp_min(1e-6)).softmax(dim=-1)
-    return (probabilities * 2.0**WEIGHT_BITS).nan_to_num(0.0).long()
+    return probabilities.mul_(2.0**WEIGHT_BITS).nan_to_num_(0.0).long()
 
 
 def ranked(scores: Float[Tensor, "b v"], width: int) -> Int[Tensor, "b w"]:
@@ -332,8 +340,8 @@ def ranked(scores: Float[Tensor, "b v"], width: int) -> Int[Tensor, "b w"]:
     the score's bits, made to grow with it, above the token's id.
     """
     bits = (scores.float() + 0.0).view(torch.int32)  # + 0.0 makes -0.0 equal to 0.0
-    growing = (bits ^ ((bits >> 31) & 0x7FFFFFFF)).long()
-    keys = (growing << 32) - torch.arange(scores.shape[-1], device=scores.device)
+    growing = (bits >> 31).bitwise_and_(0x7FFFFFFF).bitwise_xor_(bits).long()
+    keys = growing.bitwise_left_shift_(32).sub_(torch.arange(bits.shape[-1], device=bits.device))
     if width < scores.shape[-1]:
         return keys.topk(width, dim=-1).indices
     return keys.argsort(dim=-1, descending=True)

@@ -174,6 +174,39 @@ def test_plan_train_lists_the_layouts_that_fit(vl2_command):
     assert all(math.prod(map(int, row[:4])) == 4 for row in rows)
 
 
+def test_ask_answers_in_the_form_that_is_asked_for(vl2_command, picture, tmp_path):
+    code, out, _ = vl2_command("ask", str(picture), "Which?", "--choice", "left", "--choice", "up")
+    assert (code, out.strip() in ("left", "up")) == (0, True)
+    schema = tmp_path / "answer.json"
+    schema.write_text(
+        '{"type": "object", "properties": {"n": {"type": "integer", "maximum": 9}}, '
+        '"required": ["n"], "additionalProperties": false}'
+    )
+    code, out, _ = vl2_command("ask", str(picture), "How many?", "--schema", str(schema))
+    assert code == 0
+    assert json.loads(out)["n"] <= 9
+    code, out, err = vl2_command("ask", str(picture), "the circle", "--ground", "--strict")
+    assert code == 0
+    assert out.startswith("<|ref|>")
+    assert "in picture 1, score" in err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--schema", "nothing.json"], "no such file, and no JSON object either"),
+        (["--regex", "("], "regex cannot be used"),
+        (["--regex", "a", "--strict"], "exactly one of json, regex, choice, grounding"),
+    ],
+)
+def test_a_bad_form_is_one_clear_line(vl2_command, picture, options, message):
+    code, out, err = vl2_command("ask", str(picture), "What?", *options)
+    assert code != 0
+    assert out == ""
+    assert message in err
+    assert len(err.strip().splitlines()) == 1
+
+
 def test_doctor_reports(vl2_command):
     code, out, _ = vl2_command("doctor", "--json")
     report = json.loads(out)

@@ -21,7 +21,7 @@ from vl2.cli.terminal import note, show, show_delta, show_remarks
 if TYPE_CHECKING:
     from PIL import Image
 
-    from vl2.engine.config import Completion
+    from vl2.engine.config import Completion, StructuredOutputsParams
 
 PICTURE_NAME = re.compile(r"\S+\.(png|jpe?g|webp|gif|bmp|tiff?)", re.IGNORECASE)
 _MARK = re.compile(r"<\|(?:ref|grounding)\|>")
@@ -44,6 +44,19 @@ def ask(  # noqa: PLR0913 - each parameter is an option of the command
     top_p: options.TopP = 1.0,
     top_k: options.TopK = 0,
     seed: options.Seed = None,
+    schema: Annotated[
+        str | None,
+        typer.Option(metavar="JSON", help="The answer is JSON of this schema: a file, or text."),
+    ] = None,
+    regex: Annotated[
+        str | None, typer.Option(help="The whole answer matches this regular expression.")
+    ] = None,
+    choice: Annotated[
+        list[str] | None, typer.Option(help="The answer is one of these; give it several times.")
+    ] = None,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="With --ground: the answer has at least one box.")
+    ] = False,
     dtype: options.Dtype = "auto",
     device: options.Device = "auto",
 ) -> None:
@@ -57,7 +70,12 @@ def ask(  # noqa: PLR0913 - each parameter is an option of the command
 
     paths, question = split_words(words)
     params = SamplingParams(
-        max_tokens=max_tokens, temperature=temperature, top_p=top_p, top_k=top_k, seed=seed
+        max_tokens=max_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        top_k=top_k,
+        seed=seed,
+        structured_outputs=form_of(schema, regex, choice, strict=strict),
     )
     check_target(save)
     if save and not paths:
@@ -78,6 +96,28 @@ def ask(  # noqa: PLR0913 - each parameter is an option of the command
         show_remarks(answer)
     if save:
         _draw(pictures, answer, save)
+
+
+def form_of(
+    schema: str | None, regex: str | None, choice: list[str] | None, *, strict: bool
+) -> StructuredOutputsParams | None:
+    """The form that an answer must have, if any.
+
+    Raises:
+        ValueError: more than one form.
+    """
+    from vl2.engine.config import StructuredOutputsParams
+
+    if schema is None and regex is None and not choice and not strict:
+        return None
+    if schema is not None and not schema.lstrip().startswith("{"):
+        file = Path(schema)
+        if not file.is_file():
+            raise ValueError(f"--schema {schema}: no such file, and no JSON object either")
+        schema = file.read_text(encoding="utf-8")
+    return StructuredOutputsParams(
+        json=schema, regex=regex, choice=choice or None, grounding=strict
+    )
 
 
 def split_words(words: Sequence[str]) -> tuple[list[Path], str]:

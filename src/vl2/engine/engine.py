@@ -140,7 +140,7 @@ class Engine:
                     try:
                         added = self.add_request(index, conversation, one, index=index)
                     except ValueError as error:
-                        log.warning("conversation %d is refused: %s", index, error)
+                        log.info("conversation %d is refused: %s", index, error)
                         refused = unbegun(index, "error", str(error))
                         answers |= {firsts[index] + i: refused for i in range(one.n)}
                         continue
@@ -321,7 +321,7 @@ class Engine:
         """End a sequence with its own error; nobody finds the rows that it computed."""
         text = error if isinstance(error, str) else f"{type(error).__name__}: {error}"
         sequence.error = " ".join(text.split())
-        log.warning("request %s failed: %s", sequence.request_id, sequence.error)
+        log.info("request %s failed: %s", sequence.request_id, sequence.error)
         completion = self._drop(sequence, "error")
         return Progress(sequence=sequence, delta=delta, completion=completion)
 

@@ -21,7 +21,7 @@ from vl2.engine.config import Completion, EngineConfig, FinishReason, SamplingPa
 from vl2.engine.grammar import GrammarCompiler
 from vl2.engine.model_runner import ModelRunner, num_blocks_for
 from vl2.engine.pictures import VisionEncoder
-from vl2.engine.prompt_lookup import look_up
+from vl2.engine.prompt_lookup import PromptLookup
 from vl2.engine.sampler import Choice, sample
 from vl2.engine.scheduler import Scheduled, Scheduler
 from vl2.engine.sequence import Sequence
@@ -290,6 +290,7 @@ class Engine:
         self._stats.drafted_tokens += len(drafts)
         self._stats.accepted_drafts += accepted
         sequence.drafts = []
+        sequence.features = {}
         self._scheduler.advance(sequence, item.tokens - len(drafts) + accepted)
         if sequence.finish_reason:
             return Progress(sequence=sequence, delta=delta, completion=self._finish(sequence))
@@ -300,13 +301,13 @@ class Engine:
         """Guess at the tokens behind the next one."""
         room = sequence.max_tokens - len(sequence.token_ids) - 1
         count = min(self.config.speculative_tokens, room)
-        if count > 0 and sequence.sampling.plain:
-            sequence.drafts = look_up(
-                sequence.tokens_between(0, sequence.length),
-                match=self.config.prompt_lookup,
-                count=count,
-                barred=self._barred,
-            )
+        if count < 1 or not sequence.sampling.plain:
+            return
+        if sequence.lookup is None:
+            sequence.lookup = PromptLookup(self.config.prompt_lookup, self._barred)
+        known = sequence.lookup.length
+        sequence.lookup.extend(sequence.tokens_between(known, sequence.length))
+        sequence.drafts = sequence.lookup.guess(count)
 
     def _count(self, item: Scheduled) -> None:
         """Note the tokens of a prompt that ran."""

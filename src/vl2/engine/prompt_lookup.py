@@ -6,30 +6,41 @@ one more row in a step, and a wrong one changes nothing (prompt-lookup decoding)
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
+from itertools import takewhile
 
 
-def look_up(
-    token_ids: Sequence[int], *, match: int, count: int, barred: frozenset[int]
-) -> list[int]:
-    """Up to `count` tokens behind the latest earlier place of the last `match` tokens.
+class PromptLookup:
+    """The text so far and where each run of `match` tokens in it last went on.
 
-    Tokens of `barred`, image placeholders for instance, are never guessed and end the guess.
+    Tokens of `barred`, image placeholders for instance, are never guessed and end a guess.
     """
-    tail = list(token_ids[-match:])
-    if len(tail) < match or count < 1 or not barred.isdisjoint(tail):
-        return []
-    for start in range(len(token_ids) - match - 1, -1, -1):
-        if token_ids[start] == tail[0] and list(token_ids[start : start + match]) == tail:
-            found = token_ids[start + match : start + match + count]
-            return _until_barred(found, barred)
-    return []
 
+    def __init__(self, match: int, barred: frozenset[int]) -> None:
+        self._match, self._barred = match, barred
+        self._token_ids: list[int] = []
+        self._next: dict[tuple[int, ...], int] = {}
 
-def _until_barred(tokens: Sequence[int], barred: frozenset[int]) -> list[int]:
-    kept = []
-    for token in tokens:
-        if token in barred:
-            break
-        kept.append(token)
-    return kept
+    @property
+    def length(self) -> int:
+        """Tokens of the text."""
+        return len(self._token_ids)
+
+    def extend(self, token_ids: Iterable[int]) -> None:
+        """Add tokens to the text."""
+        for token in token_ids:
+            if len(self._token_ids) >= self._match:
+                self._next[self._tail()] = len(self._token_ids)
+            self._token_ids.append(token)
+
+    def guess(self, count: int) -> list[int]:
+        """Up to `count` tokens that may come next."""
+        tail = self._tail()
+        place = self._next.get(tail)
+        if place is None or not self._barred.isdisjoint(tail):
+            return []
+        found = self._token_ids[place : place + count]
+        return list(takewhile(lambda token: token not in self._barred, found))
+
+    def _tail(self) -> tuple[int, ...]:
+        return tuple(self._token_ids[-self._match :])

@@ -13,6 +13,7 @@ from vl2.engine.block_manager import Name, block_name
 from vl2.engine.confidence import scored_boxes
 from vl2.engine.config import Completion, FinishReason, SamplingParams, TokenLogprob, Usage
 from vl2.engine.pictures import Picture
+from vl2.engine.prompt_lookup import PromptLookup
 from vl2.engine.sampler import Choice, SamplingState
 from vl2.engine.text_stream import TextStream
 from vl2.processing.inputs import ModelInputs
@@ -66,6 +67,7 @@ class Sequence:
     published: int = 0
     cached_tokens: int = 0
     drafts: list[int] = field(default_factory=list)
+    lookup: PromptLookup | None = None
     features: dict[bytes, Tensor] = field(default_factory=dict)
 
     @property

@@ -41,15 +41,22 @@ def plan_train(
     from vl2.overrides import override
     from vl2.parallel.pipeline_stage import TILES
     from vl2.train.layouts import plan_training
+    from vl2.train.origin import check_layout
 
     words = [] if layout is None else [f"parallel.{word.strip()}" for word in layout.split(",")]
     config = override(find_recipe(recipe), [*(settings or []), *words])
+    config, model = _as_held(config, model_of(config))
+    scheme = None if config.lora is None else config.lora.quantization
+    # A quantised base has but one kind of layout: ranks that all hold it.
+    asked = config.parallel if words or scheme is not None else None
+    if asked is not None:
+        check_layout(scheme, asked.layout(gpus))
     found = plan_training(
         config,
-        model_of(config),
+        model,
         gpus=gpus,
         gpu=gpu,
-        layout=config.parallel if words else None,
+        layout=asked,
         tiles=TILES if tiles is None else tiles,
     )
     print(json.dumps(found, indent=2) if as_json else _text(found))
@@ -71,6 +78,24 @@ def model_of(config: TrainConfig) -> VL2Config:
     if name is not None:
         return VL2Config.preset(name)
     return find_config(model_folder(str(config.init.model)))[0]
+
+
+def _as_held(config: TrainConfig, model: VL2Config) -> tuple[TrainConfig, VL2Config]:
+    """A quantised model as the float one that adapters are put into, held in its scheme.
+
+    Raises:
+        ValueError: it is quantised and the run has no adapters, or asks for another scheme.
+    """
+    from dataclasses import replace
+
+    from vl2.train.origin import check_quantized
+
+    held = model.quantization_config
+    if held is None:
+        return config, model
+    lora = check_quantized(held.scheme, config.lora, str(config.init.model))
+    lora = replace(lora, quantization=held.scheme)
+    return replace(config, lora=lora), replace(model, quantization_config=None)
 
 
 def _text(found: dict[str, Any]) -> str:

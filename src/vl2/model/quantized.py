@@ -15,9 +15,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from vl2.config import QuantizationConfig
-from vl2.model.moe import Experts
+from vl2.model.moe import Experts, matmul_dtype
 from vl2.model.vl2 import VL2Model
-from vl2.ops.moe import Routing
+from vl2.ops.moe import ExpertChange, Routing
 from vl2.ops.quant import (
     INT4_ROWS,
     Int4Weight,
@@ -25,11 +25,15 @@ from vl2.ops.quant import (
     QuantWeightData,
     int4_expert_mlp,
     int4_group,
-    int4_linear,
     int8_expert_mlp,
-    int8_linear,
     quantize_int4,
     quantize_int8,
+)
+from vl2.ops.quant_backward import (
+    gradients_pass,
+    quant_expert_mlp,
+    quant_linear,
+    row_blocks,
 )
 
 SCHEMES = ("int8", "int4")
@@ -87,11 +91,9 @@ class QuantLinear(nn.Module):
         self.bias = nn.Parameter(torch.empty(out_features)) if bias else None
 
     def forward(self, x: Float[Tensor, "*lead i"]) -> Float[Tensor, "*lead o"]:
-        """Per token."""
-        data = self.weight.data
-        if isinstance(data, Int8Weight):
-            return int8_linear(x, data, self.bias)
-        return int4_linear(x, data, self.bias, out_features=self.out_features)
+        """Per token; a gradient passes to x, never to the weight."""
+        data, dtype = self.weight.data, matmul_dtype(x)
+        return quant_linear(x, data, self.bias, out_features=self.out_features, dtype=dtype)
 
 
 class QuantExperts(nn.Module):
@@ -104,9 +106,17 @@ class QuantExperts(nn.Module):
         self.up_proj = QuantWeight(scheme, (experts, inner, hidden))
         self.down_proj = QuantWeight(scheme, (experts, hidden, inner))
 
-    def forward(self, x: Float[Tensor, "n h"], routing: Routing) -> Float[Tensor, "n h"]:
-        """Weighted sum over each token's experts."""
+    def forward(
+        self, x: Float[Tensor, "n h"], routing: Routing, change: ExpertChange | None = None
+    ) -> Float[Tensor, "n h"]:
+        """Weighted sum over each token's experts, whose matrices a low-rank `change` may shift.
+
+        Gradients pass to x, the routing and the change, never to the weights.
+        """
         gate, up, down = self.gate_proj.data, self.up_proj.data, self.down_proj.data
+        if change is not None or gradients_pass(x, routing.weights):
+            weights, dtype = (gate, up, down), matmul_dtype(x)
+            return quant_expert_mlp(x, routing, weights, change, inner=self.inner, dtype=dtype)
         if isinstance(gate, Int8Weight):
             assert isinstance(up, Int8Weight)
             assert isinstance(down, Int8Weight)
@@ -155,25 +165,45 @@ def quantizable(model: nn.Module) -> Iterator[tuple[str, nn.Linear | Experts]]:
             yield name, module
 
 
-def default_plan(model: VL2Model, scheme: str) -> QuantizationConfig:
-    """What is held how when nothing has been measured: everything in `scheme`, but for two kinds.
-
-    `kv_b_proj` stays float. With int4 the vision side, and rows that no group divides, are int8: a
-    tower multiplies many rows at a time, where int8 is faster and int4 saves little.
+def default_plan(
+    model: VL2Model, scheme: str, *, kept: tuple[str, ...] = KEPT_FLOAT
+) -> QuantizationConfig:
+    """What is held how when nothing has been measured, see `default_scheme`.
 
     Raises:
         ValueError: an unknown scheme.
     """
     check_scheme(scheme)
-    kept, higher = [], []
-    for name, module in quantizable(model):
-        if name.rpartition(".")[2] in KEPT_FLOAT:
-            kept.append(name)
-        elif scheme == "int4" and not fits_int4(name, module):
-            higher.append(name)
+    found = {n: default_scheme(n, m, scheme, kept=kept) for n, m in quantizable(model)}
+    higher = [n for n, held in found.items() if held == "int8"] if scheme == "int4" else []
+    floats = [n for n, held in found.items() if held is None]
     return QuantizationConfig(
-        scheme=scheme, modules_int8=tuple(higher), modules_to_not_convert=tuple(kept)
+        scheme=scheme, modules_int8=tuple(higher), modules_to_not_convert=tuple(floats)
     )
+
+
+def default_scheme(
+    name: str,
+    module: nn.Linear | Experts,
+    scheme: str,
+    *,
+    kept: tuple[str, ...] = KEPT_FLOAT,
+) -> str | None:
+    """How a layer is held when nothing has been measured: in `scheme`, but for two kinds.
+
+    Those whose last name is in `kept` stay float (None). With int4 the vision side, and rows that
+    no group divides, are int8: a tower multiplies many rows at a time, where int8 is faster and
+    int4 saves little.
+    """
+    if name.rpartition(".")[2] in kept:
+        return None
+    return "int8" if scheme == "int4" and not fits_int4(name, module) else scheme
+
+
+def held_bytes(scheme: str, shape: tuple[int, ...]) -> int:
+    """Bytes of a quantised weight, scales and padded rows included."""
+    with torch.device("meta"):
+        return sum(tensor.nbytes for tensor in _empty(scheme, shape))
 
 
 def fits_int4(name: str, module: nn.Linear | Experts) -> bool:
@@ -184,7 +214,7 @@ def fits_int4(name: str, module: nn.Linear | Experts) -> bool:
 def quantize_modules(model: VL2Model, plan: QuantizationConfig, *, fill: bool = True) -> None:
     """Put quantised modules in the places of the plan's, one after the other.
 
-    No gradient passes rounded activations, so that nothing of the model trains any longer.
+    Everything is frozen then: gradients pass quantised layers, but never move what they hold.
 
     Args:
         model: a plain model, changed in place; its config then carries the plan.
@@ -209,6 +239,16 @@ def quantize_modules(model: VL2Model, plan: QuantizationConfig, *, fill: bool = 
         made = quantized_copy(model.get_submodule(name), scheme, name, fill=fill)
         model.set_submodule(name, made)
     model.config = replace(model.config, quantization_config=plan)
+
+
+def quantized_buffers(module: nn.Module) -> frozenset[str]:
+    """Names of the buffers of a module that are quantised weights: nothing moves them."""
+    return frozenset(
+        f"{path}.{name}"
+        for path, part in module.named_modules()
+        if isinstance(part, QuantWeight)
+        for name, _ in part.named_buffers()
+    )
 
 
 def quantized_copy(
@@ -240,6 +280,23 @@ def quantized_copy(
             assert isinstance(quantized, QuantWeight)
             quantized.fill(weight)
     return made.train(module.training)
+
+
+def float_copy(layer: QuantLinear, dtype: torch.dtype) -> nn.Linear:
+    """A plain layer of the floats that a quantised one stands for, made some rows at a time."""
+    data = layer.weight.data
+    shape, device = (layer.out_features, layer.in_features), data.values.device
+    weight, first = torch.empty(shape, dtype=dtype, device=device), 0
+    for part in row_blocks(data, dtype):
+        kept = part[: len(weight) - first]  # int4 pads rows
+        weight[first : first + len(kept)] = kept
+        first += len(kept)
+    with torch.device("meta"):
+        made = nn.Linear(layer.in_features, layer.out_features, bias=layer.bias is not None)
+    made.weight = nn.Parameter(weight, requires_grad=False)
+    if layer.bias is not None:
+        made.bias = layer.bias
+    return made.train(layer.training)
 
 
 def _widths(module: nn.Linear | Experts) -> tuple[int, ...]:

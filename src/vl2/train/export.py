@@ -5,13 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 
 from vl2.checkpoint.hf import save_model
+from vl2.logs import get_logger
 from vl2.model.vl2 import VL2Model
 from vl2.train.config import TrainConfig
 from vl2.train.kept import model_at
-from vl2.train.lora import merge_lora
-from vl2.train.lora_files import save_lora
-from vl2.train.origin import EXPORTED, Origin, write_history
+from vl2.train.lora import base_scheme, merge_lora
+from vl2.train.lora_files import load_lora, save_lora
+from vl2.train.origin import EXPORTED, Origin, load_weights, write_history
 from vl2.train.trainer import Trainer
+
+log = get_logger(__name__)
 
 ADAPTER = "adapter"
 """Where a run with low-rank adapters leaves them, beside the merged model."""
@@ -21,10 +24,22 @@ def export(trainer: Trainer, config: TrainConfig, origin: Origin) -> Path:
     """Write the trained model as released files, with its processor and history.
 
     Of many ranks the main one does it, from the last kept state: no rank has the whole model.
+    Adapters are merged into floats. Of an origin that is quantised there are none, so that the
+    adapters are all that is left; their folder is returned then.
     """
-    folder = Path(config.folder) / EXPORTED
+    folder = Path(config.folder) / (EXPORTED if origin.quantized is None else ADAPTER)
     if trainer.ranks.is_main:
-        _write(_whole_model(trainer, config, origin), config, origin, folder)
+        model = _whole_model(trainer, config, origin)
+        if origin.quantized is None:
+            _write(model, config, origin, folder)
+        else:
+            _write_adapters(model, config)
+            log.warning(
+                "%s is there in %s only, into which adapters cannot be merged: they are left in %s",
+                origin.folder,
+                origin.quantized.scheme,
+                folder,
+            )
     trainer.ranks.barrier()
     return folder
 
@@ -40,10 +55,18 @@ def _whole_model(trainer: Trainer, config: TrainConfig, origin: Origin) -> VL2Mo
 
 def _write(model: VL2Model, config: TrainConfig, origin: Origin, folder: Path) -> None:
     if config.lora is not None:
-        base = config.init.model or str(config.init.preset)
-        save_lora(model, Path(config.folder) / ADAPTER, base_model=base)
+        adapters = _write_adapters(model, config)
+        if base_scheme(model) is not None:  # the floats are read only now, on the CPU
+            model = load_weights(origin, config.init, config.seed, "cpu")
+            load_lora(model, adapters)
         merge_lora(model, keep_base=False)
     folder.mkdir(exist_ok=True)
     origin.processor.save_pretrained(folder)
     write_history(folder, (*origin.stages, config.stage))
     save_model(model, folder)
+
+
+def _write_adapters(model: VL2Model, config: TrainConfig) -> Path:
+    folder = Path(config.folder) / ADAPTER
+    save_lora(model, folder, base_model=config.init.model or str(config.init.preset))
+    return folder

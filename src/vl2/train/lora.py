@@ -1,8 +1,9 @@
 """Low-rank adapters (LoRA, arXiv 2106.09685): W x + alpha / rank * B A x with a frozen W.
 
-The base keeps its dtype (bfloat16 on a GPU: what QLoRA does with 4 bits); adapters are float32. A
-base weight is never multiplied out with its change: both factors work on the activations, so an
-adapted layer keeps its activations of width `rank` for the backward pass and no second weight.
+The base keeps its dtype, or is held in int8 or int4 (QLoRA, arXiv 2305.14314); adapters are
+float32. A base weight is never multiplied out with its change: both factors work on the
+activations, so an adapted layer keeps its activations of width `rank` for the backward pass and no
+second weight. That is also why the base may be held in any form that gradients pass.
 
 `peft` does the same for `nn.Linear`, and it has `target_parameters` for stacked experts. Neither
 fits here. Its stacked form adapts every expert of a layer, builds W + B A of all of them anew in
@@ -14,10 +15,12 @@ layers are our own; the files (lora_files.py) are PEFT's.
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -26,6 +29,7 @@ from torch import Tensor, nn
 
 from vl2.checkpoint.layout import table
 from vl2.model.moe import Experts, matmul_dtype
+from vl2.model.quantized import SCHEMES, QuantExperts, QuantLinear, QuantWeight
 from vl2.model.vl2 import VL2Model
 from vl2.ops.moe import ExpertChange, LowRank, Routing
 from vl2.train.routing_profile import chosen_experts, load_profile
@@ -54,6 +58,7 @@ class LoraConfig:
     targets: tuple[str, ...] = ("attention", "dense", "experts")  # names of TARGETS
     experts: str | None = None  # routing profile: only the experts that it shows busiest
     expert_share: float = 0.25  # of each layer's experts, with a profile
+    quantization: Literal["int8", "int4"] | None = None  # of the frozen base; None: as it is
 
     def __post_init__(self) -> None:
         """Check names and ranges."""
@@ -76,16 +81,17 @@ class LoraConfig:
 class LoraLinear(nn.Module):
     """A linear layer with an adapter; a new one changes nothing."""
 
-    def __init__(self, base: nn.Linear, rank: int, alpha: float) -> None:
+    def __init__(self, base: nn.Linear | QuantLinear, rank: int, alpha: float) -> None:
         super().__init__()
         self.base, self.rank, self.alpha = base, rank, alpha
-        device = base.weight.device
+        device = next(itertools.chain(base.parameters(), base.buffers())).device
         self.lora_A = nn.Parameter(torch.zeros(rank, base.in_features, device=device))
         self.lora_B = nn.Parameter(torch.zeros(base.out_features, rank, device=device))
 
     @property
     def weight(self) -> Float[Tensor, "o i"]:
         """The changed weight, for those who need the matrix itself (absorbed attention)."""
+        assert isinstance(self.base, nn.Linear), "layers that are read as matrices stay floats"
         return _changed(self.base.weight, self.lora_A, self.lora_B, self.alpha / self.rank)
 
     def forward(self, x: Float[Tensor, "*lead i"]) -> Float[Tensor, "*lead o"]:
@@ -99,10 +105,10 @@ class LoraStack(nn.Module):
 
     experts: Tensor  # [chosen] int64; kept with the state, which means nothing without it
 
-    def __init__(self, weight: Float[Tensor, "e o i"], experts: Sequence[int], rank: int) -> None:
+    def __init__(self, weight: Tensor | QuantWeight, experts: Sequence[int], rank: int) -> None:
         super().__init__()
         self.total, out, width = weight.shape
-        device = weight.device
+        device = weight.device if isinstance(weight, Tensor) else weight.data.values.device
         self.register_buffer("experts", torch.tensor(experts, dtype=torch.int64, device=device))
         self.lora_A = nn.Parameter(torch.zeros(len(experts), rank, width, device=device))
         self.lora_B = nn.Parameter(torch.zeros(len(experts), out, rank, device=device))
@@ -118,7 +124,9 @@ class LoraStack(nn.Module):
 class LoraExperts(nn.Module):
     """The routed experts of a layer, some or all of them with adapters."""
 
-    def __init__(self, base: Experts, experts: Sequence[int], rank: int, alpha: float) -> None:
+    def __init__(
+        self, base: Experts | QuantExperts, experts: Sequence[int], rank: int, alpha: float
+    ) -> None:
         super().__init__()
         self.base, self.rank, self.alpha = base, rank, alpha
         self.gate_proj = LoraStack(base.gate_proj, experts, rank)
@@ -141,6 +149,8 @@ class LoraExperts(nn.Module):
 
 
 Layer = LoraLinear | LoraExperts
+Linears = (nn.Linear, QuantLinear)
+Stacked = (Experts, QuantExperts)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -148,7 +158,7 @@ class Adapter:
     """One adapted matrix: its released module name, and views of base weight and factors."""
 
     name: str
-    weight: Tensor  # [out, in]
+    weight: Tensor | None  # [out, in]; None: there is no float one
     a: Tensor  # [rank, in]
     b: Tensor  # [out, rank]
     scale: float
@@ -198,7 +208,8 @@ def attach(model: VL2Model, places: Mapping[str, Sequence[int]], rank: int, alph
 
     Args:
         model: without adapters.
-        places: paths of linear layers and of `Experts`, and the experts to adapt in the latter.
+        places: paths of linear layers and of experts, quantised or not, and which of the latter to
+            adapt.
         rank: of every adapter.
         alpha: the change is scaled by alpha / rank.
 
@@ -210,10 +221,10 @@ def attach(model: VL2Model, places: Mapping[str, Sequence[int]], rank: int, alph
     model.requires_grad_(False)
     for path, experts in places.items():
         base = model.get_submodule(path)
-        if isinstance(base, Experts):
+        if isinstance(base, Stacked):
             model.set_submodule(path, LoraExperts(base, experts, rank, alpha))
         else:
-            assert isinstance(base, nn.Linear), path
+            assert isinstance(base, Linears), path
             model.set_submodule(path, LoraLinear(base, rank, alpha))
 
 
@@ -222,22 +233,31 @@ def lora_layers(model: nn.Module) -> dict[str, Layer]:
     return {p: m for p, m in model.named_modules() if isinstance(m, LoraLinear | LoraExperts)}
 
 
+def base_scheme(model: nn.Module) -> str | None:
+    """How the quantised layers of a model are held, the lowest form of it; None: all are floats."""
+    found = {module.scheme for module in model.modules() if isinstance(module, QuantWeight)}
+    return next((scheme for scheme in reversed(SCHEMES) if scheme in found), None)
+
+
 def adapters(model: nn.Module) -> Iterator[Adapter]:
     """Every adapted matrix of a model, experts one by one under their released names."""
     for path, layer in lora_layers(model).items():
         scale = layer.alpha / layer.rank
         if isinstance(layer, LoraLinear):
-            weight = layer.base.weight.detach()
+            weight = layer.base.weight.detach() if isinstance(layer.base, nn.Linear) else None
             a, b = layer.lora_A.detach(), layer.lora_B.detach()
             yield Adapter(name=path, weight=weight, a=a, b=b, scale=scale)
             continue
         for part, stack in layer.stacks().items():
-            weights = layer.base.get_parameter(part).detach()
-            released = [key for key, _ in table({f"{path}.{part}": weights})]
+            weights = None
+            if isinstance(layer.base, Experts):
+                weights = layer.base.get_parameter(part).detach()
+            stacked = torch.empty(stack.total, 0, device="meta")
+            released = [key for key, _ in table({f"{path}.{part}": stacked})]
             for place, expert in enumerate(stack.experts.tolist()):
                 yield Adapter(
                     name=released[expert].removesuffix(".weight"),
-                    weight=weights[expert],
+                    weight=None if weights is None else weights[expert],
                     a=stack.lora_A.detach()[place],
                     b=stack.lora_B.detach()[place],
                     scale=scale,
@@ -257,11 +277,16 @@ def merge_lora(model: VL2Model, *, keep_base: bool = True) -> Merged:
             False overwrites them, for a model that is only to be used or saved.
 
     Raises:
-        ValueError: the model has no adapters.
+        ValueError: the model has no adapters, or its base is held in int8 or int4.
     """
     layers = lora_layers(model)
     if not layers:
         raise ValueError("the model has no adapters to merge: load or apply some first")
+    if (scheme := base_scheme(model)) is not None:
+        raise ValueError(
+            f"adapters cannot be merged into a base in {scheme}, which would round them away: "
+            "save them, load them into the float model (load_lora), and merge there"
+        )
     originals: dict[str, nn.Parameter] = {}
     if keep_base:
         for path, layer in layers.items():
@@ -270,6 +295,7 @@ def merge_lora(model: VL2Model, *, keep_base: bool = True) -> Merged:
                 setattr(layer.base, name, nn.Parameter(parameter.clone(), requires_grad=False))
     for adapter in adapters(model):
         weight = adapter.weight
+        assert weight is not None
         weight.copy_(_changed(weight, adapter.a, adapter.b, adapter.scale))
     for path, layer in layers.items():
         model.set_submodule(path, layer.base)
@@ -304,7 +330,7 @@ def _places(model: VL2Model, config: LoraConfig) -> dict[str, Sequence[int]]:
         found = {
             path: _experts_of(path, module, chosen)
             for path, module in model.named_modules()
-            if TARGETS[target].fullmatch(path) and isinstance(module, nn.Linear | Experts)
+            if TARGETS[target].fullmatch(path) and isinstance(module, Linears + Stacked)
         }
         if not found:
             raise ValueError(f"lora.targets has {target!r}, which this model lacks: leave it out")
@@ -315,10 +341,10 @@ def _places(model: VL2Model, config: LoraConfig) -> dict[str, Sequence[int]]:
 def _experts_of(
     path: str, module: nn.Module, chosen: Mapping[int, Sequence[int]] | None
 ) -> Sequence[int]:
-    if not isinstance(module, Experts):
+    if not isinstance(module, Stacked):
         return ()
     if chosen is None:
-        return range(len(module.gate_proj))
+        return range(module.gate_proj.shape[0])
     return chosen[int(path.split(".")[3])]
 
 

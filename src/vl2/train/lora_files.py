@@ -10,11 +10,11 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from vl2.checkpoint.container import (
     CheckpointError,
@@ -25,9 +25,10 @@ from vl2.checkpoint.container import (
     write_file,
 )
 from vl2.checkpoint.layout import ours, table
+from vl2.checkpoint.skeleton import build_skeleton
 from vl2.logs import get_logger
 from vl2.model.vl2 import VL2Model
-from vl2.train.lora import adapters, attach, lora_layers
+from vl2.train.lora import Linears, adapters, attach, lora_layers
 
 log = get_logger(__name__)
 
@@ -169,7 +170,9 @@ def _match(
     model: VL2Model, stored: Mapping[str, StoredTensor], rank: int, file: Path
 ) -> dict[str, tuple[StoredTensor, StoredTensor]]:
     """Stored factors by released module name, after checking each against the model."""
-    shapes = {key: slot.shape for key, slot in table(model.state_dict())}
+    # Of a quantised matrix the state has other keys than the one that an adapter names.
+    floats = build_skeleton(replace(model.config, quantization_config=None))
+    shapes = {key: slot.shape for key, slot in table(floats.state_dict())}
     pairs: dict[str, tuple[StoredTensor, StoredTensor]] = {}
     for key in stored:
         name = _module(key)
@@ -207,7 +210,7 @@ def _adaptable(model: VL2Model, name: str) -> bool:
     """Whether the released module is a routed expert's matrix or a linear layer."""
     key, expert = ours(f"{name}.weight")
     return expert is not None or isinstance(
-        model.get_submodule(key.removesuffix(".weight")), nn.Linear
+        model.get_submodule(key.removesuffix(".weight")), Linears
     )
 
 

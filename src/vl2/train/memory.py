@@ -7,7 +7,9 @@ ranks divide m and not n (`parallel/fsdp.py`). For sequences of T tokens, R of t
 pass, hidden size H, h heads of width d (values v), k experts of width I per token, a shared MLP or
 dense layer of width S, patches of width W with an MLP of width M:
 
-    weights      own part * b; adapters are float32
+    weights      own part * b; adapters are float32. What a run holds in int8 or int4 lies whole on
+                 its rank, with scales, and is neither gathered nor cast; floats of it are there 32
+                 MiB at a time, which the runtime covers
     gradients    the same of what trains
     moments      twice that with AdamW, in at most the width of `optim.moments`; once for the
                  matrices that Muon moves
@@ -24,7 +26,7 @@ dense layer of width S, patches of width W with an MLP of width M:
                  without recomputing and half of it again for gradients, going forward that half
                  alone; layers in front of all that trains keep nothing
         kept, none        H (2b + 12 + 2p) + p (4 h d + h v + T) + rank (8 + p)        attention
-                          + k (H p + 4 I p + 4 H) + 4 S p                               MLP
+                          + k (H p + 4 I p + 4 H) + 4 S p        MLP; int8 experts: 4 I 4
         kept, selective   H b + p (2 h d + h v + 2 H + key and value projections)
                           + p (k (2 I + H) + 2 S + H)
         kept, full        H b
@@ -48,12 +50,14 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from vl2.config import LanguageConfig, VisionConfig, VL2Config
+from vl2.model.quantized import QuantWeight, default_scheme, held_bytes, quantizable
 from vl2.model.vl2 import VL2Model
 from vl2.parallel.config import Layout
 from vl2.parallel.pipeline_stage import arrange_unit, head_unit
 from vl2.train.config import TrainConfig
 from vl2.train.flops import LOOKED_UP, UNUSED, place_of
 from vl2.train.optim import OUTER
+from vl2.train.origin import FLOAT_IN_TRAINING
 
 RUNTIME = 4 * 2**30
 LOGITS_CHUNK = 1024
@@ -71,15 +75,23 @@ class Widths:
     products: int
     autocast: bool
     moments: int = WIDTHS["float32"]  # at most; never wider than the parameter
+    wide_experts: bool = False  # those in int8 give float32, whatever they are given
 
     @classmethod
     def of(cls, config: TrainConfig) -> Widths:
         """Those that a configuration asks for."""
         weights = WIDTHS[config.init.dtype]
         autocast = config.compute.autocast and weights == WIDTHS["float32"]
-        products = WIDTHS["bfloat16"] if autocast else weights
-        moments = WIDTHS[config.optim.moments]
-        return cls(weights=weights, products=products, autocast=autocast, moments=moments)
+        scheme = None if config.lora is None else config.lora.quantization
+        # Quantised layers give what they are given: autocast does not know their products.
+        products = WIDTHS["bfloat16"] if autocast and scheme is None else weights
+        return cls(
+            weights=weights,
+            products=products,
+            autocast=autocast,
+            moments=WIDTHS[config.optim.moments],
+            wide_experts=scheme == "int8",
+        )
 
 
 class UnitBytes(NamedTuple):
@@ -107,13 +119,19 @@ def unit_bytes(
     """Bytes of the parameters of each unit on the rank that has most of them.
 
     Args:
-        model: whole, on any device, what trains in it marked.
+        model: whole, on any device, what trains in it marked. What is quantised in it counts as it
+            is, a float base as `lora.quantization` will hold it.
         config: gives dtypes and optimiser.
         layout: only `shard` and `expert` count.
     """
     found: list[list[UnitBytes]] = [[] for _ in range(head_unit(model.config) + 1)]
     muon = config.optim.optimizer == "muon"
+    held = _held(model, config)
+    for name, size in held.items():
+        found[place_of(name, model.config)[0]].append(UnitBytes(weights=size))
     for name, parameter in model.named_parameters():
+        if name in held:
+            continue
         inner = muon and parameter.ndim in (2, 3) and not any(part in name for part in OUTER)
         unit = place_of(name, model.config)[0]
         found[unit].append(
@@ -126,6 +144,25 @@ def unit_bytes(
             )
         )
     return tuple(total(items) for items in found)
+
+
+def _held(model: VL2Model, config: TrainConfig) -> dict[str, int]:
+    """Bytes of the weights that are quantised, or will be, by name."""
+    found = {
+        name: held_bytes(module.scheme, module.shape)
+        for name, module in model.named_modules()
+        if isinstance(module, QuantWeight)
+    }
+    scheme = None if config.lora is None else config.lora.quantization
+    if scheme is None:
+        return found
+    for path, module in quantizable(model):
+        plain = path.removesuffix(".base")
+        own = default_scheme(plain, module, scheme, kept=FLOAT_IN_TRAINING)
+        for name, weight in module.named_parameters(recurse=False):
+            if own is not None and name != "bias":
+                found[f"{path}.{name}"] = held_bytes(own, tuple(weight.shape))
+    return found
 
 
 def total(items: Iterable[UnitBytes]) -> UnitBytes:
@@ -203,7 +240,8 @@ def kept_by_layer(c: LanguageConfig, layer: int, how: str, length: int, widths: 
         attention = 2 * keys + heads * value + hidden + projections
         return hidden * b + p * (attention + k * (2 * inner + hidden) + 2 * fixed + hidden)
     attention = p * (4 * keys + heads * value + length) + rank * (8 + p)
-    experts = k * (p * (hidden + 4 * inner) + 4 * hidden)
+    wide = WIDTHS["float32"] if widths.wide_experts else p
+    experts = k * (p * hidden + wide * 4 * inner + 4 * hidden)
     return hidden * (2 * b + 12 + 2 * p) + attention + experts + 4 * fixed * p
 
 

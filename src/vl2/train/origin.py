@@ -9,18 +9,31 @@ from pathlib import Path
 
 import torch
 
-from vl2.checkpoint.load import choose_device, load_model, model_dtype
-from vl2.config import VL2Config
+from vl2.checkpoint.container import read_tensors
+from vl2.checkpoint.load import choose_device, load_model, model_dtype, open_checkpoint
+from vl2.config import QuantizationConfig, VL2Config
+from vl2.model.quantized import (
+    KEPT_FLOAT,
+    QuantLinear,
+    default_plan,
+    float_copy,
+    quantize_modules,
+)
 from vl2.model.vl2 import VL2Model
 from vl2.model_folder import resolve
+from vl2.parallel.config import Layout
 from vl2.processing import Processor, ProcessorConfig
 from vl2.train.config import STAGE_ORDER, InitConfig, TrainConfig
+from vl2.train.lora import LoraConfig
 
 SETTINGS = "config.yaml"
 CHECKPOINTS = "checkpoints"
 EXPORTED = "model"
 HISTORY = "training.json"
 """Beside an exported model: which stages made it."""
+HEAD = "language.lm_head"
+FLOAT_IN_TRAINING = (*KEPT_FLOAT, "lm_head")
+"""Last names of layers that no run quantises: the loss multiplies by the head's matrix, too."""
 SAMPLED_PARTS, SAMPLED_BYTES = 16, 64 * 2**10
 """What is read of each file to know it again: reading the largest model whole takes minutes."""
 
@@ -29,17 +42,25 @@ SAMPLED_PARTS, SAMPLED_BYTES = 16, 64 * 2**10
 class Origin:
     """What is known of the start before a weight is read."""
 
-    config: VL2Config
+    config: VL2Config  # of the model as floats
     processor: Processor
     folder: Path | None  # None: random weights
     stages: tuple[str, ...]  # that the model has been through, as far as its folder says
+    quantized: QuantizationConfig | None = None  # how its files hold it; None: as floats
+
+    def scheme(self, lora: LoraConfig | None) -> str | None:
+        """How a run holds what is frozen: int8, int4, or None for floats."""
+        if self.quantized is not None:
+            return self.quantized.scheme
+        return lora.quantization if lora is not None else None
 
 
 def find_origin(config: TrainConfig) -> Origin:
     """Find model, processor and history, and check that the stage may follow.
 
     Raises:
-        ValueError: nothing to start from, a run that has not finished, or a stage out of order.
+        ValueError: nothing to start from, a run that has not finished, a stage out of order, or a
+            quantised model of which more than adapters would train.
     """
     init = config.init
     if (init.model is None) == (init.preset is None):
@@ -59,15 +80,19 @@ def find_origin(config: TrainConfig) -> Origin:
         )
     folder = resolve(model_folder(str(init.model)), weights=False)
     model = VL2Config.from_pretrained(folder)
-    if model.quantization_config is not None:
-        raise ValueError(
-            f"{folder} is quantised to {model.quantization_config.scheme}, which gradients cannot "
-            "move: train the model that it was made of, and quantise what comes out"
-        )
+    quantized = model.quantization_config
+    if quantized is not None:
+        check_quantized(quantized.scheme, config.lora, folder)
     processor = Processor.from_pretrained(init.tokenizer or folder)
     stages = read_history(folder)
     _check_order(stages, config.stage, folder)
-    return Origin(config=model, processor=processor, folder=folder, stages=stages)
+    return Origin(
+        config=replace(model, quantization_config=None),
+        processor=processor,
+        folder=folder,
+        stages=stages,
+        quantized=quantized,
+    )
 
 
 def model_folder(name: str) -> str:
@@ -124,14 +149,85 @@ def weights_digest(origin: Origin) -> str:
     return digest.hexdigest()
 
 
-def load_weights(origin: Origin, init: InitConfig, seed: int, device: str) -> VL2Model:
-    """The model on its device, from its files or from the seed."""
+def load_weights(
+    origin: Origin, init: InitConfig, seed: int, device: str, quantization: str | None = None
+) -> VL2Model:
+    """The model on its device, from its files or from the seed.
+
+    Args:
+        origin: where it comes from.
+        init: gives the dtype of what stays float.
+        seed: of random weights.
+        device: where to.
+        quantization: of a float origin, see `LoraConfig.quantization`. The output head stays float
+            all the same, and that of a quantised origin becomes the floats that it stands for: the
+            loss reads it as a matrix.
+    """
+    dtype = model_dtype(init.dtype)
     if origin.folder is None:
         model = VL2Model(origin.config)
         model.init_weights(torch.Generator().manual_seed(seed))
-        return model.to(device=choose_device(device), dtype=model_dtype(init.dtype))
+        if quantization is not None:  # before the cast, as weights of files are
+            plan = default_plan(model, quantization, kept=FLOAT_IN_TRAINING)
+            quantize_modules(model, plan)
+        return model.to(device=choose_device(device), dtype=dtype)
     # Of a hub model only the description is here so far; its weights are fetched now.
-    return load_model(model_folder(str(init.model)), dtype=init.dtype, device=device)
+    folder = resolve(model_folder(str(init.model)))
+    scheme = quantization if origin.quantized is None else None
+    model = load_model(folder, dtype=dtype, device=device, quantization=scheme)
+    if isinstance(model.language.lm_head, QuantLinear):
+        _put_float_head(model, folder if origin.quantized is None else None, dtype)
+    return model
+
+
+def check_quantized(scheme: str, lora: LoraConfig | None, name: str | Path) -> LoraConfig:
+    """The adapters of a run on a model that is quantised already.
+
+    Raises:
+        ValueError: there are none, or the weights would have to be quantised once more.
+    """
+    if lora is None:
+        raise ValueError(
+            f"{name} is quantised to {scheme}, which gradients cannot move: train adapters on it "
+            "(lora.rank=8), or train the model that it was made of and quantise what comes out"
+        )
+    if lora.quantization not in (None, scheme):
+        raise ValueError(
+            f"lora.quantization is {lora.quantization!r}, but {name} is quantised to {scheme}: "
+            "leave it out, or start from the model that it was made of"
+        )
+    return lora
+
+
+def check_layout(scheme: str | None, layout: Layout) -> None:
+    """Refuse layouts that would have to cut what is quantised.
+
+    Raises:
+        ValueError: experts or stages of a quantised base are asked for.
+    """
+    if scheme is not None and layout.expert * layout.pipeline > 1:
+        raise ValueError(
+            f"a base in {scheme} is whole on every rank, but parallel.expert is {layout.expert} "
+            f"and parallel.pipeline {layout.pipeline}: set both to 1, or train on a float base"
+        )
+
+
+def _put_float_head(model: VL2Model, folder: Path | None, dtype: torch.dtype) -> None:
+    """Exchange the quantised output head for a plain one, read from `folder` if that has floats."""
+    held, plan = model.get_submodule(HEAD), model.config.quantization_config
+    assert isinstance(held, QuantLinear)
+    assert plan is not None
+    head = float_copy(held, dtype)
+    if folder is not None:
+        [stored] = [s for s, slot in open_checkpoint(folder).places if slot.key == f"{HEAD}.weight"]
+        read_tensors(stored.file, [(stored, head.weight.detach())], lambda _: None)
+    model.set_submodule(HEAD, head)
+    plan = replace(
+        plan,
+        modules_int8=tuple(name for name in plan.modules_int8 if name != HEAD),
+        modules_to_not_convert=(*plan.modules_to_not_convert, HEAD),
+    )
+    model.config = replace(model.config, quantization_config=plan)
 
 
 def read_history(folder: Path) -> tuple[str, ...]:

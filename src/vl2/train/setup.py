@@ -23,6 +23,7 @@ from vl2.data.index import RowIndex
 from vl2.data.loader import TrainLoader
 from vl2.data.sources import Source, open_source
 from vl2.logs import get_logger
+from vl2.model.quantized import QuantWeight
 from vl2.model.vl2 import VL2Model
 from vl2.overrides import to_mapping, write_yaml
 from vl2.parallel.config import Layout
@@ -40,6 +41,7 @@ from vl2.train.origin import (
     SETTINGS,
     Origin,
     absolute,
+    check_layout,
     find_origin,
     load_weights,
     weights_digest,
@@ -83,6 +85,7 @@ def prepare(config: TrainConfig, layout: Layout = ONE) -> Prepared:
             "base; set it to 0"
         )
     origin = find_origin(config)
+    check_layout(origin.scheme(config.lora), layout)
     if (obstacle := find_obstacle(config, origin.config, layout)) is not None:
         raise ValueError(obstacle)
     sources = tuple(open_source(source) for source in config.data.sources)
@@ -124,9 +127,12 @@ def run(config: TrainConfig) -> Path:
 
 def profile(config: TrainConfig, steps: int) -> dict[str, Any]:
     """Which experts the run's first `steps` batches choose, see `routing_profile`."""
-    prepared = prepare(replace(config, lora=None))
+    lora = replace(config.lora, experts=None) if config.lora else None  # as yet without a profile
+    prepared = prepare(replace(config, lora=lora))
     origin = prepared.origin
-    model = load_weights(origin, config.init, config.seed, config.compute.device)
+    model = load_weights(
+        origin, config.init, config.seed, config.compute.device, origin.scheme(lora)
+    )
     with TrainLoader(config.data, origin.processor, prepared.sources, prepared.index) as loader:
         batches = itertools.chain.from_iterable(itertools.islice(loader, steps))
         device = model.image_newline.device
@@ -140,6 +146,8 @@ def plan(config: TrainConfig) -> dict[str, Any]:
     model = build_skeleton(origin.config)
     select(model, config)
     parts = trained_parts(model)
+    if config.lora is not None:
+        config = replace(config, lora=replace(config.lora, quantization=origin.scheme(config.lora)))
     return {"parts": parts, **estimate(config, origin.config, parts)}
 
 
@@ -194,7 +202,8 @@ def _model(prepared: Prepared, ranks: Ranks) -> VL2Model:
     seed_all(config.seed)
     # Each of many ranks reads the whole model, and keeps its part when the model is sharded.
     device = compute.device if ranks.is_alone else "cpu"
-    model = load_weights(origin, config.init, config.seed, device)
+    scheme = origin.scheme(config.lora)
+    model = load_weights(origin, config.init, config.seed, device, scheme)
     names = select(model, config)
     if ranks.is_main:
         _describe(model, config, origin, names, Path(config.folder))
@@ -230,17 +239,33 @@ def _describe(
     write_yaml(replace(config, init=absolute(config.init)), folder / SETTINGS)
     trained = set(names)
     frozen = [n for n, _ in model.named_parameters() if n not in trained]
+    held = {n: m.scheme for n, m in model.named_modules() if isinstance(m, QuantWeight)}
     tensors = {
         "handed_over_from": str(origin.folder or f"random weights of {config.init.preset}"),
         "stages_before": list(origin.stages),
         "trained": names,
         "frozen": frozen,
+        **({"quantised": held} if held else {}),
     }
     (folder / "tensors.json").write_text(json.dumps(tensors, indent=1) + "\n", encoding="utf-8")
-    for kind, parts in trained_parts(model).items():
+    if held:
+        _log_held(held, origin)
+    counted = model
+    if held:  # numbers are those of the float model
+        counted = build_skeleton(origin.config)
+        select(counted, config)
+    for kind, parts in trained_parts(counted).items():
         listed = ", ".join(f"{part} {count:,}" for part, count in parts.items())
         log.info("%s: %s", kind, listed or "nothing")
     log.info("tensors by name: %s", folder / "tensors.json")
+
+
+def _log_held(held: Mapping[str, str], origin: Origin) -> None:
+    """Say before the first step in which form the base is, and what that means for the last one."""
+    schemes = " and ".join(sorted(set(held.values())))
+    log.info("%d frozen matrices and stacks are held in %s", len(held), schemes)
+    if origin.quantized is not None:
+        log.info("%s has no floats: the run will leave adapters, no merged model", origin.folder)
 
 
 def _metrics(config: TrainConfig, origin: Origin, ranks: Ranks) -> MetricsLog:
@@ -270,12 +295,20 @@ def _fingerprint(prepared: Prepared, loader: TrainLoader) -> dict[str, Any]:
     fixed = {
         "stage": config.stage,
         "start": [config.init.preset, config.init.dtype, weights_digest(prepared.origin)],
-        "lora": [to_mapping(config.lora), _profile_bytes(config)],
+        "lora": [_lora_settings(config), _profile_bytes(config)],
         "optimizer": [config.optim.optimizer, config.optim.moments],
         "data": loader.fingerprint,
         "model": prepared.origin.config.to_dict(),
     }
     return {key: _digest(value) for key, value in fixed.items()}
+
+
+def _lora_settings(config: TrainConfig) -> Any:
+    """Settings of the adapters; that of quantising counts where it is used, in younger runs."""
+    found = to_mapping(config.lora)
+    if config.lora is not None and config.lora.quantization is None:
+        del found["quantization"]
+    return found
 
 
 def _profile_bytes(config: TrainConfig) -> str:

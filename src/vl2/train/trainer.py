@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from vl2.checkpoint.dcp import CheckpointStore, read_extra
 from vl2.data.collate import TrainBatch
 from vl2.logs import get_logger
+from vl2.model.quantized import quantized_buffers
 from vl2.train.config import CheckpointConfig, GuardConfig
 from vl2.train.guard import Guard
 from vl2.train.metrics import MetricsLog, SilentMetrics, batch_size, tile_figures
@@ -287,9 +288,11 @@ def check_fingerprint(found: Path | None, fingerprint: dict[str, Any]) -> None:
 
 
 def model_state(module: nn.Module) -> dict[str, Tensor]:
-    """What training changes in a module: its trained parameters and its buffers."""
+    """What training changes in a module: its trained parameters, and buffers but frozen weights."""
     trained = {n: p.detach() for n, p in module.named_parameters() if p.requires_grad}
-    found = {**trained, **dict(module.named_buffers())}
+    held = quantized_buffers(module)
+    buffers = {n: b for n, b in module.named_buffers() if n not in held}
+    found = {**trained, **buffers}
     return {f"model.{name}": tensor for name, tensor in found.items()}
 
 

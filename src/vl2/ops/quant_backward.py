@@ -1,0 +1,253 @@
+"""Products with int8 and int4 weights that gradients pass; the weights stay as they are.
+
+Going backward, x @ W.T with a frozen W needs `gradient @ W` and nothing else. So neither inputs nor
+floats of W are kept: W is dequantised once more, `DEQUANTIZE_NUMBERS` of it at a time. The rounding
+of activations to int8 counts as the identity (straight-through estimator, arXiv 1308.3432).
+
+Forward passes are those of ops/quant.py, bit for bit. Each function has a plain twin (`*_ref`) on
+whole matrices, whose gradients are autograd's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from functools import partial
+from itertools import repeat
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from vl2.ops.moe import ExpertChange, LowRank, Routing, combine_experts, sort_by_expert
+from vl2.ops.quant import (
+    DEQUANTIZE_NUMBERS,
+    INT4_ROWS,
+    Int4Weight,
+    Int8Weight,
+    QuantWeightData,
+    dequantize_int4,
+    dequantize_int8,
+    int4_linear,
+    int8_linear,
+    int8_linear_ref,
+)
+
+
+def gradients_pass(*inputs: Tensor | None) -> bool:
+    """Whether autograd wants a gradient of any of them."""
+    return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs)
+
+
+def quant_linear(
+    x: Float[Tensor, "*lead i"],
+    weight: QuantWeightData,
+    bias: Float[Tensor, " o"] | None = None,
+    *,
+    out_features: int,
+    dtype: torch.dtype | None = None,
+) -> Float[Tensor, "*lead {out_features}"]:
+    """Return x @ weight.T + bias in the dtype of x, with gradients of x and of the bias.
+
+    Args:
+        x: activations.
+        weight: frozen.
+        bias: may train.
+        out_features: rows of the matrix; int4 pads them.
+        dtype: of the products going backward; None takes that of x.
+    """
+    if not gradients_pass(x, bias):
+        return _product(x, weight, bias, out_features)
+    return _QuantLinear.apply(x, weight.values, weight.scale, bias, out_features, dtype or x.dtype)
+
+
+def quant_linear_ref(
+    x: Float[Tensor, "*lead i"],
+    weight: QuantWeightData,
+    bias: Float[Tensor, " o"] | None = None,
+    *,
+    out_features: int,
+) -> Float[Tensor, "*lead {out_features}"]:
+    """The plain twin of `quant_linear`: a product with floats, moved to the rounded result."""
+    out = F.linear(x, dequantize(weight, out_features).to(x.dtype), bias)
+    if isinstance(weight, Int4Weight):
+        return out
+    rounded = int8_linear_ref(x.detach(), weight, None if bias is None else bias.detach())
+    return out + (rounded - out.detach())
+
+
+def dequantize(weight: QuantWeightData, out_features: int) -> Float[Tensor, "*lead o i"]:
+    """The float32 matrix, or stack of them, that a weight stands for, without padded rows."""
+    if isinstance(weight, Int8Weight):
+        return dequantize_int8(weight)
+    return dequantize_int4(weight)[..., :out_features, :]
+
+
+def input_gradient(
+    gradient: Float[Tensor, "n o"], weight: QuantWeightData, dtype: torch.dtype
+) -> Float[Tensor, "n i"]:
+    """Return gradient @ weight as float32, from products in `dtype` of some rows at a time."""
+    total = None
+    first = 0
+    for part in row_blocks(weight, dtype):
+        rows = gradient[:, first : first + len(part)].to(dtype)
+        first += len(part)
+        product = (rows @ part[: rows.shape[1]]).float()  # the last block may have padded rows
+        total = product if total is None else total.add_(product)
+    assert total is not None
+    return total
+
+
+def quant_expert_mlp(
+    x: Float[Tensor, "n h"],
+    routing: Routing,
+    weights: tuple[QuantWeightData, QuantWeightData, QuantWeightData],
+    change: ExpertChange | None = None,
+    *,
+    inner: int,
+    dtype: torch.dtype | None = None,
+) -> Float[Tensor, "n h"]:
+    """Weighted sum of each token's expert SwiGLUs, with gradients of x, routing and change.
+
+    Without a change the result is that of `int8_expert_mlp` or `int4_expert_mlp`, bit for bit.
+
+    Args:
+        x: activations.
+        routing: its weights may have a gradient.
+        weights: gate, up and down of every expert, frozen.
+        change: low-rank changes of these matrices, applied to the activations.
+        inner: width of an expert without padded rows.
+        dtype: of the changes and of the products going backward; None takes that of x.
+    """
+    dtype = dtype or x.dtype
+    order, counts = sort_by_expert(routing.experts, len(weights[0].values))
+    sizes = counts.tolist()
+    rows = x[order // routing.experts.shape[1]]
+    # int8 gives float32 rows, which inference does not round on the way through an expert
+    rows = rows.float() if isinstance(weights[0], Int8Weight) else rows
+    changes = zip(*map(_by_expert, change), strict=True) if change else repeat((None,) * 3)
+    widths = (inner, inner, x.shape[1])
+    outs = []
+    for expert, (part, low) in enumerate(zip(rows.split(sizes), changes, strict=False)):
+        if not len(part):
+            continue
+        gate, up, down = (
+            partial(_changed, weight=at(weight, expert), change=own, width=width, dtype=dtype)
+            for weight, own, width in zip(weights, low, widths, strict=True)
+        )
+        outs.append(down(F.silu(gate(part)) * up(part)))
+    return combine_experts(torch.cat(outs), order, routing.weights).to(x.dtype)
+
+
+def quant_expert_mlp_ref(
+    x: Float[Tensor, "n h"],
+    routing: Routing,
+    weights: tuple[QuantWeightData, QuantWeightData, QuantWeightData],
+    change: ExpertChange | None = None,
+    *,
+    inner: int,
+) -> Float[Tensor, "n h"]:
+    """The plain twin of `quant_expert_mlp`: one choice of one token after the other."""
+    widths = (inner, inner, x.shape[1])
+
+    def product(row: Tensor, matrix: int, expert: int) -> Tensor:
+        out = quant_linear_ref(row, at(weights[matrix], expert), out_features=widths[matrix])
+        if change is None:
+            return out
+        return out + row @ change[matrix].a[expert].T @ change[matrix].b[expert].T
+
+    rows = []
+    for token, row in enumerate(x):
+        total = torch.zeros_like(row, dtype=torch.float32)
+        for slot, expert in enumerate(routing.experts[token].tolist()):
+            hidden = F.silu(product(row[None], 0, expert)) * product(row[None], 1, expert)
+            total = total + routing.weights[token, slot] * product(hidden, 2, expert)[0].float()
+        rows.append(total)
+    return torch.stack(rows).to(x.dtype)
+
+
+def at(weight: QuantWeightData, expert: int) -> QuantWeightData:
+    """Views of one expert's tensors."""
+    return type(weight)(weight.values[expert], weight.scale[expert])
+
+
+def row_blocks(weight: QuantWeightData, dtype: torch.dtype) -> Iterable[Float[Tensor, "r i"]]:
+    """Rows of a matrix as floats, at most `DEQUANTIZE_NUMBERS` at a time."""
+    if isinstance(weight, Int8Weight):
+        count = max(1, DEQUANTIZE_NUMBERS // weight.values.shape[1])
+        parts = zip(weight.values.split(count), weight.scale.split(count), strict=True)
+        return (dequantize_int8(Int8Weight(*part), dtype) for part in parts)
+    count = max(1, DEQUANTIZE_NUMBERS // (INT4_ROWS * weight.values.shape[1]))
+    scales = weight.scale.split(count * INT4_ROWS, dim=1)
+    parts = zip(weight.values.split(count), scales, strict=True)
+    return (dequantize_int4(Int4Weight(*part), dtype) for part in parts)
+
+
+class _QuantLinear(torch.autograd.Function):
+    """See `quant_linear`; nothing of the size of activations is kept."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        values: Tensor,
+        scale: Tensor,
+        bias: Tensor | None,
+        out_features: int,
+        dtype: torch.dtype,
+    ) -> Tensor:
+        """The product of inference."""
+        ctx.save_for_backward(values, scale)
+        ctx.dtype, ctx.bias_dtype = dtype, None if bias is None else bias.dtype
+        return _product(x, _weight(values, scale), bias, out_features)
+
+    @staticmethod
+    @once_differentiable
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride] - it names ctx otherwise
+        ctx: Any, *gradients: Tensor
+    ) -> tuple[Tensor | None, ...]:
+        """Times the weight for x, summed over rows for the bias."""
+        [gradient] = gradients
+        rows = gradient.flatten(0, -2)
+        of_x = of_bias = None
+        if ctx.needs_input_grad[0]:
+            of_x = input_gradient(rows, _weight(*ctx.saved_tensors), ctx.dtype)
+            of_x = of_x.to(gradient.dtype).unflatten(0, gradient.shape[:-1])
+        if ctx.needs_input_grad[3]:
+            of_bias = rows.float().sum(0).to(ctx.bias_dtype)
+        return of_x, None, None, of_bias, None, None
+
+
+def _changed(
+    x: Float[Tensor, "m i"],
+    *,
+    weight: QuantWeightData,
+    change: LowRank | None,
+    width: int,
+    dtype: torch.dtype,
+) -> Float[Tensor, "m {width}"]:
+    """One matrix of one expert with its change."""
+    out = quant_linear(x, weight, out_features=width, dtype=dtype)
+    if change is None:
+        return out
+    inner = F.linear(x.to(dtype), change.a)
+    return out + F.linear(inner, change.b).to(out.dtype)
+
+
+def _by_expert(change: LowRank) -> Iterator[LowRank]:
+    """Changes one by one; of unbound stacks the gradients become one stack again."""
+    return map(LowRank, change.a.unbind(), change.b.unbind())
+
+
+def _product(x: Tensor, weight: QuantWeightData, bias: Tensor | None, out_features: int) -> Tensor:
+    if isinstance(weight, Int8Weight):
+        return int8_linear(x, weight, bias)
+    return int4_linear(x, weight, bias, out_features=out_features)
+
+
+def _weight(values: Tensor, scale: Tensor) -> QuantWeightData:
+    """The scheme is told by the integers."""
+    kind = Int8Weight if values.dtype == torch.int8 else Int4Weight
+    return kind(values, scale)

@@ -26,6 +26,7 @@ from vl2.engine.sampler import Choice, sample
 from vl2.engine.scheduler import Scheduled, Scheduler
 from vl2.engine.sequence import Sequence
 from vl2.logs import get_logger
+from vl2.model.packed import pack_model
 from vl2.model.vl2 import VL2Model
 from vl2.processing.processor import Processor
 
@@ -80,6 +81,8 @@ class Engine:
         num_blocks = num_blocks_for(model, config, context)
         if config.compile:
             compile_parts(model)
+        if config.pack_weights:
+            pack_model(model)
         controls = processor.tokenizer.control_ids
         counted = [token not in controls for token in range(language.vocab_size)]
         self._barred = frozenset(controls)
@@ -95,7 +98,11 @@ class Engine:
             tiles_per_batch=config.max_tiles_per_batch,
         )
         self._runner = ModelRunner(
-            model, vision, num_blocks=num_blocks, block_size=config.block_size
+            model,
+            vision,
+            num_blocks=num_blocks,
+            block_size=config.block_size,
+            compiled=config.compile,
         )
         self.blocks = BlockManager(
             num_blocks, config.block_size, sharing=config.enable_prefix_caching

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from vl2.engine.block_manager import slot_runs
 from vl2.engine.config import EngineConfig
+from vl2.engine.decode_batch import SPARE_SLOTS, DecodeBatch, decodes
 from vl2.engine.pictures import VisionEncoder
 from vl2.engine.scheduler import Scheduled
 from vl2.engine.sequence import Sequence
@@ -23,28 +24,61 @@ DEFAULT_POOL_BYTES = 2**31
 """Most memory of the cache when `num_blocks` is not given, unless one context needs more."""
 
 
+def decodes_together(device: torch.device) -> bool:
+    """Whether sequences that decode share their kernels: a CPU reads each in place instead."""
+    return device.type != "cpu"
+
+
 class ModelRunner:
     """The model with its cache pools."""
 
     def __init__(
-        self, model: VL2Model, vision: VisionEncoder, *, num_blocks: int, block_size: int
+        self,
+        model: VL2Model,
+        vision: VisionEncoder,
+        *,
+        num_blocks: int,
+        block_size: int,
+        compiled: bool = False,
     ) -> None:
+        """Make empty pools; `compiled` is about steps that only decode, see `DecodeBatch`."""
         self.model, self.vision, self.block_size = model, vision, block_size
         self.device = model.image_newline.device
+        together = decodes_together(self.device)
         self.pools = empty_pools(
             model.config.language_config,
-            num_blocks * block_size,
+            num_blocks * block_size + SPARE_SLOTS * together,
             device=self.device,
             dtype=model.image_newline.dtype,
         )
+        self.decoding = None
+        if together:
+            self.decoding = DecodeBatch(
+                model,
+                self.pools,
+                num_blocks=num_blocks,
+                block_size=block_size,
+                compiled=compiled,
+            )
 
     def run(self, plan: Items[Scheduled]) -> list[tuple[Scheduled, Float[Tensor, "rows v"]]]:
         """Run one step; a second run of the same plan writes the same rows again.
 
         Returns:
             The items whose next token is now known, with float32 logits: of the last token, and of
-            those before it that drafts follow.
+            those before it that drafts follow. They hold until the next step.
         """
+        if self.decoding is None:
+            return self._run_spans(plan)
+        single = [item for item in plan if decodes(item)]
+        others = [item for item in plan if not decodes(item)]
+        known = self._run_spans(others) if others else []
+        if single:
+            known += zip(single, self.decoding.run(single).split(1), strict=True)
+        return known
+
+    def _run_spans(self, plan: Items[Scheduled]) -> list[tuple[Scheduled, Float[Tensor, "rows v"]]]:
+        """Run items of any number of tokens, attention from one to the next."""
         self._see([item for item in plan if not item.sequence.drafts])
         items = sorted(plan, key=lambda item: item.tokens > ABSORB_UP_TO)
         hidden = self.model.language.step(

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from vl2.config import LanguageConfig
 from vl2.ops.attention import attention
 from vl2.ops.kv_cache import KVCache
-from vl2.ops.paged import PagedStep, Span
+from vl2.ops.paged import PagedStep, Span, paged_decode_attention, paged_latent_attention
 from vl2.ops.rope import apply_rope, deinterleave, softmax_scale
 
 LATENT_NORM_EPS = 1e-6
@@ -29,8 +29,8 @@ LATENT_NORM_EPS = 1e-6
 class AttentionContext:
     """What every layer of one forward pass shares.
 
-    Past tokens come from a rectangular `cache`, or from `pages`, whose spans then replace mask,
-    causal and absorbed.
+    Past tokens come from a rectangular `cache`, or from `pages`, whose spans or tables then replace
+    mask, causal and absorbed.
     """
 
     cos: Tensor
@@ -56,6 +56,13 @@ class RMSNorm(nn.Module):
         return normed.to(x.dtype) * self.weight
 
 
+def project(
+    x: Float[Tensor, "b t h"], joint: nn.Module | None, *layers: nn.Module
+) -> tuple[Float[Tensor, "b t _"], ...]:
+    """Outputs of layers that read x, at once where they are one matrix (model/packed.py)."""
+    return tuple(layer(x) for layer in layers) if joint is None else joint(x)
+
+
 class MultiHeadAttention(nn.Module):
     """Plain attention with rotary positions over the whole head (LLaMA's, used by Tiny)."""
 
@@ -67,13 +74,15 @@ class MultiHeadAttention(nn.Module):
         self.k_proj = nn.Linear(hidden, config.num_key_value_heads * width, bias=False)
         self.v_proj = nn.Linear(hidden, config.num_key_value_heads * width, bias=False)
         self.o_proj = nn.Linear(config.num_attention_heads * width, hidden, bias=False)
+        self.joint: nn.Module | None = None
 
     def forward(
         self, x: Float[Tensor, "b t h"], context: AttentionContext
     ) -> Float[Tensor, "b t h"]:
         """Attend from x to the cache and x."""
         width = self.config.head_dim
-        q, k, v = (p(x).unflatten(-1, (-1, width)) for p in (self.q_proj, self.k_proj, self.v_proj))
+        rows = project(x, self.joint, self.q_proj, self.k_proj, self.v_proj)
+        q, k, v = (states.unflatten(-1, (-1, width)) for states in rows)
         q, k = (apply_rope(states, context.cos, context.sin) for states in (q, k))
         if context.pages is not None:
             out = self._attend_pages(q, torch.cat((k, v), dim=2).flatten(2), context.pages)
@@ -87,8 +96,11 @@ class MultiHeadAttention(nn.Module):
     def _attend_pages(
         self, q: Float[Tensor, "1 n heads d"], rows: Float[Tensor, "1 n w"], pages: PagedStep
     ) -> Float[Tensor, "1 n w2"]:
-        """Span by span over the pool, into which `rows` are written first."""
+        """By tables or span by span over the pool, into which `rows` are written first."""
         pool = pages.write(self.layer, rows[0])
+        if pages.tables is not None:
+            scale = softmax_scale(self.config)
+            return paged_decode_attention(q[0], pool, pages.tables, scale=scale).flatten(1)[None]
         parts = zip(q.split([span.tokens for span in pages.spans], dim=1), pages.spans, strict=True)
         out = []
         for queries, span in parts:
@@ -126,13 +138,16 @@ class LatentAttention(nn.Module):
         expanded = heads * (config.qk_nope_head_dim + config.v_head_dim)
         self.kv_b_proj = nn.Linear(self.rank, expanded, bias=False)
         self.o_proj = nn.Linear(heads * config.v_head_dim, hidden, bias=False)
+        self.joint: nn.Module | None = None
 
     def forward(
         self, x: Float[Tensor, "b t h"], context: AttentionContext
     ) -> Float[Tensor, "b t h"]:
         """Attend from x to the cache and x, in the form that the context asks for."""
-        q_nope, q_rope = self._queries(x, context)
-        rows = self._latent(x, context)
+        first = self.q_proj if self.config.q_lora_rank is None else self.q_a_proj
+        q, latent = project(x, self.joint, first, self.kv_a_proj_with_mqa)
+        q_nope, q_rope = self._queries(q, context)
+        rows = self._latent(latent, context)
         if context.pages is not None:
             out = self._attend_pages(q_nope, q_rope, rows, context.pages)
             return self.o_proj(out.flatten(2))
@@ -152,8 +167,14 @@ class LatentAttention(nn.Module):
         rows: Float[Tensor, "1 n w"],
         pages: PagedStep,
     ) -> Float[Tensor, "1 n heads v"]:
-        """Span by span over the pool; absorbed spans share one lift and one lowering."""
+        """By tables or span by span; all absorbed queries share one lift and one lowering."""
         pool = pages.write(self.layer, rows[0])
+        if pages.tables is not None:
+            query = torch.cat((self._lift(q_nope), q_rope), dim=-1)[0]
+            latent = paged_latent_attention(
+                query, pool, pages.tables, scale=self.scale, rank=self.rank
+            )
+            return self._lower(latent[None])
         short, long = pages.spans[: pages.absorbed], pages.spans[pages.absorbed :]
         tokens = [span.tokens for span in pages.spans]
         few = sum(tokens[: pages.absorbed])
@@ -174,21 +195,17 @@ class LatentAttention(nn.Module):
             ]
         return torch.cat(out, dim=1)
 
-    def _queries(self, x: Tensor, context: AttentionContext) -> tuple[Tensor, Tensor]:
+    def _queries(self, q: Tensor, context: AttentionContext) -> tuple[Tensor, Tensor]:
         """Queries per head: the part without position and the rotated part, [b, t, heads, *]."""
-        if self.config.q_lora_rank is None:
-            q = self.q_proj(x)
-        else:
-            q = self.q_b_proj(self.q_a_layernorm(self.q_a_proj(x)))
+        if self.config.q_lora_rank is not None:
+            q = self.q_b_proj(self.q_a_layernorm(q))
         parts = [self.config.qk_nope_head_dim, self.config.qk_rope_head_dim]
         q_nope, q_rope = q.unflatten(-1, (self.config.num_attention_heads, -1)).split(parts, dim=-1)
         return q_nope, apply_rope(deinterleave(q_rope), context.cos, context.sin)
 
-    def _latent(self, x: Tensor, context: AttentionContext) -> Float[Tensor, "b t w"]:
+    def _latent(self, latent: Tensor, context: AttentionContext) -> Float[Tensor, "b t w"]:
         """What is cached of a token: normalised latent, then the rotated key of all heads."""
-        latent, key = self.kv_a_proj_with_mqa(x).split(
-            [self.rank, self.config.qk_rope_head_dim], dim=-1
-        )
+        latent, key = latent.split([self.rank, self.config.qk_rope_head_dim], dim=-1)
         key = apply_rope(deinterleave(key)[:, :, None], context.cos, context.sin)[:, :, 0]
         return torch.cat((self.kv_a_layernorm(latent), key), dim=-1)
 

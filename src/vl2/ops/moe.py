@@ -117,7 +117,9 @@ def sort_by_expert(
     Copy i is of token i // k; those of one expert stay in the order of the tokens.
     """
     copies = experts.flatten()
-    return copies.argsort(stable=True), torch.bincount(copies, minlength=total)
+    # torch.bincount would make the host wait for a GPU to learn the largest expert.
+    counts = copies.new_zeros(total).index_add_(0, copies, torch.ones_like(copies))
+    return copies.argsort(stable=True), counts
 
 
 def expert_swiglu(

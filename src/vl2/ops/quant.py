@@ -59,7 +59,8 @@ QuantWeightData = Int8Weight | Int4Weight
 def quantize_int8(weight: Float[Tensor, "*lead i"]) -> Int8Weight:
     """Nearest of 255 steps between +-max of each row; an all-zero row keeps zeros."""
     weight = weight.float()
-    scale = torch.linalg.vector_norm(weight, float("inf"), dim=-1).div_(127).clamp_(min=1e-30)
+    largest = torch.maximum(weight.amax(dim=-1), weight.amin(dim=-1).neg_())
+    scale = largest.div_(127).clamp_(min=1e-30)
     return Int8Weight((weight / scale[..., None]).round_().to(torch.int8), scale)
 
 

@@ -15,10 +15,10 @@ QUESTION := Locate the red circle.
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test check format clean
+.PHONY: help demo test check format bench-gpu clean
 
 help: ## list the targets
-	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/'
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/'
 
 demo: $(RUNTIME) ## ask the embedded model about a sample picture; writes out/answer.png and out/tiles.png
 	@mkdir -p out
@@ -40,6 +40,9 @@ check: $(DEV) ## format, lint, types, imports, tests: what a change must pass
 format: $(DEV) ## rewrite the code in the one format and sort imports
 	$(BIN)/ruff check --select I --fix $(CODE)
 	$(BIN)/ruff format $(CODE)
+
+bench-gpu: $(DEV) ## speed on a GPU and the same answers as on the CPU, in less than ten minutes
+	$(BIN)/python bench/gpu.py
 
 clean: ## remove the virtual environment, caches and outputs
 	rm -rf $(VENV) out build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache src/*.egg-info

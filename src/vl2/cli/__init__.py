@@ -13,6 +13,7 @@ from typer.exceptions import TyperException
 
 import vl2
 from vl2.cli.ask import ask
+from vl2.cli.bench import bench
 from vl2.cli.chat import chat
 from vl2.cli.convert import convert
 from vl2.cli.doctor import doctor
@@ -28,7 +29,7 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode=None,  # rich takes longer to import than the help may to appear
 )
-for command in (ask, chat, tiles, inspect, train, convert, doctor):
+for command in (ask, chat, tiles, inspect, train, convert, bench, doctor):
     app.command()(command)
 app.add_typer(plans, name="plan")
 

@@ -44,19 +44,10 @@ def ask(  # noqa: PLR0913 - each parameter is an option of the command
     top_p: options.TopP = 1.0,
     top_k: options.TopK = 0,
     seed: options.Seed = None,
-    schema: Annotated[
-        str | None,
-        typer.Option(metavar="JSON", help="The answer is JSON of this schema: a file, or text."),
-    ] = None,
-    regex: Annotated[
-        str | None, typer.Option(help="The whole answer matches this regular expression.")
-    ] = None,
-    choice: Annotated[
-        list[str] | None, typer.Option(help="The answer is one of these; give it several times.")
-    ] = None,
-    strict: Annotated[
-        bool, typer.Option("--strict", help="With --ground: the answer has at least one box.")
-    ] = False,
+    schema: options.Schema = None,
+    regex: options.Regex = None,
+    choice: options.Choice = None,
+    strict: options.Strict = False,
     dtype: options.Dtype = "auto",
     device: options.Device = "auto",
 ) -> None:

@@ -154,6 +154,8 @@ def _line(check: Check) -> str:
 def _devices() -> dict[str, Any]:
     import torch
 
+    from vl2.engine.cores import available_cores, choose_threads
+
     instructions = torch.backends.cpu.get_cpu_capability()
     cards = [
         f"{card.name} ({card.total_memory / 2**30:.0f} GiB)"
@@ -161,7 +163,8 @@ def _devices() -> dict[str, Any]:
     ]
     return {
         "cpu": f"{platform.machine()}, {os.cpu_count()} cores, {instructions}",
-        "threads": torch.get_num_threads(),
+        "cores to use": available_cores(),
+        "threads": choose_threads(None),
         "cuda": ", ".join(cards) or "none",
     }
 

@@ -17,9 +17,11 @@ def load_engine(model: str, *, dtype: str, device: str) -> Engine:
         ValueError: there is no such model, or its files cannot be read.
     """
     from vl2.checkpoint.hf import load_model, resolve
+    from vl2.engine.cores import choose_threads
     from vl2.engine.engine import Engine
     from vl2.processing.processor import Processor
 
+    choose_threads(None)
     folder = resolve(model)
     processor = Processor.from_pretrained(folder)
     with _bar() as bar:

@@ -8,6 +8,9 @@ from typing import Annotated
 import typer
 
 _MODEL = "The embedded model nano, a model folder, or a hub id (organisation/name)."
+_SCHEMA = "The answer is JSON of this schema: a file, or text."
+_CHOICE = "The answer is one of these; give it several times."
+_STRICT = "With --ground: the answer has at least one box."
 _SEED = "Makes sampled answers repeatable."
 
 Model = Annotated[str, typer.Option("--model", "-m", metavar="MODEL", help=_MODEL)]
@@ -23,3 +26,10 @@ Save = Annotated[
     Path | None,
     typer.Option("--save", metavar="PNG", help="Write the drawing here.", show_default=False),
 ]
+Schema = Annotated[str | None, typer.Option(metavar="JSON", help=_SCHEMA, show_default=False)]
+Regex = Annotated[
+    str | None,
+    typer.Option(help="The whole answer matches this regular expression.", show_default=False),
+]
+Choice = Annotated[list[str] | None, typer.Option(help=_CHOICE, show_default=False)]
+Strict = Annotated[bool, typer.Option("--strict", help=_STRICT)]

@@ -1,0 +1,195 @@
+"""The forms of a model that a benchmark compares, side by side in memory as far as they fit."""
+
+from __future__ import annotations
+
+from collections.abc import Container, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+
+import torch
+
+from vl2.benchmarks.config import FORMS, QUICK_LAYERS, BenchConfig
+from vl2.benchmarks.machine import available_memory
+from vl2.benchmarks.prompts import fitting_processor
+from vl2.benchmarks.random_weights import cut_layers, form_skeleton, random_model
+from vl2.benchmarks.work import LOOKED_UP
+from vl2.checkpoint.count import (
+    SCHEMES,
+    Shapes,
+    kv_bytes_per_token,
+    model_shapes,
+    weight_bytes,
+)
+from vl2.checkpoint.load import MODEL_DTYPES, load_model
+from vl2.checkpoint.report import find_config
+from vl2.checkpoint.sizes import format_bytes
+from vl2.checkpoint.skeleton import build_skeleton
+from vl2.config import VL2Config
+from vl2.engine.config import EngineConfig
+from vl2.engine.engine import Engine
+from vl2.logs import get_logger
+from vl2.model.vl2 import VL2Model
+from vl2.processing.processor import Processor
+
+log = get_logger(__name__)
+
+HEADROOM_BYTES = 3 * 2**29
+"""Left beside the weights: Python, cache, activations, the official algorithm's logits."""
+SEQUENCES = 8
+"""Most answers at once."""
+QUESTION_TOKENS = 64
+"""Room for the text around a picture."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Candidates:
+    """Engines by form, and why the others are missing.
+
+    `read` is the model of each form on the meta device: what its weights weigh, however the engine
+    lays them out.
+    """
+
+    config: VL2Config
+    shapes: Shapes
+    engines: Mapping[str, Engine]
+    read: Mapping[str, VL2Model]
+    skipped: Mapping[str, str] = field(default_factory=dict)
+
+
+def gather(bench: BenchConfig, wide: Container[str] = ()) -> Candidates:
+    """Build or load the forms of a benchmark.
+
+    Args:
+        bench: the model, and the forms that must be there; where it names none, those that do not
+            fit are left out.
+        wide: forms whose engine answers up to `SEQUENCES` conversations at once.
+
+    Raises:
+        ValueError: there is no such model, or its forms do not fit into memory.
+    """
+    config, processor = find_model(bench)
+    shapes = model_shapes(config)
+    chosen, skipped = fitting_forms(bench, config, wanted_forms(bench, config), wide)
+    if not chosen:
+        raise ValueError("; ".join(f"quantization {f}: {why}" for f, why in skipped.items()))
+    models: dict[str, VL2Model] = {}
+    for form in chosen:
+        log.info("building %s with quantization %s", bench.model, form)
+        models[form] = build_form(bench, config, form, next(iter(models.values()), None))
+    engines = {  # these may lay weights out anew, so they come when no form is built any more
+        form: Engine(model, processor, engine_config(bench, config, wide=form in wide))
+        for form, model in models.items()
+    }
+    return Candidates(
+        config=config,
+        shapes=shapes,
+        engines=engines,
+        read={form: _meta_model(bench, config, form) for form in chosen},
+        skipped=skipped,
+    )
+
+
+def wanted_forms(bench: BenchConfig, config: VL2Config) -> tuple[str, ...]:
+    """Those that are named; else all, or the one that a quantised folder is held in."""
+    held = None if bench.is_random else config.quantization_config
+    return bench.forms or ((held.scheme,) if held else FORMS)
+
+
+def find_model(bench: BenchConfig) -> tuple[VL2Config, Processor]:
+    """The config, cut as the benchmark asks for, and a processor that fits.
+
+    Raises:
+        ValueError: there is no such model, or it has fewer layers.
+    """
+    config, folder = find_config(bench.model)
+    if not bench.is_random:
+        assert folder is not None
+        return config, Processor.from_pretrained(folder)
+    layers = bench.layers
+    if layers is None and bench.quick:
+        layers = min(QUICK_LAYERS, config.language_config.num_hidden_layers)
+    config = cut_layers(config, layers, QUICK_LAYERS if bench.quick else None)
+    return config, fitting_processor(config)
+
+
+def build_form(
+    bench: BenchConfig, config: VL2Config, form: str, other: VL2Model | None = None
+) -> VL2Model:
+    """The model in one form; `other` is another form, whose equal tensors are shared."""
+    if bench.is_random:
+        shared = other.state_dict() if other is not None else None
+        return random_model(config, form, _dtype(bench), shared)
+    held = config.quantization_config
+    scheme = None if form == "none" or (held and held.scheme == form) else form
+    return load_model(bench.model, bench.dtype, "cpu", scheme)
+
+
+def _meta_model(bench: BenchConfig, config: VL2Config, form: str) -> VL2Model:
+    """The form without memory; a quantised folder says itself which layer is held how."""
+    held = None if bench.is_random else config.quantization_config
+    model = form_skeleton(config, form) if held is None else build_skeleton(config)
+    return model.to(_dtype(bench))
+
+
+def engine_config(bench: BenchConfig, config: VL2Config, *, wide: bool = False) -> EngineConfig:
+    """An engine for one conversation or for `SEQUENCES`, with a cache that the measurements fill.
+
+    Room for two more keeps the prompts of decoding cached while others come and go.
+    """
+    pictures = 2 * config.tokens_per_side * (config.tokens_per_side + 1) + 1
+    longest = max(bench.prompt_tokens, pictures + QUESTION_TOKENS) + bench.decoded + 1
+    sequences, size = SEQUENCES if wide else 1, EngineConfig().block_size
+    return EngineConfig(
+        max_num_seqs=sequences,
+        max_model_len=longest,
+        num_blocks=(sequences + 2) * -(-longest // size),
+        block_size=size,
+    )
+
+
+def form_bytes(shapes: Shapes, form: str, dtype: str) -> int:
+    """Bytes of all weights in a form."""
+    scheme = next(s for s in SCHEMES if s.name == (dtype if form == "none" else form))
+    return weight_bytes(shapes, replace(scheme, rest=_itemsize(dtype)))
+
+
+def fitting_forms(
+    bench: BenchConfig, config: VL2Config, wanted: Iterable[str], wide: Container[str] = ()
+) -> tuple[list[str], dict[str, str]]:
+    """Forms that fit together, counted from the smallest, and why the others do not.
+
+    Raises:
+        ValueError: a form that `bench` names does not fit.
+    """
+    free, shapes = available_memory(), model_shapes(config)
+    chosen, skipped, taken = [], {}, HEADROOM_BYTES
+    table = {key: shape for key, shape in shapes.items() if key == LOOKED_UP}
+    alike = form_bytes(table, "none", bench.dtype)
+    for form in sorted(set(wanted), key=FORMS.index, reverse=True):
+        size = form_bytes(shapes, form, bench.dtype)
+        size += _cache_bytes(config, engine_config(bench, config, wide=form in wide), bench.dtype)
+        if chosen and bench.is_random:
+            size -= alike  # forms of random weights share the table
+        if free is None or taken + size <= free:
+            chosen.append(form)
+            taken += size
+            continue
+        skipped[form] = (
+            f"{format_bytes(size)} beside {format_bytes(taken)} do not fit into the "
+            f"{format_bytes(free)} that are free: use --layers, or fewer forms by --quantization"
+        )
+        if bench.forms:
+            raise ValueError(f"quantization {form}: {skipped[form]}")
+    return sorted(chosen, key=FORMS.index), skipped
+
+
+def _cache_bytes(config: VL2Config, engine: EngineConfig, dtype: str) -> int:
+    per_token = kv_bytes_per_token(config.language_config, _itemsize(dtype))
+    return (engine.num_blocks or 0) * engine.block_size * per_token
+
+
+def _dtype(bench: BenchConfig) -> torch.dtype:
+    return MODEL_DTYPES[bench.dtype]
+
+
+def _itemsize(dtype: str) -> int:
+    return MODEL_DTYPES[dtype].itemsize

@@ -1,0 +1,173 @@
+"""`vl2 bench`: speed and memory of a model here, beside what the machine allows."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from vl2.cli.terminal import show
+
+if TYPE_CHECKING:
+    from vl2.benchmarks.config import BenchConfig
+
+Record = dict[str, Any]
+
+_MODEL = "tiny, small or base (random weights), nano, a folder, a hub id."
+_COLUMNS = "{:<5} {:>5} {:>6} {:>10} {:>16} {:>8} {:>9}  {}"
+_MEMORY = "{:<5} {:>12} {:>10} {:>12} {:>12} {:>8}"
+
+
+def bench(  # noqa: PLR0913 - each parameter is an option of the command
+    what: Annotated[
+        str, typer.Argument(help="decode, prefill, vision, ttft, batch, memory or summary.")
+    ],
+    model: Annotated[str, typer.Option("--model", "-m", help=_MODEL)] = "tiny",
+    random_weights: Annotated[
+        bool, typer.Option("--random-weights", help="Made-up weights for nano or a folder, too.")
+    ] = False,
+    quantization: Annotated[
+        list[str] | None,
+        typer.Option(help="none, int8 or int4; may be given again. By default all that fit."),
+    ] = None,
+    dtype: Annotated[str, typer.Option(help="Of floats: float32 or bfloat16.")] = "float32",
+    layers: Annotated[
+        int | None, typer.Option(help="Decoder layers to keep, at full width.")
+    ] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Few rounds; random weights: two layers of both towers.")
+    ] = False,
+    rounds: Annotated[
+        int | None, typer.Option(help="Measurements of each figure: 5, quick 3.")
+    ] = None,
+    tokens: Annotated[
+        int | None, typer.Option(help="Decoded tokens per measurement: 32, quick 8.")
+    ] = None,
+    prompt: Annotated[
+        int | None, typer.Option(help="Tokens of a text prompt: 480, quick 256.")
+    ] = None,
+    threads: Annotated[
+        int | None, typer.Option(help="By default OMP_NUM_THREADS, or the cores that are free.")
+    ] = None,
+    here: Annotated[bool, typer.Option("--here", hidden=True)] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object per line.")] = False,
+) -> None:
+    """Measure a model on this machine beside what the machine can do at best.
+
+    Forms take turns in one process and medians count: trust ratios, not single figures. summary
+    gives every ratio; memory measures each form in a process of its own.
+    """
+    from vl2.benchmarks.config import BENCHES, BenchConfig
+    from vl2.engine.cores import choose_threads
+
+    if what not in BENCHES:
+        raise ValueError(f"benchmark is {what!r}: expected one of {', '.join(BENCHES)}")
+    config = BenchConfig(
+        model=model,
+        random_weights=random_weights,
+        forms=tuple(quantization) if quantization else None,
+        dtype=dtype,
+        layers=layers,
+        quick=quick,
+        rounds=rounds,
+        tokens=tokens,
+        prompt=prompt,
+    )
+    records = _measure(what, config, choose_threads(threads), here=here)
+    show("".join(json.dumps(r) + "\n" for r in records) if as_json else _text(what, records))
+
+
+def _measure(what: str, config: BenchConfig, threads: int, *, here: bool) -> list[Record]:
+    from vl2.benchmarks.memory import measure_apart, measure_memory
+    from vl2.benchmarks.reports import run_bench
+    from vl2.benchmarks.summary import summarise
+
+    if what == "summary":
+        return [summarise(config)]
+    if what == "memory":
+        return [measure_memory(config)] if here else measure_apart(config, threads)
+    return run_bench(what, config)
+
+
+def _text(what: str, records: Sequence[Record]) -> str:
+    first = records[0]
+    lines = [
+        f"{what} of {first['model']}, {first['weights']} weights, {first['dtype']}, "
+        f"{first['layers']} decoder layers, {first['vision_layers']} vision layers",
+        "",
+    ]
+    lines += {"summary": _summary, "memory": _memory}.get(what, _speeds)(records)
+    machine = first["machine"]
+    extra = ", AMX" if machine["amx"] else ""
+    lines += [
+        "",
+        f"{machine['cpu']} ({machine['instructions']}{extra}), {machine['threads']} threads of "
+        f"{machine['cores']} cores, torch {machine['torch']}, peak {first['peak_gib']} GiB",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _speeds(records: Sequence[Record]) -> list[str]:
+    heads = ("form", "batch", "prompt", "ms", "per second", "GB/s", "GFLOPS", "share of ceiling")
+    lines = [_COLUMNS.format(*heads)]
+    for record in records:
+        if "skipped" in record:
+            lines.append(_left_out(record))
+            continue
+        unit = "tiles" if "tiles_per_s" in record else "tokens"
+        ceiling = record["ceiling"].removesuffix("_gb_per_s").removesuffix("_gflops")
+        lines.append(
+            _COLUMNS.format(
+                record["quantization"],
+                record.get("batch", "-"),
+                record.get("prompt", "-"),
+                f"{record['ms']:.2f}",
+                f"{record[f'{unit}_per_s']:.2f} {unit}",
+                f"{record['gb_per_s']:.2f}",
+                f"{record['gflops']:.1f}",
+                f"{record['ceiling_share']:.1%} of {ceiling}",
+            )
+        )
+    return [*lines, "", *_ceilings(records[0]["ceilings"])]
+
+
+def _ceilings(speeds: Record) -> list[str]:
+    found = [(name, value) for name, value in speeds.items() if value is not None]
+    shown = (f"{name.replace('_gb_per_s', '')} {v} GB/s" for name, v in found if "gb_per" in name)
+    products = (f"{name.replace('_gflops', '')} {v} GFLOPS" for name, v in found if "flops" in name)
+    return [f"ceilings: {', '.join((*shown, *products))}"]
+
+
+def _memory(records: Sequence[Record]) -> list[str]:
+    heads = ("form", "weights GiB", "load s", "loaded GiB", "load peak", "peak")
+    keys = (
+        "quantization",
+        "weights_gib",
+        "load_seconds",
+        "loaded_gib",
+        "load_peak_gib",
+        "peak_gib",
+    )
+    return [
+        _MEMORY.format(*heads),
+        *(
+            _left_out(r) if "skipped" in r else _MEMORY.format(*(r[key] for key in keys))
+            for r in records
+        ),
+    ]
+
+
+def _left_out(record: Record) -> str:
+    return f"{record['quantization']:<5} left out: {record['skipped']}"
+
+
+def _summary(records: Sequence[Record]) -> list[str]:
+    [record] = records
+    lines = []
+    for key, value in record.items():
+        if "_over_" in key or key.endswith("_share"):
+            shown = record["reasons"].get(key, "-") if value is None else f"{value:.2f}"
+            lines.append(f"{key:<30} {shown}")
+    return [*lines, "", *_ceilings(record["ceilings"])]

@@ -11,7 +11,10 @@ from vl2.benchmarks import candidates, ceilings
 from vl2.cli import main
 from vl2.ops.packed import has_packed_int8
 
-SMALL = ["--quick", "--rounds", "1", "--tokens", "6", "--prompt", "32"]
+SMALL = [
+    *("--quick", "--rounds", "1", "--tokens", "6", "--prompt", "32"),
+    *("--quantized-dtype", "float32"),
+]
 RATIOS = {
     "int8_decode_over_fp32",
     "int8_decode_roofline_share",
@@ -119,7 +122,9 @@ def test_a_quantised_folder_is_measured_in_its_own_form(
 def test_the_table_is_for_people(capsys: pytest.CaptureFixture[str]):
     assert main(["bench", "decode", "--model", "nano", *SMALL]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith("decode of nano, loaded weights, float32, 4 decoder layers")
+    assert lines[0].startswith(
+        "decode of nano, loaded weights, float32 (float32 beside int8 and int4), 4"
+    )
     assert lines[2].split()[:4] == ["form", "batch", "prompt", "ms"]
     assert [line.split()[0] for line in lines[3:6]] == ["none", "int8", "int4"]
     assert lines[7].startswith("ceilings: ")

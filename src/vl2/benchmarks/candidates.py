@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
-import torch
-
 from vl2.benchmarks.config import FORMS, QUICK_LAYERS, BenchConfig
-from vl2.benchmarks.machine import available_memory
+from vl2.benchmarks.machine import available_memory, has_amx
 from vl2.benchmarks.prompts import fitting_processor
 from vl2.benchmarks.random_weights import cut_layers, form_skeleton, random_model
 from vl2.benchmarks.work import LOOKED_UP
@@ -117,17 +115,17 @@ def build_form(
     """The model in one form; `other` is another form, whose equal tensors are shared."""
     if bench.is_random:
         shared = other.state_dict() if other is not None else None
-        return random_model(config, form, _dtype(bench), shared)
+        return random_model(config, form, MODEL_DTYPES[dtype_of(bench, form)], shared)
     held = config.quantization_config
     scheme = None if form == "none" or (held and held.scheme == form) else form
-    return load_model(bench.model, bench.dtype, "cpu", scheme)
+    return load_model(bench.model, dtype_of(bench, form), "cpu", scheme)
 
 
 def _meta_model(bench: BenchConfig, config: VL2Config, form: str) -> VL2Model:
     """The form without memory; a quantised folder says itself which layer is held how."""
     held = None if bench.is_random else config.quantization_config
     model = form_skeleton(config, form) if held is None else build_skeleton(config)
-    return model.to(_dtype(bench))
+    return model.to(MODEL_DTYPES[dtype_of(bench, form)])
 
 
 def engine_config(bench: BenchConfig, config: VL2Config, *, wide: bool = False) -> EngineConfig:
@@ -144,6 +142,13 @@ def engine_config(bench: BenchConfig, config: VL2Config, *, wide: bool = False) 
         num_blocks=(sequences + 2) * -(-longest // size),
         block_size=size,
     )
+
+
+def dtype_of(bench: BenchConfig, form: str) -> str:
+    """What a form's floats are."""
+    if form == "none":
+        return bench.dtype
+    return bench.quantized_dtype or ("bfloat16" if has_amx() else bench.dtype)
 
 
 def form_bytes(shapes: Shapes, form: str, dtype: str) -> int:
@@ -163,12 +168,12 @@ def fitting_forms(
     free, shapes = available_memory(), model_shapes(config)
     chosen, skipped, taken = [], {}, HEADROOM_BYTES
     table = {key: shape for key, shape in shapes.items() if key == LOOKED_UP}
-    alike = form_bytes(table, "none", bench.dtype)
     for form in sorted(set(wanted), key=FORMS.index, reverse=True):
-        size = form_bytes(shapes, form, bench.dtype)
-        size += _cache_bytes(config, engine_config(bench, config, wide=form in wide), bench.dtype)
-        if chosen and bench.is_random:
-            size -= alike  # forms of random weights share the table
+        dtype = dtype_of(bench, form)
+        size = form_bytes(shapes, form, dtype)
+        size += _cache_bytes(config, engine_config(bench, config, wide=form in wide), dtype)
+        if bench.is_random and any(dtype_of(bench, other) == dtype for other in chosen):
+            size -= form_bytes(table, "none", dtype)  # forms of random weights share the table
         if free is None or taken + size <= free:
             chosen.append(form)
             taken += size
@@ -185,10 +190,6 @@ def fitting_forms(
 def _cache_bytes(config: VL2Config, engine: EngineConfig, dtype: str) -> int:
     per_token = kv_bytes_per_token(config.language_config, _itemsize(dtype))
     return (engine.num_blocks or 0) * engine.block_size * per_token
-
-
-def _dtype(bench: BenchConfig) -> torch.dtype:
-    return MODEL_DTYPES[bench.dtype]
 
 
 def _itemsize(dtype: str) -> int:

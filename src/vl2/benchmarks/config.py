@@ -24,7 +24,9 @@ class BenchConfig:
         model: tiny, small, base (random weights), nano, a model folder or a hub id.
         random_weights: fill also a folder's model, or nano, with random weights.
         forms: those of `FORMS` to measure; None takes all that fit into memory.
-        dtype: what is not quantised is held in this, activations too.
+        dtype: floats of the form that is not quantised, activations too.
+        quantized_dtype: floats beside int8 and int4 weights, activations too; None is bfloat16, as
+            released checkpoints have it, where the CPU multiplies it itself (AMX), else `dtype`.
         layers: decoder layers to keep, at full width; None keeps all.
         quick: few rounds, and two layers of both towers where weights are random.
         rounds: how often everything is measured; None takes 5, quick 3.
@@ -37,6 +39,7 @@ class BenchConfig:
     random_weights: bool = False
     forms: tuple[str, ...] | None = None
     dtype: str = "float32"
+    quantized_dtype: str | None = None
     layers: int | None = None
     quick: bool = False
     rounds: int | None = None
@@ -48,6 +51,8 @@ class BenchConfig:
         for form in self.forms or ():
             _one_of("quantization", form, FORMS)
         _one_of("dtype", self.dtype, ("float32", "bfloat16"))
+        if self.quantized_dtype is not None:
+            _one_of("quantized-dtype", self.quantized_dtype, ("float32", "bfloat16"))
         for name in ("layers", "rounds", "tokens", "prompt"):
             value = getattr(self, name)
             if value is not None and value < 1:

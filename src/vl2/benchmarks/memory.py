@@ -10,6 +10,7 @@ from typing import Any
 
 from vl2.benchmarks.candidates import (
     build_form,
+    dtype_of,
     engine_config,
     find_model,
     fitting_forms,
@@ -49,7 +50,7 @@ def measure_memory(bench: BenchConfig) -> dict[str, Any]:
         "bench": "memory",
         **describe_model(bench, config),
         "quantization": form,
-        "weights_gib": gib(form_bytes(model_shapes(config), form, bench.dtype)),
+        "weights_gib": gib(form_bytes(model_shapes(config), form, dtype_of(bench, form))),
         "load_seconds": round(load_seconds, 2),
         "loaded_gib": gib(loaded),
         "load_peak_gib": gib(peak_of_load),
@@ -105,6 +106,8 @@ def command_line(bench: BenchConfig, threads: int) -> list[str]:
         "--threads": threads,
     }
     words = ["bench", "memory", "--here", "--json", "--model", bench.model, "--dtype", bench.dtype]
+    if bench.quantized_dtype is not None:
+        words += ["--quantized-dtype", bench.quantized_dtype]
     words += [word for form in bench.forms or () for word in ("--quantization", form)]
     words += ["--random-weights"] if bench.random_weights else []
     words += ["--quick"] if bench.quick else []

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from vl2.benchmarks.candidates import SEQUENCES, Candidates, gather
+from vl2.benchmarks.candidates import SEQUENCES, Candidates, dtype_of, gather
 from vl2.benchmarks.ceilings import Ceiling, fastest_int8_gemm, machine_ceilings
 from vl2.benchmarks.config import FORMS, BenchConfig
 from vl2.benchmarks.machine import describe_machine, gib, resident_bytes
@@ -92,6 +92,7 @@ def describe_model(bench: BenchConfig, config: VL2Config) -> Record:
         "vision_layers": config.vision_config.layers,
         "quick": bench.quick,
         "dtype": bench.dtype,
+        "quantized_dtype": dtype_of(bench, "int8"),
     }
 
 

@@ -32,7 +32,10 @@ def bench(  # noqa: PLR0913 - each parameter is an option of the command
         list[str] | None,
         typer.Option(help="none, int8 or int4; may be given again. By default all that fit."),
     ] = None,
-    dtype: Annotated[str, typer.Option(help="Of floats: float32 or bfloat16.")] = "float32",
+    dtype: Annotated[str, typer.Option(help="Of plain weights: float32, bfloat16.")] = "float32",
+    quantized_dtype: Annotated[
+        str | None, typer.Option(help="Beside int8 and int4: bfloat16 where there is AMX.")
+    ] = None,
     layers: Annotated[
         int | None, typer.Option(help="Decoder layers to keep, at full width.")
     ] = None,
@@ -69,6 +72,7 @@ def bench(  # noqa: PLR0913 - each parameter is an option of the command
         random_weights=random_weights,
         forms=tuple(quantization) if quantization else None,
         dtype=dtype,
+        quantized_dtype=quantized_dtype,
         layers=layers,
         quick=quick,
         rounds=rounds,
@@ -94,7 +98,8 @@ def _measure(what: str, config: BenchConfig, threads: int, *, here: bool) -> lis
 def _text(what: str, records: Sequence[Record]) -> str:
     first = records[0]
     lines = [
-        f"{what} of {first['model']}, {first['weights']} weights, {first['dtype']}, "
+        f"{what} of {first['model']}, {first['weights']} weights, {first['dtype']} "
+        f"({first['quantized_dtype']} beside int8 and int4), "
         f"{first['layers']} decoder layers, {first['vision_layers']} vision layers",
         "",
     ]

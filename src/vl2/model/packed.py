@@ -17,6 +17,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from vl2.logs import get_logger
+from vl2.model import siglip
 from vl2.model.attention import LatentAttention, MultiHeadAttention
 from vl2.model.moe import Mlp, MoE
 from vl2.model.quantized import QuantExperts, QuantLinear, QuantWeight
@@ -26,6 +27,7 @@ from vl2.ops.packed import (
     has_packed_int8,
     pack,
     packed_expert_mlp,
+    packed_gelu_mlp,
     packed_linear,
     packed_moe,
     packed_swiglu,
@@ -160,6 +162,28 @@ class PackedMlp(nn.Module):
         return self.plain().state_dict(*args, **kwargs)
 
 
+class PackedVisionMlp(nn.Module):
+    """A packed `Mlp` of the vision tower, whose rows go through both layers some at a time."""
+
+    def __init__(self, mlp: siglip.Mlp) -> None:
+        super().__init__()
+        self.fc1, self.fc2 = (PackedLinear(_layer(mlp, name)) for name in ("fc1", "fc2"))
+
+    def forward(self, x: Float[Tensor, "n p w"]) -> Float[Tensor, "n p w"]:
+        """Per patch."""
+        layers = ((layer.matrix.weights[0], layer.bias) for layer in (self.fc1, self.fc2))
+        return packed_gelu_mlp(x, *layers)
+
+    def plain(self) -> siglip.Mlp:
+        """The module this was made from."""
+        width, hidden = self.fc1.matrix.weights[0].shape[::-1]
+        with torch.device("meta"):
+            mlp = siglip.Mlp(width, hidden)
+        mlp.set_submodule("fc1", self.fc1.plain())
+        mlp.set_submodule("fc2", self.fc2.plain())
+        return mlp
+
+
 class PackedExperts(nn.Module):
     """Packed `QuantExperts`: gate and up of an expert are one matrix."""
 
@@ -209,6 +233,9 @@ class PackedMoE(nn.Module):
         return packed_moe(x, routing, self.experts, self.shared)
 
 
+PACKED = PackedLinear | PackedRows | PackedMlp | PackedVisionMlp | PackedExperts
+
+
 def pack_model(model: nn.Module) -> None:
     """Pack the int8 layers of a model in place, one after the other; without AMX do nothing.
 
@@ -248,6 +275,8 @@ def _packed(module: nn.Module) -> nn.Module | None:
         return PackedLinear(module)
     if isinstance(module, Mlp) and _fits(module):
         return PackedMlp(module)
+    if isinstance(module, siglip.Mlp) and _fits(module):
+        return PackedVisionMlp(module)
     if isinstance(module, QuantExperts) and _fits(module):
         return PackedExperts(module)
     if isinstance(module, MultiHeadAttention | LatentAttention):
@@ -261,7 +290,7 @@ def _packed(module: nn.Module) -> nn.Module | None:
 
 
 def _unpacked(module: nn.Module) -> nn.Module | None:
-    if isinstance(module, PackedLinear | PackedRows | PackedMlp | PackedExperts):
+    if isinstance(module, PACKED):
         return module.plain()
     if isinstance(module, MultiHeadAttention | LatentAttention | MoE):
         module.joint = None
@@ -291,6 +320,12 @@ def _fits(module: nn.Module) -> bool:
     large = (math.prod(weight.shape[-2:]) >= LEAST_NUMBERS for weight in weights)
     int8 = bool(weights) and all(weight.scheme == "int8" for weight in weights)
     return int8 and not floats and all(large)
+
+
+def _layer(module: nn.Module, name: str) -> QuantLinear:
+    layer = module.get_submodule(name)
+    assert isinstance(layer, QuantLinear)
+    return layer
 
 
 def _int8(weight: QuantWeight) -> Int8Weight:

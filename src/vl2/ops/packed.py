@@ -9,7 +9,7 @@ the same activations are packed as one, so that one product and one rounding ser
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -30,7 +30,7 @@ once, so that activations are padded to a multiple."""
 FEW_ROWS = 128
 """Rows up to which a copy of their absolute values stays in the cache."""
 GROUP_ROWS = 256
-"""Rows of experts that go through SwiGLU at a time: two megabytes in the released models."""
+"""Rows that go through a layer at a time where there are many: a few megabytes between steps."""
 ONE_ROW_WIDTH = 512
 """Width from which a single row needs no padding: oneDNN leaves AMX for one row of 256 or less."""
 
@@ -145,11 +145,46 @@ def packed_linear(
 ) -> Float[Tensor, "*lead o"]:
     """As `int8_linear`: x @ weight.T + bias with x quantised per token, in the dtype of x."""
     rows = x.reshape(-1, x.shape[-1])
+    out = _by_rows(rows, lambda part: _linear(part, weight, bias), len(weight.scale))
+    return out.view(*x.shape[:-1], out.shape[1])
+
+
+def packed_gelu_mlp(
+    x: Float[Tensor, "*lead h"],
+    fc1: tuple[PackedWeight, Tensor | None],
+    fc2: tuple[PackedWeight, Tensor | None],
+) -> Float[Tensor, "*lead h"]:
+    """As two `int8_linear` with a tanh-approximated GELU between them; weights with their biases.
+
+    Some rows go all the way before the next ones start.
+    """
+
+    def run(part: Float[Tensor, "m h"]) -> Float[Tensor, "m h"]:
+        inner = _linear(part, *fc1).to(x.dtype)
+        return _linear(F.gelu(inner, approximate="tanh"), *fc2)
+
+    return _by_rows(x.reshape(-1, x.shape[-1]), run, len(fc2[0].scale)).view(x.shape)
+
+
+def _by_rows(
+    rows: Float[Tensor, "n i"], run: Callable[[Tensor], Tensor], width: int
+) -> Float[Tensor, "n {width}"]:
+    """Apply a function of rows to some of them at a time, so that its steps meet in the cache."""
+    if len(rows) <= 2 * GROUP_ROWS:
+        return run(rows).to(rows.dtype)
+    out = rows.new_empty((len(rows), width))
+    for part, place in zip(rows.split(GROUP_ROWS), out.split(GROUP_ROWS), strict=True):
+        place.copy_(run(part))
+    return out
+
+
+def _linear(
+    rows: Float[Tensor, "n i"], weight: PackedWeight, bias: Float[Tensor, " o"] | None
+) -> Float[Tensor, "n o"]:
+    """The product in float32 of rows that are quantised on the way."""
     steps, scale = quantize_rows(rows)
     out = packed_product(steps, weight)[: len(rows)].mul_(scale)
-    if bias is not None:
-        out += bias
-    return out.to(x.dtype).view(*x.shape[:-1], out.shape[1])
+    return out if bias is None else out.add_(bias)
 
 
 def packed_swiglu(

@@ -13,6 +13,7 @@ from vl2.config import LanguageConfig
 from vl2.ops.moe import (
     ExpertChange,
     Routing,
+    chosen_expert_mlp,
     expert_mlp,
     expert_mlp_ref,
     has_grouped_matmul,
@@ -80,8 +81,15 @@ class Experts(nn.Module):
         dtype = matmul_dtype(x)
         weights = (self.gate_proj, self.up_proj, self.down_proj)
         gate, up, down = (weight.to(dtype) for weight in weights)
+        if x.device.type == "cpu" and change is None and not _traced():
+            return chosen_expert_mlp(x.to(dtype), routing, gate, up, down).to(x.dtype)
         mlp = expert_mlp if has_grouped_matmul(x.to(dtype), gate) else expert_mlp_ref
         return mlp(x.to(dtype), routing, gate, up, down, change).to(x.dtype)
+
+
+def _traced() -> bool:
+    """Whether autograd or the compiler follows; neither likes loops that depend on data."""
+    return torch.is_grad_enabled() or torch.compiler.is_compiling()
 
 
 def matmul_dtype(x: Tensor) -> torch.dtype:

@@ -15,6 +15,9 @@ from torch import Tensor
 
 from vl2.config import LanguageConfig
 
+COLUMN_ROWS = range(9, 65)
+"""Numbers of rows that a CPU multiplies faster as columns: w @ x.T instead of x @ w.T."""
+
 
 class Routing(NamedTuple):
     """What the router chose for each of n tokens."""
@@ -107,6 +110,41 @@ def expert_mlp(
     rows = x[order // routing.experts.shape[1]]  # (N*k, H) sorted by expert
     out = expert_swiglu(rows, counts, gate, up, down, change)
     return combine_experts(out, order, routing.weights).to(x.dtype)
+
+
+def chosen_expert_mlp(
+    x: Float[Tensor, "n h"],
+    routing: Routing,
+    gate: Float[Tensor, "e i h"],
+    up: Float[Tensor, "e i h"],
+    down: Float[Tensor, "e h i"],
+) -> Float[Tensor, "n h"]:
+    """As `expert_mlp`, one chosen expert after the other: for inference on a CPU.
+
+    The grouped matmul there is a loop, too, but over all experts; and a few dozen rows are
+    multiplied a fifth faster as columns. Its twin is `expert_mlp_ref`.
+    """
+    order, counts = sort_by_expert(routing.experts, gate.shape[0])
+    rows, first, outs = x[order // routing.experts.shape[1]], 0, []
+    for expert, size in enumerate(counts.tolist()):
+        if size:
+            part = rows[first : first + size]
+            outs.append(_swiglu(part, gate[expert], up[expert], down[expert]))
+            first += size
+    return combine_experts(torch.cat(outs), order, routing.weights).to(x.dtype)
+
+
+def _swiglu(
+    x: Float[Tensor, "m h"],
+    gate: Float[Tensor, "i h"],
+    up: Float[Tensor, "i h"],
+    down: Float[Tensor, "h i"],
+) -> Float[Tensor, "m h"]:
+    """One expert, in the orientation that is faster for so many rows."""
+    if len(x) in COLUMN_ROWS:
+        columns = x.T
+        return (down @ (F.silu(gate @ columns) * (up @ columns))).T
+    return F.linear(F.silu(F.linear(x, gate)) * F.linear(x, up), down)
 
 
 def sort_by_expert(

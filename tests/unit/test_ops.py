@@ -10,9 +10,9 @@ from vl2.ops.loss import next_token_loss, next_token_loss_ref
 from vl2.ops.moe import (
     Routing,
     balance_loss,
+    chosen_expert_mlp,
     combine_experts,
     expert_load,
-    chosen_expert_mlp,
     expert_mlp,
     expert_mlp_ref,
     expert_swiglu,

@@ -36,9 +36,7 @@ def bench(  # noqa: PLR0913 - each parameter is an option of the command
     quantized_dtype: Annotated[
         str | None, typer.Option(help="Beside int8 and int4: bfloat16 where there is AMX.")
     ] = None,
-    layers: Annotated[
-        int | None, typer.Option(help="Decoder layers to keep, at full width.")
-    ] = None,
+    layers: Annotated[int | None, typer.Option(help="Decoder layers to keep.")] = None,
     quick: Annotated[
         bool, typer.Option("--quick", help="Few rounds; random weights: two layers of both towers.")
     ] = False,

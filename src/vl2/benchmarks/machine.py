@@ -73,7 +73,7 @@ def cpu_name() -> str:
 
 def has_amx() -> bool:
     """Whether the processor multiplies int8 tiles."""
-    return "amx_int8" in read_or_empty(PROC / "cpuinfo")
+    return torch.cpu._is_amx_tile_supported()
 
 
 def _status() -> str:

@@ -6,7 +6,7 @@ import itertools
 import json
 import os
 import platform
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -54,9 +54,10 @@ def doctor(
     if model is None and golden is None:
         return
     failed = False
+    folders = _golden_folders(golden) if golden else []
     checks = itertools.chain(
         _model_checks(model, prompts, max_tokens, compiled, dtype, device) if model else (),
-        _golden_checks(golden, device) if golden else (),
+        _golden_checks(folders, device),
     )
     for check in checks:
         failed |= not check.passed and check.skipped is None
@@ -104,10 +105,16 @@ def _model_checks(
     yield from check.run(compiling=compiled)
 
 
-def _golden_checks(folder: Path, device: str) -> Iterator[Check]:
-    from vl2.engine.self_check import check_golden, golden_folders
+def _golden_folders(folder: Path) -> list[Path]:
+    from vl2.engine.self_check import golden_folders
 
-    for golden in golden_folders(folder):
+    return golden_folders(folder)
+
+
+def _golden_checks(folders: Sequence[Path], device: str) -> Iterator[Check]:
+    from vl2.engine.self_check import check_golden
+
+    for golden in folders:
         yield check_golden(golden, device="cpu" if device == "auto" else device)
 
 

@@ -32,8 +32,8 @@ class EngineConfig:
         max_model_len: tokens of prompt and answer together; None means the model's
             `max_position_embeddings`.
         block_size: tokens of one cache block.
-        num_blocks: cache blocks; None means enough for `max_num_seqs` full contexts, as far as
-            memory reaches.
+        num_blocks: cache blocks; None means enough for `max_num_seqs` full contexts, but at most
+            2 GiB unless one context needs more.
         enable_prefix_caching: keep the blocks of finished prompts for those that begin alike.
         vision_cache_gib: memory for the features of pictures that may come again; 0 is off.
         max_tiles_per_batch: tiles of pictures that are encoded together.

@@ -137,21 +137,18 @@ class Engine:
         """
         chosen = _one_each(params, len(conversations))
         queue = deque(enumerate(zip(conversations, chosen, strict=True)))
-        firsts = [sum(p.n for p in chosen[:i]) for i in range(len(chosen))]
-        answers: dict[int, Completion] = {}
+        answers: list[Completion | None] = []
         places: dict[Sequence, int] = {}
         try:
             while queue or places:
                 while queue and len(self._scheduler.waiting) < self.config.max_num_seqs:
                     index, (conversation, one) = queue.popleft()
-                    try:
-                        added = self.add_request(index, conversation, one, index=index)
-                    except ValueError as error:
-                        log.info("conversation %d is refused: %s", index, error)
-                        refused = unbegun(index, "error", str(error))
-                        answers |= {firsts[index] + i: refused for i in range(one.n)}
+                    added = self._try_request(index, conversation, one)
+                    if isinstance(added, Completion):
+                        answers += [added] * one.n
                         continue
-                    places |= {s: firsts[index] + i for i, s in enumerate(added)}
+                    places |= {s: len(answers) + i for i, s in enumerate(added)}
+                    answers += [None] * one.n
                 for progress in self.step():
                     place = places[progress.sequence]
                     if progress.delta and on_token:
@@ -163,7 +160,17 @@ class Engine:
             for sequence in places:
                 if sequence.finish_reason is None:
                     self._drop(sequence, "abort")
-        return [answers[place] for place in sorted(answers)]
+        return [answer for answer in answers if answer is not None]
+
+    def _try_request(
+        self, index: int, conversation: Conversation, params: SamplingParams
+    ) -> list[Sequence] | Completion:
+        """The sequences of a conversation, or what became of it if it is refused."""
+        try:
+            return self.add_request(index, conversation, params, index=index)
+        except ValueError as error:
+            log.info("conversation %d is refused: %s", index, error)
+            return unbegun(index, "error", str(error))
 
     def add_request(
         self,

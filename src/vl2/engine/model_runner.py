@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Sequence as Items
 from itertools import chain
 
@@ -13,9 +12,8 @@ from torch import Tensor
 from vl2.engine.block_manager import slot_runs
 from vl2.engine.config import EngineConfig
 from vl2.engine.decode_batch import SPARE_SLOTS, DecodeBatch, decodes
-from vl2.engine.pictures import VisionEncoder
+from vl2.engine.pictures import Picture, VisionEncoder
 from vl2.engine.scheduler import Scheduled
-from vl2.engine.sequence import Sequence
 from vl2.model.language import ABSORB_UP_TO
 from vl2.model.vl2 import VL2Model
 from vl2.ops.paged import PagedStep, Span, empty_pools
@@ -122,10 +120,12 @@ class ModelRunner:
         offset = 0
         for item in items:
             prompt, first = item.sequence.prompt, item.sequence.computed
-            low = bisect_left(prompt.places, first)
-            high = bisect_left(prompt.places, first + item.tokens)
+            low, high = prompt.placeholders_between(first, first + item.tokens)
             places += [place - first + offset for place in prompt.places[low:high]]
-            features += _features(item.sequence, low, high)
+            features += [
+                item.sequence.features[p.digest][max(low - p.first, 0) : high - p.first]
+                for p in _pictures(item)
+            ]
             offset += item.tokens
         if not places:
             return embeds
@@ -161,7 +161,7 @@ class ModelRunner:
         )
 
 
-def _pictures(item: Scheduled) -> list:
+def _pictures(item: Scheduled) -> list[Picture]:
     first = item.sequence.computed
     return item.sequence.prompt.pictures_between(first, first + item.tokens)
 
@@ -169,15 +169,6 @@ def _pictures(item: Scheduled) -> list:
 def _token_ids(item: Scheduled) -> list[int]:
     first = item.sequence.computed
     return item.sequence.tokens_between(first, first + item.tokens)
-
-
-def _features(sequence: Sequence, low: int, high: int) -> list[Tensor]:
-    """Rows of the placeholders numbered [low, high)."""
-    return [
-        sequence.features[p.digest][max(low - p.first, 0) : high - p.first]
-        for p in sequence.prompt.pictures
-        if p.first < high and p.first + p.tokens > low
-    ]
 
 
 def num_blocks_for(model: VL2Model, config: EngineConfig, context: int) -> int:

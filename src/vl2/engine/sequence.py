@@ -32,9 +32,13 @@ class Prompt:
     places: list[int]
     pictures: tuple[Picture, ...]
 
+    def placeholders_between(self, first: int, end: int) -> tuple[int, int]:
+        """[low, high) numbers of the placeholders at positions in [first, end)."""
+        return bisect_left(self.places, first), bisect_left(self.places, end)
+
     def pictures_between(self, first: int, end: int) -> list[Picture]:
         """Pictures with a placeholder at a position in [first, end)."""
-        low, high = bisect_left(self.places, first), bisect_left(self.places, end)
+        low, high = self.placeholders_between(first, end)
         return [p for p in self.pictures if p.first < high and p.first + p.tokens > low]
 
 

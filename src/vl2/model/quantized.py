@@ -23,6 +23,7 @@ from vl2.ops.quant import (
     Int4Weight,
     Int8Weight,
     QuantWeightData,
+    at_expert,
     int4_expert_mlp,
     int4_group,
     int8_expert_mlp,
@@ -129,12 +130,6 @@ class QuantExperts(nn.Module):
 def quantize(scheme: str, weight: Tensor) -> QuantWeightData:
     """The weight in a scheme."""
     return quantize_int8(weight) if scheme == "int8" else quantize_int4(weight)
-
-
-def at_expert(data: QuantWeightData, index: tuple[int, ...]) -> QuantWeightData:
-    """Views of one expert's tensors; () is the whole."""
-    kind = type(data)
-    return kind(data.values[index], data.scale[index])
 
 
 def store_rows(target: QuantWeightData, part: QuantWeightData, row: int) -> None:

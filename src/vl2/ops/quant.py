@@ -56,6 +56,11 @@ class Int4Weight(NamedTuple):
 QuantWeightData = Int8Weight | Int4Weight
 
 
+def at_expert(weight: QuantWeightData, index: int | tuple[int, ...]) -> QuantWeightData:
+    """Views of one expert's tensors; () is the whole."""
+    return type(weight)(weight.values[index], weight.scale[index])
+
+
 def quantize_int8(weight: Float[Tensor, "*lead i"]) -> Int8Weight:
     """Nearest of 255 steps between +-max of each row; an all-zero row keeps zeros."""
     weight = weight.float()

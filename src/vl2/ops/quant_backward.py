@@ -28,6 +28,7 @@ from vl2.ops.quant import (
     Int4Weight,
     Int8Weight,
     QuantWeightData,
+    at_expert,
     dequantize_int4,
     dequantize_int8,
     int4_linear,
@@ -134,7 +135,9 @@ def quant_expert_mlp(
         if not len(part):
             continue
         gate, up, down = (
-            partial(_changed, weight=at(weight, expert), change=own, width=width, dtype=dtype)
+            partial(
+                _changed, weight=at_expert(weight, expert), change=own, width=width, dtype=dtype
+            )
             for weight, own, width in zip(weights, low, widths, strict=True)
         )
         outs.append(down(F.silu(gate(part)) * up(part)))
@@ -153,7 +156,7 @@ def quant_expert_mlp_ref(
     widths = (inner, inner, x.shape[1])
 
     def product(row: Tensor, matrix: int, expert: int) -> Tensor:
-        out = quant_linear_ref(row, at(weights[matrix], expert), out_features=widths[matrix])
+        out = quant_linear_ref(row, at_expert(weights[matrix], expert), out_features=widths[matrix])
         if change is None:
             return out
         return out + row @ change[matrix].a[expert].T @ change[matrix].b[expert].T
@@ -166,11 +169,6 @@ def quant_expert_mlp_ref(
             total = total + routing.weights[token, slot] * product(hidden, 2, expert)[0].float()
         rows.append(total)
     return torch.stack(rows).to(x.dtype)
-
-
-def at(weight: QuantWeightData, expert: int) -> QuantWeightData:
-    """Views of one expert's tensors."""
-    return type(weight)(weight.values[expert], weight.scale[expert])
 
 
 def row_blocks(weight: QuantWeightData, dtype: torch.dtype) -> Iterable[Float[Tensor, "r i"]]:

@@ -12,16 +12,23 @@ from __future__ import annotations
 import argparse
 import json
 import platform
-import statistics
-import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
 
 import torch
 
+from vl2.benchmarks.timing import middle, ratio, seconds, take_turns
 from vl2.config import VL2Config
 from vl2.ops.moe import chosen_expert_mlp, expert_mlp, route
 
 TOKENS = (1, 8, 480)
 LAYERS = 5
+
+
+def layer_seconds(run: Callable[..., Any], calls: Sequence[tuple[Any, ...]], turn: int) -> float:
+    """Seconds of a layer, in any round."""
+    return seconds(lambda: [run(*call) for call in calls]) / LAYERS
 
 
 def main() -> None:
@@ -40,18 +47,13 @@ def main() -> None:
     for tokens in TOKENS:
         x = torch.randn(tokens, config.hidden_size)
         routings = [route(torch.randn(tokens, experts), config) for _ in layers]
-        taken: dict[str, list[float]] = {name: [] for name in ways}
-        for _ in range(arguments.rounds + 1):
-            for name, run in ways.items():
-                start = time.perf_counter()
-                for routing, weights in zip(routings, layers, strict=True):
-                    run(x, routing, *weights)
-                taken[name].append((time.perf_counter() - start) / LAYERS)
-        pairs = zip(taken["grouped"][1:], taken["chosen"][1:], strict=True)  # the first warms up
+        calls = [(x, routing, *weights) for routing, weights in zip(routings, layers, strict=True)]
+        timers = {name: partial(layer_seconds, run, calls) for name, run in ways.items()}
+        taken = take_turns(timers, arguments.rounds)
         row = {
             "tokens": tokens,
-            **{f"{n}_ms": round(1e3 * statistics.median(t[1:]), 3) for n, t in taken.items()},
-            "speedup": round(statistics.median(a / b for a, b in pairs), 3),
+            **{f"{name}_ms": round(1e3 * middle(found), 3) for name, found in taken.items()},
+            "speedup": ratio(taken["grouped"], taken["chosen"]),
             "model": arguments.model,
             "cpu": platform.machine(),
             "threads": torch.get_num_threads(),

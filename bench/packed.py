@@ -16,15 +16,15 @@ import argparse
 import copy
 import json
 import platform
-import statistics
-import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
+from vl2.benchmarks.timing import middle, ratio, seconds, take_turns
 from vl2.config import VL2Config
 from vl2.model.packed import pack_model, unpack_model
 from vl2.model.quantized import default_plan, quantize_modules
@@ -76,18 +76,11 @@ def compared(plain: Step, packed: Step, rounds: int) -> dict[str, float | bool]:
     """Medians in milliseconds and of the ratios, both in turn, after a round that warms up."""
     if not torch.equal(plain(), packed()):
         raise SystemExit("packed layers give other numbers than plain ones")
-    taken: list[tuple[float, float]] = []
-    for _ in range(rounds):
-        start = time.perf_counter()
-        plain()
-        middle = time.perf_counter()
-        packed()
-        taken.append((middle - start, time.perf_counter() - middle))
-    slow, fast = zip(*taken, strict=True)
+    timers = {"plain": lambda turn: seconds(plain), "packed": lambda turn: seconds(packed)}
+    taken = take_turns(timers, rounds)
     return {
-        "plain_ms": round(1e3 * statistics.median(slow), 2),
-        "packed_ms": round(1e3 * statistics.median(fast), 2),
-        "packed_over_plain": round(statistics.median(a / b for a, b in taken), 2),
+        **{f"{form}_ms": round(1e3 * middle(found), 2) for form, found in taken.items()},
+        "packed_over_plain": ratio(taken["plain"], taken["packed"]),
         "equal": True,
     }
 
@@ -103,15 +96,9 @@ def operations(step: Step) -> int:
 def packing(model: VL2Model) -> dict[str, float]:
     """Seconds to pack and unpack a gigabyte of weights; the model is packed then."""
     read = sum(t.nbytes for key, t in model.state_dict().items() if key.endswith(".int8"))
-    start = time.perf_counter()
-    pack_model(model)
-    middle = time.perf_counter()
-    unpack_model(model)
-    found = {
-        "gb": round(read / 1e9, 3),
-        "pack_s_per_gb": round((middle - start) / read * 1e9, 2),
-        "unpack_s_per_gb": round((time.perf_counter() - middle) / read * 1e9, 2),
-    }
+    found = {"gb": round(read / 1e9, 3)}
+    for name, change in (("pack", pack_model), ("unpack", unpack_model)):
+        found[f"{name}_s_per_gb"] = round(seconds(partial(change, model)) / read * 1e9, 2)
     pack_model(model)
     return found
 

@@ -16,14 +16,15 @@ import argparse
 import copy
 import json
 import platform
-import statistics
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
 
+from vl2.benchmarks.timing import middle, ratio, seconds, take_turns
+from vl2.benchmarks.work import weight_bytes_read
 from vl2.config import VL2Config
 from vl2.engine.quantize import quantize_model
 from vl2.model.vl2 import VL2Model
@@ -85,20 +86,14 @@ def step_of(model: VL2Model, tokens: int) -> Callable[[], Tensor]:
     return step
 
 
-def alternate(steps: dict[str, Callable[[], Tensor]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each step, all of them in turn, without the first two rounds."""
-    taken: dict[str, list[float]] = {form: [] for form in steps}
-    for _ in range(rounds + 2):
-        for form, step in steps.items():
-            start = time.perf_counter()
-            step()
-            taken[form].append(time.perf_counter() - start)
-    return {form: seconds[2:] for form, seconds in taken.items()}
+def alternate(steps: Mapping[str, Callable[[], Tensor]], rounds: int) -> dict[str, list[float]]:
+    """Seconds of each step, all of them in turn."""
+    return take_turns({form: partial(timed, step) for form, step in steps.items()}, rounds)
 
 
-def ratio(slow: list[float], fast: list[float]) -> float:
-    """Median over the rounds of how many times faster the second is."""
-    return round(statistics.median(a / b for a, b in zip(slow, fast, strict=True)), 2)
+def timed(step: Callable[[], Tensor], turn: int) -> float:
+    """Seconds of a step, in any round."""
+    return seconds(step)
 
 
 def streaming() -> Callable[[], Tensor]:
@@ -107,18 +102,6 @@ def streaming() -> Callable[[], Tensor]:
     matrix = torch.randint(-127, 127, (TRIAL_BYTES // width, width), dtype=torch.int8)
     row = torch.randint(-127, 127, (1, width), dtype=torch.int8)
     return lambda: torch.ops.aten._int_mm(row, matrix.t())
-
-
-def weight_bytes_read(model: VL2Model) -> int:
-    """Bytes of weights that one token meets: all of the decoder, but only its experts."""
-    config, total = model.config.language_config, 0
-    chosen, experts = config.num_experts_per_tok or 0, config.n_routed_experts or 1
-    for key, tensor in model.language.state_dict().items():
-        if "embed_tokens" in key:
-            continue
-        share = chosen / experts if ".experts." in key else 1
-        total += int(tensor.nbytes * share)
-    return total
 
 
 def main() -> None:
@@ -149,7 +132,7 @@ def main() -> None:
 
 def compared(taken: dict[str, list[float]]) -> dict[str, float]:
     """Medians in milliseconds and the ratios between neighbours."""
-    found = {f"{form}_ms": round(1e3 * statistics.median(s), 2) for form, s in taken.items()}
+    found = {f"{form}_ms": round(1e3 * middle(s), 2) for form, s in taken.items()}
     found["int8_over_float32"] = ratio(taken["float32"], taken["int8"])
     found["int4_over_int8"] = ratio(taken["int8"], taken["int4"])
     return found
@@ -160,10 +143,11 @@ def decode(
 ) -> dict[str, float]:
     """Times of one token, and what share of the streaming speed of int8 they read weights with."""
     taken = alternate({**steps, "streaming": streaming()}, rounds)
-    speed = TRIAL_BYTES / statistics.median(taken["streaming"])
+    speed = TRIAL_BYTES / middle(taken["streaming"])
     found = compared(taken)
     for form, model in forms.items():
-        read = weight_bytes_read(model) / statistics.median(taken[form])
+        read = weight_bytes_read(model.state_dict(), model.config.language_config)
+        read /= middle(taken[form])
         found[f"{form}_read_share"] = round(read / speed, 3)
     return {**found, "streaming_gb_per_s": round(speed / 1e9, 2)}
 

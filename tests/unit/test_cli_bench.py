@@ -9,7 +9,7 @@ import pytest
 
 from vl2.benchmarks import candidates, ceilings
 from vl2.cli import main
-from vl2.ops.packed import has_packed_int8
+from vl2.ops.native import kernels
 
 SMALL = [
     *("--quick", "--rounds", "1", "--tokens", "6", "--prompt", "32"),
@@ -65,7 +65,9 @@ def test_every_benchmark_prints_a_record_per_form(
         assert min(record["ms"], record["gb_per_s"], record["gflops"], record["peak_gib"]) > 0
         assert record["ceiling_share"] >= 0
         assert record["ceilings"][record["ceiling"]] > 0
-        assert (record["ceilings"]["packed_row_gb_per_s"] is not None) == has_packed_int8()
+        assert (record["ceilings"]["native_row_gb_per_s"] is not None) == (
+            kernels.functions() is not None
+        )
         assert record["machine"].keys() >= MACHINE
         assert (record["layers"], record["vision_layers"], record["quick"]) == (2, 2, True)
     if what == "batch":

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from vl2.benchmarks.timing import Timer, seconds
-from vl2.ops.packed import PackedWeight, has_packed_int8, pack, packed_product
-from vl2.ops.quant import Int8Weight
+from vl2.ops.native import kernels
 
 aten = torch.ops.aten
 
@@ -43,8 +42,8 @@ def machine_ceilings(*, quick: bool = False) -> dict[str, Ceiling]:
         int8_row     `torch._int_mm` of one row with one large matrix: the int8 roofline
         fp32_gemm    a product of the vision tower
         int8_gemm    the same through `torch._int_mm`
-        packed_row   as int8_row, the matrix laid out for AMX beforehand; with AMX only
-        packed_gemm  as int8_gemm, likewise
+        native_row   as int8_row, through our own C; None where that is not compiled
+        native_gemm  as int8_gemm, likewise, with AMX only
 
     Args:
         quick: smaller matrices, which a large cache may hold.
@@ -64,16 +63,16 @@ def machine_ceilings(*, quick: bool = False) -> dict[str, Ceiling]:
         "fp32_gemm": _ceiling("gflops", operations, lambda: left @ right.t()),
         "int8_gemm": _ceiling("gflops", operations, lambda: aten._int_mm(rows, weights.t())),
     }
-    if has_packed_int8():
-        packed, wide = _packed(matrix), _packed(weights)
-        found["packed_row"] = _ceiling("gb_per_s", size, lambda: packed_product(row, packed))
-        found["packed_gemm"] = _ceiling("gflops", operations, lambda: packed_product(rows, wide))
+    if kernels.runs(row):
+        found["native_row"] = _ceiling("gb_per_s", size, lambda: _native(row, matrix))
+    if kernels.has_tiles():
+        found["native_gemm"] = _ceiling("gflops", operations, lambda: _native(rows, weights))
     return found
 
 
 def fastest_int8_gemm() -> str:
     """Name of the bound of int8 products of many rows."""
-    return "packed_gemm" if has_packed_int8() else "int8_gemm"
+    return "native_gemm" if kernels.has_tiles() else "int8_gemm"
 
 
 def _ceiling(unit: str, amount: float, run: Callable[[], object]) -> Ceiling:
@@ -84,5 +83,5 @@ def _random_int8(rows: int, width: int) -> Tensor:
     return torch.randint(-127, 127, (rows, width), dtype=torch.int8)
 
 
-def _packed(matrix: Tensor) -> PackedWeight:
-    return pack(Int8Weight(matrix, torch.ones(len(matrix))))
+def _native(rows: Tensor, weights: Tensor) -> Tensor:
+    return kernels.int8_linear(rows.float(), [(weights, torch.ones(len(weights)))])

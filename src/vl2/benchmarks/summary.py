@@ -5,7 +5,7 @@ median over the rounds, and larger is better:
 
     int8_decode_over_fp32         fp32 time of a token / int8 time of a token
     int8_decode_roofline_share    speed of reading weights / `_int_mm` on one large matrix
-    int8_decode_fastest_share     the same against the fastest int8 product, packed where AMX is
+    int8_decode_fastest_share     the same against the faster of that and our own C
     int4_decode_over_int8         int8 time of a token / int4 time of a token
     int8_ttft_over_fp32           fp32 time from picture to first token / int8 time
     batch8_over_batch1            tokens per second of 8 answers at once / of one
@@ -109,7 +109,7 @@ def _shares(
     candidates: Candidates, taken: Taken, speeds: Mapping[str, float | None]
 ) -> dict[str, float | None]:
     """Speed with which int8 weights are read, over that of one large product."""
-    bounds = [speeds[f"{name}_row_gb_per_s"] or 0.0 for name in ("int8", "packed")]
+    bounds = [speeds[f"{name}_row_gb_per_s"] or 0.0 for name in ("int8", "native")]
     named = {"int8_decode_roofline_share": bounds[0], "int8_decode_fastest_share": max(bounds)}
     if "int8" not in candidates.engines:
         return dict.fromkeys(named)

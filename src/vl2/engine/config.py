@@ -41,8 +41,6 @@ class EngineConfig:
             0 is off.
         prompt_lookup: length of the run of tokens that a guess must share with the text so far.
         compile: compile the vision tower and the dense layers when they first run.
-        pack_weights: lay int8 weights out as the CPU's matrix unit (AMX) reads them, which takes
-            some seconds per GB at the start; nothing happens elsewhere.
     """
 
     max_num_seqs: int = 8
@@ -56,7 +54,6 @@ class EngineConfig:
     speculative_tokens: int = 0
     prompt_lookup: int = 3
     compile: bool = False
-    pack_weights: bool = True
 
     def __post_init__(self) -> None:
         """Check the ranges."""
@@ -71,7 +68,6 @@ class EngineConfig:
             _whole("num_blocks", self.num_blocks, least=1)
         _flag("enable_prefix_caching", self.enable_prefix_caching)
         _flag("compile", self.compile)
-        _flag("pack_weights", self.pack_weights)
         _number("vision_cache_gib", self.vision_cache_gib, "0 (off) to 1024", 0.0, 1024.0)
 
 

@@ -26,7 +26,6 @@ from vl2.engine.sampler import Choice, sample
 from vl2.engine.scheduler import Scheduled, Scheduler
 from vl2.engine.sequence import Sequence
 from vl2.logs import get_logger
-from vl2.model.packed import pack_model
 from vl2.model.vl2 import VL2Model
 from vl2.processing.processor import Processor
 
@@ -81,8 +80,6 @@ class Engine:
         num_blocks = num_blocks_for(model, config, context)
         if config.compile:
             compile_parts(model)
-        if config.pack_weights:
-            pack_model(model)
         controls = processor.tokenizer.control_ids
         counted = [token not in controls for token in range(language.vocab_size)]
         self._barred = frozenset(controls)

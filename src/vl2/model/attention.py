@@ -56,13 +56,6 @@ class RMSNorm(nn.Module):
         return normed.to(x.dtype) * self.weight
 
 
-def project(
-    x: Float[Tensor, "b t h"], joint: nn.Module | None, *layers: nn.Module
-) -> tuple[Float[Tensor, "b t _"], ...]:
-    """Outputs of layers that read x, at once where they are one matrix (model/packed.py)."""
-    return tuple(layer(x) for layer in layers) if joint is None else joint(x)
-
-
 class MultiHeadAttention(nn.Module):
     """Plain attention with rotary positions over the whole head (LLaMA's, used by Tiny)."""
 
@@ -74,15 +67,14 @@ class MultiHeadAttention(nn.Module):
         self.k_proj = nn.Linear(hidden, config.num_key_value_heads * width, bias=False)
         self.v_proj = nn.Linear(hidden, config.num_key_value_heads * width, bias=False)
         self.o_proj = nn.Linear(config.num_attention_heads * width, hidden, bias=False)
-        self.joint: nn.Module | None = None
 
     def forward(
         self, x: Float[Tensor, "b t h"], context: AttentionContext
     ) -> Float[Tensor, "b t h"]:
         """Attend from x to the cache and x."""
         width = self.config.head_dim
-        rows = project(x, self.joint, self.q_proj, self.k_proj, self.v_proj)
-        q, k, v = (states.unflatten(-1, (-1, width)) for states in rows)
+        layers = (self.q_proj, self.k_proj, self.v_proj)
+        q, k, v = (layer(x).unflatten(-1, (-1, width)) for layer in layers)
         q, k = (apply_rope(states, context.cos, context.sin) for states in (q, k))
         if context.pages is not None:
             out = self._attend_pages(q, torch.cat((k, v), dim=2).flatten(2), context.pages)
@@ -138,16 +130,14 @@ class LatentAttention(nn.Module):
         expanded = heads * (config.qk_nope_head_dim + config.v_head_dim)
         self.kv_b_proj = nn.Linear(self.rank, expanded, bias=False)
         self.o_proj = nn.Linear(heads * config.v_head_dim, hidden, bias=False)
-        self.joint: nn.Module | None = None
 
     def forward(
         self, x: Float[Tensor, "b t h"], context: AttentionContext
     ) -> Float[Tensor, "b t h"]:
         """Attend from x to the cache and x, in the form that the context asks for."""
         first = self.q_proj if self.config.q_lora_rank is None else self.q_a_proj
-        q, latent = project(x, self.joint, first, self.kv_a_proj_with_mqa)
-        q_nope, q_rope = self._queries(q, context)
-        rows = self._latent(latent, context)
+        q_nope, q_rope = self._queries(first(x), context)
+        rows = self._latent(self.kv_a_proj_with_mqa(x), context)
         if context.pages is not None:
             out = self._attend_pages(q_nope, q_rope, rows, context.pages)
             return self.o_proj(out.flatten(2))

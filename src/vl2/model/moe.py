@@ -109,14 +109,11 @@ class MoE(nn.Module):
         if config.n_shared_experts:
             inner = config.moe_intermediate_size * config.n_shared_experts
             self.shared_experts = Mlp(config.hidden_size, inner)
-        self.joint: nn.Module | None = None  # all experts at once, see model/packed.py
 
     def forward(self, x: Float[Tensor, "b t h"]) -> tuple[Float[Tensor, "b t h"], Routing]:
         """The layer's output and what the router chose, for balancing."""
         rows = x.flatten(0, 1)
         routing = self.gate(rows)
-        if self.joint is not None:
-            return self.joint(rows, routing).view_as(x), routing
         out = self.experts(rows, routing).view_as(x)
         if self.shared_experts is not None:
             out = out + self.shared_experts(x)

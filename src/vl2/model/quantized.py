@@ -24,9 +24,7 @@ from vl2.ops.quant import (
     Int8Weight,
     QuantWeightData,
     at_expert,
-    int4_expert_mlp,
     int4_group,
-    int8_expert_mlp,
     quantize_int4,
     quantize_int8,
 )
@@ -36,6 +34,7 @@ from vl2.ops.quant_backward import (
     quant_linear,
     row_blocks,
 )
+from vl2.ops.quant_linear import int4_expert_mlp, int8_expert_mlp
 
 SCHEMES = ("int8", "int4")
 """How weights can be held, most exact first."""
@@ -57,9 +56,11 @@ class QuantWeight(nn.Module):
 
     @property
     def data(self) -> QuantWeightData:
-        """The tensors, for the functions of ops/quant.py."""
-        kind = Int8Weight if self.scheme == "int8" else Int4Weight
-        return kind(self.get_buffer(self.scheme), self.get_buffer("scale"))
+        """The tensors, for the functions of ops/."""
+        values, scale = self._buffers[self.scheme], self._buffers["scale"]
+        assert values is not None
+        assert scale is not None
+        return Int8Weight(values, scale) if self.scheme == "int8" else Int4Weight(values, scale)
 
     def fill(self, weight: Tensor) -> None:
         """Quantise `weight` into place, some rows at a time."""

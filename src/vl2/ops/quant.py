@@ -1,37 +1,23 @@
-"""Weights in int8 and int4, and products with them.
+"""Weights in int8 and int4: how they are held, made and read.
 
-int8: one row-major copy with a float32 scale per output row. Activations are quantised on the way,
-one scale per token, and the product is an exact integer one (`torch._int_mm`), for one token as for
-many. int4: weights only, unsigned nibbles with a bfloat16 scale and zero point per group along the
-row; few rows run through PyTorch's bfloat16 x int4 kernel, many through dequantised weights.
-
-Stacked experts carry a leading axis in every tensor. Each fast path has a plain twin (`*_ref`) that
-any device can run.
+int8: one row-major copy with a float32 scale per output row. int4: unsigned nibbles with a bfloat16
+scale and zero point per group along the row. Stacked experts carry a leading axis in every tensor.
+Products with them are in ops/quant_linear.py.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import cache
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int, Int8
+from jaxtyping import Float
 from torch import Tensor
-
-from vl2.logs import get_logger
-from vl2.ops.moe import Routing, combine_experts, sort_by_expert
-
-log = get_logger(__name__)
-aten = torch.ops.aten
 
 INT4_ROWS = 64
 """Output rows that are packed together: byte j of a block holds rows j (low) and j + 32 (high)."""
 INT4_GROUPS = (128, 64, 32)
 """Lengths of a group that the kernel knows, best first."""
-INT4_KERNEL_ROWS = 64
-"""Activations up to which the int4 kernel is faster than dequantising the weights."""
 DEQUANTIZE_NUMBERS = 2**23
 """Most weights that are held as floats at a time: 32 MiB in float32."""
 
@@ -54,9 +40,10 @@ class Int4Weight(NamedTuple):
 
 
 QuantWeightData = Int8Weight | Int4Weight
+W = TypeVar("W", bound=Int8Weight | Int4Weight)
 
 
-def at_expert(weight: QuantWeightData, index: int | tuple[int, ...]) -> QuantWeightData:
+def at_expert(weight: W, index: int | tuple[int, ...]) -> W:
     """Views of one expert's tensors; () is the whole."""
     return type(weight)(weight.values[index], weight.scale[index])
 
@@ -85,56 +72,6 @@ def dequantize_int8(
 ) -> Float[Tensor, "*lead i"]:
     """The floats that the weight stands for."""
     return (weight.values.float() * weight.scale[..., None]).to(dtype)
-
-
-def int8_linear(
-    x: Float[Tensor, "*lead i"], weight: Int8Weight, bias: Float[Tensor, " o"] | None = None
-) -> Float[Tensor, "*lead o"]:
-    """Return x @ weight.T + bias with x quantised per token; the result has the dtype of x.
-
-    Each token's result depends on that token alone, whatever the batch.
-    """
-    steps, scale = quantize_int8(x.flatten(0, -2))
-    out = (_int_product(steps, weight.values) * weight.scale).mul_(scale[:, None])
-    if bias is not None:
-        out += bias
-    return out.to(x.dtype).unflatten(0, x.shape[:-1])
-
-
-def int8_linear_ref(
-    x: Float[Tensor, "*lead i"], weight: Int8Weight, bias: Float[Tensor, " o"] | None = None
-) -> Float[Tensor, "*lead o"]:
-    """The plain twin of `int8_linear`: both sides dequantised, one float64 product."""
-    rounded = dequantize_int8(quantize_int8_ref(x))
-    out = rounded.double() @ dequantize_int8(weight).double().T
-    return (out if bias is None else out + bias).to(x.dtype)
-
-
-@cache
-def has_int_matmul(device: str) -> bool:
-    """Whether `torch._int_mm` multiplies any number of rows exactly on this kind of device.
-
-    Found by trying the largest values: kernels for CPUs without VNNI saturate, CUDA's refuses few
-    rows. Without it the same integers are multiplied as floats.
-    """
-    if device != "cpu":
-        return False
-    steps, values = torch.full((1, 64), -127).to(torch.int8), torch.full((16, 64), 127)
-    product = aten._int_mm(steps, values.to(torch.int8).t())
-    exact = bool((product == -127 * 127 * 64).all())
-    if not exact:
-        log.warning("this CPU has no exact int8 products: int8 weights are multiplied as floats")
-    return exact
-
-
-def _int_product(
-    steps: Int8[Tensor, "n i"], values: Int8[Tensor, "o i"]
-) -> Int[Tensor, "n o"] | Float[Tensor, "n o"]:
-    """Return steps @ values.T of integers."""
-    if has_int_matmul(steps.device.type):
-        return aten._int_mm(steps, values.t())
-    rows = max(1, DEQUANTIZE_NUMBERS // values.shape[1])
-    return torch.cat([F.linear(steps.float(), v.float()) for v in values.split(rows)], dim=1)
 
 
 def int4_group(width: int) -> int | None:
@@ -214,151 +151,3 @@ def dequantize_int4(
     scale, zero = weight.scale.transpose(-3, -2).float().unbind(-1)  # (*, O, G)
     parts = steps.to(torch.float32).sub_(8).unflatten(-1, (-1, group))
     return parts.mul_(scale[..., None]).add_(zero[..., None]).flatten(-2).to(dtype)
-
-
-def int4_linear(
-    x: Float[Tensor, "*lead i"],
-    weight: Int4Weight,
-    bias: Float[Tensor, " o"] | None = None,
-    *,
-    out_features: int,
-) -> Float[Tensor, "*lead {out_features}"]:
-    """Return x @ weight.T + bias in the dtype of x; few rows are multiplied in bfloat16."""
-    rows = x.flatten(0, -2)
-    if len(rows) <= INT4_KERNEL_ROWS and has_int4_kernel(x.device.type):
-        out = _int4_kernel(rows.bfloat16(), weight)[:, :out_features]
-    else:
-        out = _int4_dequantized(rows, weight)[:, :out_features]
-    out = out.to(x.dtype)
-    return (out if bias is None else out + bias).unflatten(0, x.shape[:-1])
-
-
-def int4_linear_ref(
-    x: Float[Tensor, "*lead i"],
-    weight: Int4Weight,
-    bias: Float[Tensor, " o"] | None = None,
-    *,
-    out_features: int,
-) -> Float[Tensor, "*lead {out_features}"]:
-    """The plain twin of `int4_linear`: dequantised whole, one product."""
-    matrix = dequantize_int4(weight)[:out_features].to(x.dtype)
-    return F.linear(x, matrix, None if bias is None else bias.to(x.dtype))
-
-
-@cache
-def has_int4_kernel(device: str) -> bool:
-    """Whether PyTorch's int4 kernel is there and lays nibbles out as `Int4Weight` does.
-
-    The layout is that of AVX-512; elsewhere weights are dequantised for every product.
-    """
-    if device != "cpu":
-        return False
-    steps = torch.arange(64 * 64, dtype=torch.int32).mul(7).bitwise_right_shift(2) % 16
-    steps = steps.view(64, 64)
-    try:
-        packed = aten._convert_weight_to_int4pack_for_cpu(steps, 1)
-    except (AttributeError, NotImplementedError, RuntimeError):
-        packed = torch.empty(0, dtype=torch.uint8)
-    low, high = steps.t().to(torch.uint8).chunk(2, dim=1)
-    same = packed.numel() == 64 * 32 and torch.equal(packed.view(64, 32), low | (high << 4))
-    if not same:
-        log.warning("no int4 kernel for this CPU: int4 weights are dequantised for every product")
-    return same
-
-
-def _int4_kernel(rows: Float[Tensor, "n i"], weight: Int4Weight) -> Float[Tensor, "n o"]:
-    groups, out, _ = weight.scale.shape
-    packed = weight.values.view(out, -1)
-    group = rows.shape[1] // groups
-    return aten._weight_int4pack_mm_for_cpu(rows, packed, group, weight.scale)
-
-
-def _int4_dequantized(rows: Float[Tensor, "n i"], weight: Int4Weight) -> Float[Tensor, "n o"]:
-    """The product with floats of some blocks at a time."""
-    count = max(1, DEQUANTIZE_NUMBERS // (INT4_ROWS * rows.shape[1]))
-    blocks = weight.values.split(count)
-    scales = weight.scale.split(count * INT4_ROWS, dim=1)
-    return torch.cat(
-        [
-            F.linear(rows, dequantize_int4(Int4Weight(values, scale), rows.dtype))
-            for values, scale in zip(blocks, scales, strict=True)
-        ],
-        dim=1,
-    )
-
-
-def int8_expert_mlp(
-    x: Float[Tensor, "n h"],
-    routing: Routing,
-    gate: Int8Weight,
-    up: Int8Weight,
-    down: Int8Weight,
-) -> Float[Tensor, "n h"]:
-    """Weighted sum of each token's expert SwiGLUs; only experts that have tokens are touched."""
-    order, counts = sort_by_expert(routing.experts, len(gate.values))
-    token = order // routing.experts.shape[1]
-    steps, scale = quantize_int8(x)
-    chosen, sizes = _with_tokens(counts)
-    rows, scale = steps[token].split(sizes), scale[token][:, None]
-
-    def product(parts: tuple[Tensor, ...], weight: Int8Weight) -> Tensor:
-        """Float32 rows, still without the scale of the activations."""
-        outs = [
-            _int_product(part, weight.values[e]) * weight.scale[e]
-            for part, e in zip(parts, chosen, strict=True)
-        ]
-        return torch.cat(outs)
-
-    hidden = F.silu(product(rows, gate).mul_(scale)).mul_(product(rows, up).mul_(scale))
-    steps, scale = quantize_int8(hidden)
-    out = product(steps.split(sizes), down).mul_(scale[:, None])
-    return combine_experts(out, order, routing.weights).to(x.dtype)
-
-
-def int4_expert_mlp(
-    x: Float[Tensor, "n h"],
-    routing: Routing,
-    gate: Int4Weight,
-    up: Int4Weight,
-    down: Int4Weight,
-    *,
-    inner: int,
-) -> Float[Tensor, "n h"]:
-    """As `int8_expert_mlp`; `inner` is the width of an expert without padded rows."""
-    order, counts = sort_by_expert(routing.experts, len(gate.values))
-    chosen, sizes = _with_tokens(counts)
-    rows = x[order // routing.experts.shape[1]].split(sizes)
-    width = x.shape[1]
-    outs = []
-    for part, e in zip(rows, chosen, strict=True):
-        gate_e, up_e, down_e = (Int4Weight(w.values[e], w.scale[e]) for w in (gate, up, down))
-        hidden = F.silu(int4_linear(part, gate_e, out_features=inner))
-        hidden = hidden * int4_linear(part, up_e, out_features=inner)
-        outs.append(int4_linear(hidden, down_e, out_features=width))
-    return combine_experts(torch.cat(outs), order, routing.weights).to(x.dtype)
-
-
-def quantized_expert_mlp_ref(
-    x: Float[Tensor, "n h"],
-    routing: Routing,
-    linears: tuple[Callable[[Tensor, int], Tensor], ...],
-) -> Float[Tensor, "n h"]:
-    """The plain twin of both expert MLPs: one choice of one token after the other.
-
-    `linears` are gate, up and down as functions of a row [1, in] and an expert.
-    """
-    gate, up, down = linears
-    out = torch.zeros_like(x, dtype=torch.float32)
-    for n in range(len(x)):
-        for e, weight in zip(routing.experts[n].tolist(), routing.weights[n], strict=True):
-            row = x[n : n + 1]
-            hidden = F.silu(gate(row, e)) * up(row, e)
-            out[n] += weight * down(hidden, e)[0].float()
-    return out.to(x.dtype)
-
-
-def _with_tokens(counts: Int[Tensor, " e"]) -> tuple[list[int], list[int]]:
-    """Experts that have tokens, and how many."""
-    sizes = counts.tolist()
-    chosen = [e for e, size in enumerate(sizes) if size]
-    return chosen, [sizes[e] for e in chosen]

@@ -1,11 +1,11 @@
 """Products with int8 and int4 weights that gradients pass; the weights stay as they are.
 
-Going backward, x @ W.T with a frozen W needs `gradient @ W` and nothing else. So neither inputs nor
-floats of W are kept: W is dequantised once more, `DEQUANTIZE_NUMBERS` of it at a time. The rounding
+Going backward, x @ W.T with a frozen W needs `gradient @ W` and nothing else. So neither inputs,
+unless an activation is applied to them, nor floats of W are kept: W is dequantised once more, `DEQUANTIZE_NUMBERS` of it at a time. The rounding
 of activations to int8 counts as the identity (straight-through estimator, arXiv 1308.3432).
 
-Forward passes are those of ops/quant.py, bit for bit. Each function has a plain twin (`*_ref`) on
-whole matrices, whose gradients are autograd's.
+Forward passes are those of ops/quant_linear.py, bit for bit. Each function has a plain twin
+(`*_ref`) on whole matrices, whose gradients are autograd's.
 """
 
 from __future__ import annotations
@@ -31,10 +31,8 @@ from vl2.ops.quant import (
     at_expert,
     dequantize_int4,
     dequantize_int8,
-    int4_linear,
-    int8_linear,
-    int8_linear_ref,
 )
+from vl2.ops.quant_linear import activated, int4_linear, int8_linear, int8_linear_ref
 
 
 def gradients_pass(*inputs: Tensor | None) -> bool:
@@ -49,6 +47,7 @@ def quant_linear(
     *,
     out_features: int,
     dtype: torch.dtype | None = None,
+    activation: str = "none",
 ) -> Float[Tensor, "*lead {out_features}"]:
     """Return x @ weight.T + bias in the dtype of x, with gradients of x and of the bias.
 
@@ -58,10 +57,14 @@ def quant_linear(
         bias: may train.
         out_features: rows of the matrix; int4 pads them.
         dtype: of the products going backward; None takes that of x.
+        activation: applied to x first, see `activated`.
     """
+    if isinstance(weight, Int4Weight):  # nothing is rounded, so nothing has to happen inside
+        x, activation = activated(x, activation), "none"
     if not gradients_pass(x, bias):
-        return _product(x, weight, bias, out_features)
-    return _QuantLinear.apply(x, weight.values, weight.scale, bias, out_features, dtype or x.dtype)
+        return _product(x, weight, bias, out_features, activation)
+    held = weight.values, weight.scale
+    return _QuantLinear.apply(x, *held, bias, out_features, dtype or x.dtype, activation)
 
 
 def quant_linear_ref(
@@ -140,7 +143,8 @@ def quant_expert_mlp(
             )
             for weight, own, width in zip(weights, low, widths, strict=True)
         )
-        outs.append(down(F.silu(gate(part)) * up(part)))
+        both = torch.cat((gate(part), up(part)), dim=1)
+        outs.append(down(both, activation="swiglu"))
     return combine_experts(torch.cat(outs), order, routing.weights).to(x.dtype)
 
 
@@ -184,7 +188,7 @@ def row_blocks(weight: QuantWeightData, dtype: torch.dtype) -> Iterable[Float[Te
 
 
 class _QuantLinear(torch.autograd.Function):
-    """See `quant_linear`; nothing of the size of activations is kept."""
+    """See `quant_linear`; inputs are kept for an activation's gradient alone."""
 
     @staticmethod
     def forward(
@@ -195,11 +199,14 @@ class _QuantLinear(torch.autograd.Function):
         bias: Tensor | None,
         out_features: int,
         dtype: torch.dtype,
+        activation: str,
     ) -> Tensor:
         """The product of inference."""
-        ctx.save_for_backward(values, scale)
+        kept = () if activation == "none" else (x,)
+        ctx.save_for_backward(values, scale, *kept)
         ctx.dtype, ctx.bias_dtype = dtype, None if bias is None else bias.dtype
-        return _product(x, _weight(values, scale), bias, out_features)
+        ctx.activation = activation
+        return _product(x, _weight(values, scale), bias, out_features, activation)
 
     @staticmethod
     @once_differentiable
@@ -210,12 +217,23 @@ class _QuantLinear(torch.autograd.Function):
         [gradient] = gradients
         rows = gradient.flatten(0, -2)
         of_x = of_bias = None
+        values, scale, *kept = ctx.saved_tensors
         if ctx.needs_input_grad[0]:
-            of_x = input_gradient(rows, _weight(*ctx.saved_tensors), ctx.dtype)
+            of_x = input_gradient(rows, _weight(values, scale), ctx.dtype)
             of_x = of_x.to(gradient.dtype).unflatten(0, gradient.shape[:-1])
+            if kept:
+                of_x = _through(kept[0], ctx.activation, of_x)
         if ctx.needs_input_grad[3]:
             of_bias = rows.float().sum(0).to(ctx.bias_dtype)
-        return of_x, None, None, of_bias, None, None
+        return of_x, None, None, of_bias, None, None, None
+
+
+def _through(x: Tensor, activation: str, gradient: Tensor) -> Tensor:
+    """The gradient in front of an activation from that behind it."""
+    with torch.enable_grad():
+        x = x.detach().requires_grad_()
+        [found] = torch.autograd.grad(activated(x, activation), x, gradient)
+    return found
 
 
 def _changed(
@@ -225,12 +243,13 @@ def _changed(
     change: LowRank | None,
     width: int,
     dtype: torch.dtype,
+    activation: str = "none",
 ) -> Float[Tensor, "m {width}"]:
     """One matrix of one expert with its change."""
-    out = quant_linear(x, weight, out_features=width, dtype=dtype)
+    out = quant_linear(x, weight, out_features=width, dtype=dtype, activation=activation)
     if change is None:
         return out
-    inner = F.linear(x.to(dtype), change.a)
+    inner = F.linear(activated(x, activation).to(dtype), change.a)
     return out + F.linear(inner, change.b).to(out.dtype)
 
 
@@ -239,9 +258,15 @@ def _by_expert(change: LowRank) -> Iterator[LowRank]:
     return map(LowRank, change.a.unbind(), change.b.unbind())
 
 
-def _product(x: Tensor, weight: QuantWeightData, bias: Tensor | None, out_features: int) -> Tensor:
+def _product(
+    x: Tensor,
+    weight: QuantWeightData,
+    bias: Tensor | None,
+    out_features: int,
+    activation: str,
+) -> Tensor:
     if isinstance(weight, Int8Weight):
-        return int8_linear(x, weight, bias)
+        return int8_linear(x, weight, bias, activation=activation)
     return int4_linear(x, weight, bias, out_features=out_features)
 
 

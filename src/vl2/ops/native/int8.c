@@ -1,0 +1,407 @@
+/*
+ * Activations rounded to int8, and their products with int8 weights, on a CPU. build.py compiles this
+ * file for the machine that it runs on, kernels.py says what the functions mean.
+ *
+ * Everything is row-major, and weights are read where they lie, so that a file mapped into memory
+ * will do. Integer sums are exact and every float operation has the same operands in the same order
+ * whatever the number of rows, threads and instructions: a row's result depends on that row alone.
+ */
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { FLOAT32, BFLOAT16 };
+enum { PLAIN, SWIGLU, GELU };
+
+#define BLOCK 32 /* rows of weights that one thread takes at a time */
+
+/* Matrices [out, width] in int8, one per expert, one behind the other. */
+typedef struct {
+  const int8_t *values; /* [experts, out, width] */
+  const float *scale;   /* [experts, out] */
+  const float *bias;    /* [out], or null */
+  int64_t out;
+} matrix;
+
+/* Activations, rounded. */
+typedef struct {
+  int64_t width;
+  int8_t *steps;   /* [rows, width] */
+  float *scale;    /* [rows]: size of a step */
+  int32_t *totals; /* [rows]: sum of the steps */
+  int32_t *tiles;  /* the same steps in the order of AMX */
+} rounded;
+
+/* Some rows that meet the same expert, and where their results go. */
+typedef struct {
+  const rounded *x;
+  const int64_t *tokens; /* [rows]: which row of x each is, or null: those from `first` on */
+  int64_t first, rows;
+  const int32_t *tiles;
+  char *out; /* float32 or bfloat16 [rows, stride] */
+  int dtype;
+  int64_t stride;
+} group;
+
+static inline int64_t row_of(const group *g, int64_t t) {
+  return g->tokens ? g->tokens[t] : g->first + t;
+}
+
+/* ---- floats ---------------------------------------------------------------------------------- */
+
+static inline float as_float(uint32_t bits) {
+  float x;
+  memcpy(&x, &bits, sizeof x);
+  return x;
+}
+
+static inline uint32_t as_bits(float x) {
+  uint32_t bits;
+  memcpy(&bits, &x, sizeof bits);
+  return bits;
+}
+
+/* Nearest, ties to even, as torch casts. */
+static inline uint16_t to_bfloat16(float x) {
+  uint32_t bits = as_bits(x);
+  int nan = (bits & 0x7fffffff) > 0x7f800000;
+  return nan ? 0x7fc0 : (uint16_t)((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
+}
+
+/* Nearest whole number, ties to even, of |x| < 2^22: beyond 2^23 floats have no fraction. */
+static inline float round_even(float x) { return (x + 12582912.0f) - 12582912.0f; }
+
+/*
+ * 1 / (1 + exp(-z)) to about 2 units in the last place. exp(y) = 2^n exp(r) with |r| <= ln(2) / 2 and
+ * the polynomial of Cephes' expf; ln(2) comes in two parts, so that r is exact.
+ */
+static inline float sigmoid(float z) {
+  float y = z < -80.0f ? 80.0f : z > 80.0f ? -80.0f : -z;
+  float n = round_even(y * 1.44269504f);
+  float r = (y - n * 0.693359375f) + n * 2.12194440e-4f;
+  float p = 1.9875691500e-4f;
+  p = p * r + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  p = p * r * r + r + 1.0f;
+  return 1.0f / (1.0f + p * as_float((uint32_t)((int32_t)n + 127) << 23));
+}
+
+/* ---- activations ----------------------------------------------------------------------------- */
+
+static void load_row(const void *x, int dtype, int64_t start, int64_t width, float *row) {
+  if (dtype == FLOAT32) {
+    memcpy(row, (const float *)x + start, width * sizeof(float));
+    return;
+  }
+  const uint16_t *halves = (const uint16_t *)x + start;
+  for (int64_t i = 0; i < width; i++) row[i] = as_float((uint32_t)halves[i] << 16);
+}
+
+/* The numbers to round, [width], from a row of x, of which SWIGLU has gate and then up. */
+static void activate(float *row, int64_t width, int activation) {
+  if (activation == SWIGLU)
+    for (int64_t i = 0; i < width; i++) row[i] = row[i] * sigmoid(row[i]) * row[width + i];
+  if (activation == GELU) /* tanh-approximated: 0.5 (1 + tanh(u)) = sigmoid(2 u) */
+    for (int64_t i = 0; i < width; i++) {
+      float cube = row[i] * row[i] * row[i];
+      row[i] *= sigmoid(1.5957691216f * (row[i] + 0.044715f * cube));
+    }
+}
+
+/* Largest |x|; bits of positive floats are in the order of the floats, and NaN is above them all. */
+static float largest(const float *row, int64_t width) {
+  uint32_t most = 0;
+  for (int64_t i = 0; i < width; i++) {
+    uint32_t bits = as_bits(row[i]) & 0x7fffffff;
+    most = bits > most ? bits : most;
+  }
+  return as_float(most);
+}
+
+static void round_row(const void *x, int dtype, int64_t inputs, int activation, int64_t m,
+                      const rounded *to) {
+  float row[inputs];
+  int8_t *steps = to->steps + m * to->width;
+  load_row(x, dtype, m * inputs, inputs, row);
+  activate(row, to->width, activation);
+  float size = largest(row, to->width) / 127.0f;
+  to->scale[m] = size = size < 1e-30f ? 1e-30f : size;
+  int32_t total = 0;
+  for (int64_t i = 0; i < to->width; i++) steps[i] = (int8_t)round_even(row[i] / size);
+  for (int64_t i = 0; i < to->width; i++) total += steps[i];
+  to->totals[m] = total;
+}
+
+/* ---- int8: any CPU --------------------------------------------------------------------------- */
+
+/* x86 multiplies unsigned by signed bytes: w + 128 here, the 128 sum(x) too much go afterwards. */
+static inline int32_t dot(const int8_t *restrict w, const int8_t *restrict x, int64_t width) {
+  int32_t sum = 0;
+  for (int64_t i = 0; i < width; i++) sum += (int32_t)(uint8_t)(w[i] ^ -128) * (int32_t)x[i];
+  return sum;
+}
+
+/* Some rows of a matrix times every row of activations, into columns from `column` on. */
+static void row_by_row(const group *g, const int8_t *w, const float *scale, const float *bias,
+                       int64_t count, int64_t column) {
+  int64_t width = g->x->width;
+  for (int64_t j = 0; j < count; j++) {
+    /* Two rows ahead: the hardware alone fetches too late to keep memory busy. */
+    for (int64_t i = 0; i < width; i += 64) __builtin_prefetch(w + (j + 2) * width + i, 0, 2);
+    for (int64_t t = 0; t < g->rows; t++) {
+      int64_t row = row_of(g, t), place = t * g->stride + column + j;
+      int32_t sum = dot(w + j * width, g->x->steps + row * width, width) - 128 * g->x->totals[row];
+      float value = (float)sum * scale[j] * g->x->scale[row];
+      if (bias) value += bias[j];
+      if (g->dtype == FLOAT32)
+        ((float *)g->out)[place] = value;
+      else
+        ((uint16_t *)g->out)[place] = to_bfloat16(value);
+    }
+  }
+}
+
+/* ---- int8: tiles of AMX ---------------------------------------------------------------------- */
+
+#ifdef __AMX_INT8__
+#include <immintrin.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#define TILE 16  /* rows of a tile */
+#define DEPTH 64 /* bytes of a tile's row */
+#define WORDS (TILE * TILE)
+
+/* Linux hands the tile registers to a process that asks. */
+int has_tiles(void) {
+  const int request_permission = 0x1023, tile_data = 18;
+  return syscall(SYS_arch_prctl, request_permission, tile_data) == 0;
+}
+
+static void configure_tiles(void) {
+  struct {
+    uint8_t palette, start_row, reserved[14];
+    uint16_t bytes[16];
+    uint8_t rows[16];
+  } config = {.palette = 1};
+  for (int i = 0; i < 8; i++) {
+    config.bytes[i] = DEPTH;
+    config.rows[i] = TILE;
+  }
+  __asm__ volatile("" : : "r"(&config) : "memory"); /* the intrinsic names only its first bytes */
+  _tile_loadconfig(&config);
+}
+
+/* 16 x 16 words, in registers. */
+static inline void transpose(__m512i r[16]) {
+  __m512i t[16];
+  for (int i = 0; i < 8; i++) {
+    t[2 * i] = _mm512_unpacklo_epi32(r[2 * i], r[2 * i + 1]);
+    t[2 * i + 1] = _mm512_unpackhi_epi32(r[2 * i], r[2 * i + 1]);
+  }
+  for (int i = 0; i < 16; i += 4) {
+    r[i] = _mm512_unpacklo_epi64(t[i], t[i + 2]);
+    r[i + 1] = _mm512_unpackhi_epi64(t[i], t[i + 2]);
+    r[i + 2] = _mm512_unpacklo_epi64(t[i + 1], t[i + 3]);
+    r[i + 3] = _mm512_unpackhi_epi64(t[i + 1], t[i + 3]);
+  }
+  for (int i = 0; i < 4; i++) {
+    t[i] = _mm512_shuffle_i32x4(r[i], r[i + 4], 0x88);
+    t[i + 4] = _mm512_shuffle_i32x4(r[i], r[i + 4], 0xdd);
+    t[i + 8] = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0x88);
+    t[i + 12] = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0xdd);
+  }
+  for (int i = 0; i < 8; i++) {
+    r[i] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0x88);
+    r[i + 8] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0xdd);
+  }
+}
+
+static int64_t tiles_deep(int64_t width) { return (width + DEPTH - 1) / DEPTH; }
+static int64_t tiles_high(int64_t rows) { return (rows + TILE - 1) / TILE; }
+
+/*
+ * Up to 16 rows of a group from row `from` on as tiles [width / 64] of words [16, 16]: the word of 4
+ * bytes at 4 i of row t stands at [i, t], as the second operand of a tile product wants it. What is
+ * missing is 0.
+ */
+static void pack(const group *g, int64_t from, int32_t *tiles) {
+  int64_t width = g->x->width, rows = g->rows - from < TILE ? g->rows - from : TILE;
+  const int8_t *steps[TILE] = {0};
+  for (int64_t t = 0; t < rows; t++) steps[t] = g->x->steps + row_of(g, from + t) * width;
+  for (int64_t k = 0; k < width; k += DEPTH, tiles += WORDS) {
+    __mmask64 kept = width - k < DEPTH ? (1ull << (width - k)) - 1 : ~0ull;
+    __m512i r[TILE];
+    for (int64_t t = 0; t < TILE; t++)
+      r[t] = t < rows ? _mm512_maskz_loadu_epi8(kept, steps[t] + k) : _mm512_setzero_si512();
+    transpose(r);
+    for (int64_t t = 0; t < TILE; t++) _mm512_store_si512(tiles + t * TILE, r[t]);
+  }
+}
+
+/* Sums [16 weights, 16 activations] as results of the activations from row `from` on. */
+static void finish(const int32_t *sums, const group *g, const float *scale, const float *bias,
+                   int64_t from, int64_t column) {
+  __m512i r[TILE];
+  for (int t = 0; t < TILE; t++) r[t] = _mm512_load_si512(sums + t * TILE);
+  transpose(r);
+  __m512 scales = _mm512_loadu_ps(scale), shift = _mm512_setzero_ps();
+  if (bias) shift = _mm512_loadu_ps(bias);
+  int64_t rows = g->rows - from < TILE ? g->rows - from : TILE;
+#pragma GCC unroll 16
+  for (int64_t t = 0; t < TILE; t++) {
+    if (t >= rows) break;
+    __m512 value = _mm512_mul_ps(_mm512_cvtepi32_ps(r[t]), scales);
+    value = _mm512_mul_ps(value, _mm512_set1_ps(g->x->scale[row_of(g, from + t)]));
+    if (bias) value = _mm512_add_ps(value, shift);
+    int64_t place = (from + t) * g->stride + column;
+    if (g->dtype == FLOAT32)
+      _mm512_storeu_ps((float *)g->out + place, value);
+    else
+      _mm256_storeu_si256((__m256i *)((uint16_t *)g->out + place),
+                          (__m256i)_mm512_cvtneps_pbh(value));
+  }
+}
+
+/*
+ * 32 rows of weights times all rows of a group: weights are the first operand of a tile product, which
+ * is row-major, so they need no packing. `pair` is false where only 16 rows are left.
+ */
+static void tile_by_tile(const group *g, const int8_t *w, const float *scale, const float *bias,
+                         int64_t column, int pair) {
+  int64_t width = g->x->width, deep = tiles_deep(width), whole = width / DEPTH;
+  int32_t sums[4][WORDS] __attribute__((aligned(64)));
+  int8_t ends[2][TILE * DEPTH] __attribute__((aligned(64))); /* the last, shorter tiles */
+  const int8_t *upper = w, *lower = pair ? w + TILE * width : w;
+  if (whole < deep) {
+    memset(ends, 0, sizeof ends);
+    for (int64_t r = 0; r < TILE; r++) {
+      memcpy(ends[0] + r * DEPTH, upper + r * width + whole * DEPTH, width - whole * DEPTH);
+      memcpy(ends[1] + r * DEPTH, lower + r * width + whole * DEPTH, width - whole * DEPTH);
+    }
+  }
+  __asm__ volatile("" : : "r"(ends) : "memory"); /* the intrinsics do not say what they read */
+  for (int64_t row = 0; row < g->rows; row += 2 * TILE) {
+    const int32_t *left = g->tiles + row * deep * TILE, *right = left + deep * WORDS;
+    int two = row + TILE < g->rows;
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+    for (int64_t k = 0; k < deep; k++) {
+      int64_t stride = k < whole ? width : DEPTH;
+      _tile_loadd(4, k < whole ? upper + k * DEPTH : ends[0], stride);
+      _tile_loadd(6, left + k * WORDS, DEPTH);
+      _tile_dpbssd(0, 4, 6);
+      _tile_loadd(5, k < whole ? lower + k * DEPTH : ends[1], stride);
+      _tile_dpbssd(1, 5, 6);
+      if (two) {
+        _tile_loadd(7, right + k * WORDS, DEPTH);
+        _tile_dpbssd(2, 4, 7);
+        _tile_dpbssd(3, 5, 7);
+      }
+    }
+    _tile_stored(0, sums[0], DEPTH);
+    _tile_stored(1, sums[1], DEPTH);
+    _tile_stored(2, sums[2], DEPTH);
+    _tile_stored(3, sums[3], DEPTH);
+    for (int i = 0; i < (two ? 4 : 2); i++) {
+      int half = i % 2;
+      if (half && !pair) continue;
+      finish(sums[i], g, scale + half * TILE, bias ? bias + half * TILE : bias,
+             row + i / 2 * TILE, column + half * TILE);
+    }
+  }
+}
+
+/* Whether so many rows go through tiles: one row is faster row by row. */
+static int tiled(int64_t rows) { return rows > 1; }
+#else
+int has_tiles(void) { return 0; }
+#endif
+
+/* ---- int8: the product ----------------------------------------------------------------------- */
+
+/* One group through one matrix, shared among the threads of a parallel region. */
+static void multiply(const group *g, const matrix *m, int64_t expert, int64_t column) {
+  int64_t width = g->x->width;
+  const int8_t *w = m->values + expert * m->out * width;
+  const float *scale = m->scale + expert * m->out;
+#pragma omp for schedule(static) nowait
+  for (int64_t j = 0; j < m->out; j += BLOCK) {
+    int64_t count = m->out - j < BLOCK ? m->out - j : BLOCK, done = 0;
+    const float *bias = m->bias ? m->bias + j : 0;
+#ifdef __AMX_INT8__
+    if (tiled(g->rows)) {
+      done = count / TILE * TILE;
+      if (done) tile_by_tile(g, w + j * width, scale + j, bias, column + j, done == BLOCK);
+    }
+#endif
+    if (done < count)
+      row_by_row(g, w + (j + done) * width, scale + j + done, bias ? bias + done : bias,
+                 count - done, column + j + done);
+  }
+}
+
+#define ALIGNED(bytes) (((bytes) + 63) / 64 * 64)
+
+int int8_linear(const void *x, int dtype, int64_t rows, int64_t inputs, int activation,
+                const int64_t *tokens, const int64_t *experts, const int64_t *ends, int64_t groups,
+                const matrix *matrices, int64_t count, void *out, int out_dtype, int threads) {
+  if (!ends) ends = &rows, groups = 1;
+  int64_t width = activation == SWIGLU ? inputs / 2 : inputs;
+  int64_t stride = 0, size = out_dtype == FLOAT32 ? 4 : 2, blocks = 0, deep = 0;
+  for (int64_t i = 0; i < count; i++) stride += matrices[i].out;
+#ifdef __AMX_INT8__
+  deep = tiles_deep(width) * WORDS;
+  for (int64_t g = 0, start = 0; g < groups; start = ends[g++])
+    if (tiled(ends[g] - start)) blocks += tiles_high(ends[g] - start);
+#endif
+  char *memory = aligned_alloc(64, ALIGNED(blocks * deep * 4) + ALIGNED(rows * (width + 8)));
+  if (!memory) return -1;
+  rounded numbers = {.width = width, .tiles = (int32_t *)memory};
+  numbers.totals = (int32_t *)(memory + ALIGNED(blocks * deep * 4));
+  numbers.scale = (float *)(numbers.totals + rows);
+  numbers.steps = (int8_t *)(numbers.scale + rows);
+#pragma omp parallel num_threads(threads)
+  {
+#pragma omp for schedule(static)
+    for (int64_t m = 0; m < rows; m++) round_row(x, dtype, inputs, activation, m, &numbers);
+#ifdef __AMX_INT8__
+    int32_t *place = numbers.tiles;
+    for (int64_t g = 0, start = 0; g < groups; start = ends[g++]) {
+      group some = {.x = &numbers, .tokens = tokens ? tokens + start : 0, .first = start,
+                    .rows = ends[g] - start};
+      if (!tiled(some.rows)) continue;
+#pragma omp for schedule(static) nowait
+      for (int64_t b = 0; b < tiles_high(some.rows); b++) pack(&some, b * TILE, place + b * deep);
+      place += tiles_high(some.rows) * deep;
+    }
+    if (blocks) {
+#pragma omp barrier
+      configure_tiles();
+    }
+#endif
+    const int32_t *tiles = numbers.tiles;
+    for (int64_t g = 0, start = 0; g < groups; start = ends[g++]) {
+      group some = {.x = &numbers, .tokens = tokens ? tokens + start : 0, .first = start,
+                    .rows = ends[g] - start, .tiles = tiles,
+                    .out = (char *)out + start * stride * size, .dtype = out_dtype,
+                    .stride = stride};
+      int64_t column = 0;
+      for (int64_t i = 0; some.rows && i < count; column += matrices[i++].out)
+        multiply(&some, matrices + i, experts ? experts[g] : g, column);
+#ifdef __AMX_INT8__
+      if (tiled(some.rows)) tiles += tiles_high(some.rows) * deep;
+#endif
+    }
+#ifdef __AMX_INT8__
+    if (blocks) _tile_release();
+#endif
+  }
+  free(memory);
+  return 0;
+}

@@ -1,0 +1,190 @@
+"""The C functions on tensors. Each has a twin in PyTorch in ops/quant_linear.py."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from functools import cache
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int8, UInt8
+from torch import Tensor
+
+from vl2.ops.native.build import library
+
+ACTIVATIONS = ("none", "swiglu", "gelu")
+"""What happens to numbers before they are rounded, in the order of the C file."""
+DTYPES = (torch.float32, torch.bfloat16)
+"""What is read and written, in the order of the C file."""
+FEW_ROWS = 8
+"""Rows up to which a CPU without AMX is faster here than in oneDNN, which packs weights anew."""
+POINTER, COUNT, INT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
+
+
+class Groups(NamedTuple):
+    """Rows that meet the same expert, one group behind the other; all int64."""
+
+    tokens: Tensor  # [rows]: which row of the activations each is
+    ends: Tensor  # [groups]: behind the last row of each group
+    experts: Tensor | None  # [groups]: whom each meets; None: group g meets expert g
+
+
+class Matrix(ctypes.Structure):
+    """`matrix` of the C file."""
+
+    _fields_ = [("values", POINTER), ("scale", POINTER), ("bias", POINTER), ("out", COUNT)]
+
+
+@cache
+def functions() -> ctypes.CDLL | None:
+    """The library with the signatures of its functions."""
+    found = library()
+    if found is None:
+        return None
+    found.int8_linear.argtypes = (
+        [POINTER, INT, COUNT, COUNT, INT]
+        + [POINTER] * 3
+        + [COUNT, POINTER, COUNT, POINTER, INT, INT]
+    )
+    found.int4_linear.argtypes = (
+        [POINTER] + [COUNT] * 3 + [POINTER] * 3 + [COUNT] + [POINTER] * 2 + [COUNT, POINTER, INT]
+    )
+    return found
+
+
+@cache
+def has_tiles() -> bool:
+    """Whether products of many rows run on AMX."""
+    found = functions()
+    return found is not None and bool(found.has_tiles())
+
+
+@cache
+def has_int4() -> bool:
+    """Whether there are products with int4 weights."""
+    found = functions()
+    return found is not None and bool(found.has_int4())
+
+
+def runs(x: Tensor) -> bool:
+    """Whether the functions take this tensor: it lies in memory, and there is a library."""
+    if x.device.type != "cpu" or torch.compiler.is_compiling():
+        return False
+    return functions() is not None
+
+
+def int8_linear(
+    x: Float[Tensor, "n i"],
+    matrices: Sequence[tuple[Int8[Tensor, "*e o w"], Float[Tensor, "*e o"]]],
+    *,
+    bias: Float[Tensor, " o"] | None = None,
+    activation: str = "none",
+    groups: Groups | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> Float[Tensor, "m total"]:
+    """Rows, rounded, times matrices of one width; the results stand side by side.
+
+    Args:
+        x: float32 or bfloat16, others are cast.
+        matrices: values and scales, [out, in] or stacked per expert.
+        bias: of the only matrix.
+        activation: what happens to x before it is rounded. "swiglu": a row holds gate and then up,
+            silu(gate) * up is rounded, w = i / 2. "gelu": tanh-approximated. All in float32.
+        groups: which rows meet which expert; without it all meet the matrices as they are.
+        dtype: of the result: float32 or bfloat16, others are cast.
+
+    Raises:
+        ValueError: a matrix has another width.
+    """
+    x = (x if x.dtype in DTYPES else x.float()).contiguous()
+    count, inputs = x.shape
+    width = inputs // 2 if activation == "swiglu" else inputs
+    shift = None if bias is None else bias.float().contiguous()
+    found = (Matrix * len(matrices))(*(_matrix(*both, shift, width) for both in matrices))
+    made = dtype if dtype in DTYPES else torch.float32
+    rows = count if groups is None else len(groups.tokens)
+    out = torch.empty((rows, sum(matrix.out for matrix in found)), dtype=made)
+    failed = _functions().int8_linear(
+        x.data_ptr(),
+        DTYPES.index(x.dtype),
+        count,
+        inputs,
+        ACTIVATIONS.index(activation),
+        *_pointers(groups),
+        found,
+        len(matrices),
+        out.data_ptr(),
+        DTYPES.index(made),
+        torch.get_num_threads(),
+    )
+    _check(failed)
+    return out if made == dtype else out.to(dtype)
+
+
+def int4_linear(
+    x: Float[Tensor, "n i"],
+    values: UInt8[Tensor, "*e blocks i half"],
+    scale: Float[Tensor, "*e parts rows two"],
+    *,
+    groups: Groups | None = None,
+) -> Float[Tensor, "m rows"]:
+    """Rows, as they are, times the matrix of an `Int4Weight` with its padded rows, in float32.
+
+    Args:
+        x: activations.
+        values: nibbles of one matrix, or of one per expert.
+        scale: their scales and zero points.
+        groups: as `int8_linear`.
+
+    Raises:
+        ValueError: the matrix has another width.
+    """
+    x = x.float().contiguous()
+    count, width = x.shape
+    parts, out_rows = scale.shape[-3], scale.shape[-2]
+    _fits(values.shape[-2], width)
+    out = torch.empty((count if groups is None else len(groups.tokens), out_rows))
+    failed = _functions().int4_linear(
+        x.data_ptr(),
+        count,
+        width,
+        width // parts,
+        *_pointers(groups),
+        values.data_ptr(),
+        scale.data_ptr(),
+        out_rows,
+        out.data_ptr(),
+        torch.get_num_threads(),
+    )
+    _check(failed)
+    return out
+
+
+def _functions() -> ctypes.CDLL:
+    found = functions()
+    assert found is not None, "ask `runs` first"
+    return found
+
+
+def _pointers(groups: Groups | None) -> tuple[int | None, int | None, int | None, int]:
+    if groups is None:
+        return None, None, None, 0
+    experts = None if groups.experts is None else groups.experts.data_ptr()
+    return groups.tokens.data_ptr(), experts, groups.ends.data_ptr(), len(groups.ends)
+
+
+def _matrix(values: Tensor, sizes: Tensor, bias: Tensor | None, width: int) -> Matrix:
+    _fits(values.shape[-1], width)
+    shift = None if bias is None else bias.data_ptr()
+    return Matrix(values.data_ptr(), sizes.data_ptr(), shift, values.shape[-2])
+
+
+def _fits(found: int, width: int) -> None:
+    if found != width:
+        raise ValueError(f"rows are {width} wide and the matrix takes {found}: expected the same")
+
+
+def _check(failed: int) -> None:
+    if failed:
+        raise MemoryError("no memory for rounded activations: use fewer tokens at a time")

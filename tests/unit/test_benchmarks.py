@@ -18,7 +18,7 @@ from vl2.benchmarks.work import text_flops, tile_bytes_read, tile_flops, weight_
 from vl2.checkpoint.count import count_parameters, model_shapes
 from vl2.config import VL2Config
 from vl2.engine import cores as available
-from vl2.model.quantized import QuantWeight
+from vl2.model.quant_layers import QuantWeight
 from vl2.ops.quant import Int8Weight, dequantize_int4, dequantize_int8
 
 

@@ -21,7 +21,8 @@ from vl2.checkpoint.skeleton import build_skeleton
 from vl2.cli import main
 from vl2.config import VL2Config
 from vl2.model.moe import Experts
-from vl2.model.quantized import QuantExperts, QuantLinear, default_plan, quantize_modules
+from vl2.model.quant_layers import QuantExperts, QuantLinear
+from vl2.model.quantized import default_plan, quantize_modules
 from vl2.model.vl2 import VL2Model
 from vl2.ops.kv_cache import KVCache
 from vl2.ops.quant_backward import dequantize

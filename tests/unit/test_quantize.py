@@ -27,7 +27,7 @@ from vl2.cli.convert import convert
 from vl2.config import QuantizationConfig, VL2Config
 from vl2.engine.quantize import MAX_ERROR, quantize_model
 from vl2.model.moe import Experts
-from vl2.model.quantized import QuantExperts, QuantLinear
+from vl2.model.quant_layers import QuantExperts, QuantLinear
 from vl2.model.vl2 import VL2Model
 from vl2.ops.kv_cache import KVCache
 

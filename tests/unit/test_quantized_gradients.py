@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from vl2.config import VL2Config
 from vl2.model.moe import Experts
-from vl2.model.quantized import QuantExperts, QuantLinear, quantize, quantized_copy
+from vl2.model.quant_layers import QuantExperts, QuantLinear, quantize
+from vl2.model.quantized import quantized_copy
 from vl2.ops import quant_backward
 from vl2.ops.moe import ExpertChange, LowRank, Routing, expert_mlp_ref
 from vl2.ops.quant import QuantWeightData

@@ -17,7 +17,8 @@ from vl2.checkpoint.layout import stored_dtypes
 from vl2.checkpoint.skeleton import build_skeleton
 from vl2.config import VL2Config
 from vl2.model.init import standard_deviation
-from vl2.model.quantized import QuantWeight, default_plan
+from vl2.model.quant_layers import QuantWeight
+from vl2.model.quantized import default_plan
 from vl2.model.vl2 import VL2Model
 
 POOL_NUMBERS = 2**24 + 43

@@ -14,7 +14,7 @@ from vl2.checkpoint.layout import Slot, stored_dtypes, table
 from vl2.checkpoint.load import Checkpoint, model_dtype, open_checkpoint, quantized_skeleton
 from vl2.checkpoint.quantized import quantized_pieces
 from vl2.checkpoint.save import MAX_SHARD_BYTES, check_layout, companions, write_checkpoint
-from vl2.model.quantized import QuantWeight
+from vl2.model.quant_layers import QuantWeight
 from vl2.model.vl2 import VL2Model
 from vl2.model_folder import resolve
 

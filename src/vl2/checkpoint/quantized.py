@@ -9,8 +9,9 @@ from torch import Tensor
 
 from vl2.checkpoint.container import StoredTensor, iter_pieces
 from vl2.checkpoint.layout import Slot
-from vl2.model.quantized import SCHEMES, at_expert, quantize, store_rows
-from vl2.ops.quant import INT4_ROWS, Int4Weight, Int8Weight, QuantWeightData
+from vl2.model.quant_layers import quantize, store_rows
+from vl2.model.quantized import SCHEMES
+from vl2.ops.quant import INT4_ROWS, Int4Weight, Int8Weight, QuantWeightData, at_expert
 
 
 def quantize_into(

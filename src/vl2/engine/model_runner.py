@@ -16,7 +16,7 @@ from vl2.engine.pictures import Picture, VisionEncoder
 from vl2.engine.scheduler import Scheduled
 from vl2.model.language import ABSORB_UP_TO
 from vl2.model.vl2 import VL2Model
-from vl2.ops.paged import PagedStep, Span, empty_pools
+from vl2.ops.paged import PagedStep, Singles, Span, empty_pools, singles_run
 
 DEFAULT_POOL_BYTES = 2**31
 """Most memory of the cache when `num_blocks` is not given, unless one context needs more."""
@@ -49,6 +49,7 @@ class ModelRunner:
             device=self.device,
             dtype=model.image_newline.dtype,
         )
+        self._singly = singles_run(model.config.language_config, self.pools[0])
         self.decoding = None
         if together:
             self.decoding = DecodeBatch(
@@ -158,6 +159,7 @@ class ModelRunner:
             slots=torch.tensor(slots, device=self.device),
             spans=tuple(spans),
             absorbed=absorbed,
+            singles=Singles.of(spans) if self._singly else None,
         )
 
 

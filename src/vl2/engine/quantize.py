@@ -16,13 +16,7 @@ from torch import Tensor, nn
 
 from vl2.config import QuantizationConfig
 from vl2.logs import get_logger
-from vl2.model.quantized import (
-    SCHEMES,
-    default_plan,
-    quantizable,
-    quantize_modules,
-    quantized_copy,
-)
+from vl2.model.quantized import SCHEMES, default_plan, quantizable, quantize_modules, quantized_copy
 from vl2.model.vl2 import VL2Model
 from vl2.ops.moe import Routing
 

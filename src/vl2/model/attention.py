@@ -11,14 +11,21 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from vl2.config import LanguageConfig
+from vl2.model.quant_layers import outputs
 from vl2.ops.attention import attention
 from vl2.ops.kv_cache import KVCache
-from vl2.ops.paged import PagedStep, Span, paged_decode_attention, paged_latent_attention
+from vl2.ops.norm import rms_norm
+from vl2.ops.paged import (
+    PagedStep,
+    Span,
+    paged_decode_attention,
+    paged_latent_attention,
+    paged_single_attention,
+)
 from vl2.ops.rope import apply_rope, deinterleave, softmax_scale
 
 LATENT_NORM_EPS = 1e-6
@@ -52,8 +59,7 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Float[Tensor, "*lead w"]) -> Float[Tensor, "*lead w"]:
         """Same shape and dtype as x."""
-        normed = F.rms_norm(x.float(), (x.shape[-1],), eps=self.eps)
-        return normed.to(x.dtype) * self.weight
+        return rms_norm(x, self.weight, self.eps)
 
 
 class MultiHeadAttention(nn.Module):
@@ -73,9 +79,10 @@ class MultiHeadAttention(nn.Module):
     ) -> Float[Tensor, "b t h"]:
         """Attend from x to the cache and x."""
         width = self.config.head_dim
-        layers = (self.q_proj, self.k_proj, self.v_proj)
-        q, k, v = (layer(x).unflatten(-1, (-1, width)) for layer in layers)
-        q, k = (apply_rope(states, context.cos, context.sin) for states in (q, k))
+        rows = outputs(x, self.q_proj, self.k_proj, self.v_proj)
+        q, k, v = (states.unflatten(-1, (-1, width)) for states in rows)
+        both = apply_rope(torch.cat((q, k), dim=2), context.cos, context.sin)
+        q, k = both.split([q.shape[2], k.shape[2]], dim=2)
         if context.pages is not None:
             out = self._attend_pages(q, torch.cat((k, v), dim=2).flatten(2), context.pages)
             return self.o_proj(out)
@@ -93,9 +100,13 @@ class MultiHeadAttention(nn.Module):
         if pages.tables is not None:
             scale = softmax_scale(self.config)
             return paged_decode_attention(q[0], pool, pages.tables, scale=scale).flatten(1)[None]
-        parts = zip(q.split([span.tokens for span in pages.spans], dim=1), pages.spans, strict=True)
-        out = []
-        for queries, span in parts:
+        out, spans = [], pages.spans
+        if pages.singles is not None and len(pages.singles.ends):
+            count = len(pages.singles.ends)
+            scale = softmax_scale(self.config)
+            out.append(paged_single_attention(q[0, :count], pool, pages.singles, scale=scale)[None])
+            q, spans = q[:, count:], spans[count:]
+        for queries, span in zip(q.split([s.tokens for s in spans], dim=1), spans, strict=True):
             k, v = span.read(pool)[None].unflatten(-1, (-1, self.config.head_dim)).chunk(2, dim=2)
             out.append(self._attend(queries, k, v, span))
         return torch.cat(out, dim=1).flatten(2)
@@ -136,8 +147,9 @@ class LatentAttention(nn.Module):
     ) -> Float[Tensor, "b t h"]:
         """Attend from x to the cache and x, in the form that the context asks for."""
         first = self.q_proj if self.config.q_lora_rank is None else self.q_a_proj
-        q_nope, q_rope = self._queries(first(x), context)
-        rows = self._latent(self.kv_a_proj_with_mqa(x), context)
+        q, latent = outputs(x, first, self.kv_a_proj_with_mqa)
+        q_nope, q_rope = self._queries(q, context)
+        rows = self._latent(latent, context)
         if context.pages is not None:
             out = self._attend_pages(q_nope, q_rope, rows, context.pages)
             return self.o_proj(out.flatten(2))

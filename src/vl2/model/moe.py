@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from vl2.config import LanguageConfig
+from vl2.model.quant_layers import outputs
 from vl2.ops.moe import (
     ExpertChange,
     Routing,
@@ -17,7 +18,9 @@ from vl2.ops.moe import (
     expert_mlp,
     expert_mlp_ref,
     has_grouped_matmul,
+    matmul_dtype,
     route,
+    router_logits,
 )
 
 
@@ -32,7 +35,8 @@ class Mlp(nn.Module):
 
     def forward(self, x: Float[Tensor, "*lead h"]) -> Float[Tensor, "*lead h"]:
         """Per token."""
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        gate, up = outputs(x, self.gate_proj, self.up_proj)
+        return self.down_proj(F.silu(gate) * up)
 
 
 class Router(nn.Module):
@@ -50,8 +54,7 @@ class Router(nn.Module):
 
     def forward(self, x: Float[Tensor, "n h"]) -> Routing:
         """Experts, weights and scores of n tokens."""
-        with torch.autocast(x.device.type, enabled=False):  # near ties decide the choice
-            logits = F.linear(x.float(), self.weight.float())
+        logits = router_logits(x, self.weight)
         return route(logits, self.config, self.e_score_correction_bias)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Router:
@@ -90,12 +93,6 @@ class Experts(nn.Module):
 def _traced() -> bool:
     """Whether autograd or the compiler follows; neither likes loops that depend on data."""
     return torch.is_grad_enabled() or torch.compiler.is_compiling()
-
-
-def matmul_dtype(x: Tensor) -> torch.dtype:
-    """The dtype of matrix products with x: autocast does not know the grouped one, so we ask it."""
-    kind = x.device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
 
 
 class MoE(nn.Module):

@@ -1,4 +1,4 @@
-"""Linear layers and routed experts with weights in int8 or int4, and how a model gets them.
+"""How a model gets layers with weights in int8 or int4 (model/quant_layers.py).
 
 A quantised weight stands where the float one stood: key `K` of a plain model's state dict becomes
 `K.int8` or `K.int4` beside `K.scale`. Router, norms, embeddings, convolutions and biases stay
@@ -7,141 +7,23 @@ floats, and so does MLA's `kv_b_proj`, whose matrix the absorbed form multiplies
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 
 import torch
-from jaxtyping import Float
-from torch import Tensor, nn
+from torch import nn
 
 from vl2.config import QuantizationConfig
-from vl2.model.moe import Experts, matmul_dtype
+from vl2.model.moe import Experts
+from vl2.model.quant_layers import QuantExperts, QuantLinear, QuantWeight, empty_weight
 from vl2.model.vl2 import VL2Model
-from vl2.ops.moe import ExpertChange, Routing
-from vl2.ops.quant import (
-    INT4_ROWS,
-    Int4Weight,
-    Int8Weight,
-    QuantWeightData,
-    at_expert,
-    int4_group,
-    quantize_int4,
-    quantize_int8,
-)
-from vl2.ops.quant_backward import (
-    gradients_pass,
-    quant_expert_mlp,
-    quant_linear,
-    row_blocks,
-)
-from vl2.ops.quant_linear import int4_expert_mlp, int8_expert_mlp
+from vl2.ops.quant import int4_group
+from vl2.ops.quant_backward import row_blocks
 
 SCHEMES = ("int8", "int4")
 """How weights can be held, most exact first."""
-ROWS_NUMBERS = 2**21
-"""Weights that are quantised at a time: 8 MiB in float32."""
 KEPT_FLOAT = ("kv_b_proj",)
 """Last names of linear layers that are read as matrices."""
-
-
-class QuantWeight(nn.Module):
-    """The matrix [out, in] of a linear layer, or [experts, out, in], in one scheme."""
-
-    def __init__(self, scheme: str, shape: tuple[int, ...]) -> None:
-        super().__init__()
-        self.scheme, self.shape = scheme, shape
-        values, scale = _empty(scheme, shape)
-        self.register_buffer(scheme, values)
-        self.register_buffer("scale", scale)
-
-    @property
-    def data(self) -> QuantWeightData:
-        """The tensors, for the functions of ops/."""
-        values, scale = self._buffers[self.scheme], self._buffers["scale"]
-        assert values is not None
-        assert scale is not None
-        return Int8Weight(values, scale) if self.scheme == "int8" else Int4Weight(values, scale)
-
-    def fill(self, weight: Tensor) -> None:
-        """Quantise `weight` into place, some rows at a time."""
-        matrices = [()] if weight.dim() == 2 else [(e,) for e in range(len(weight))]
-        rows = INT4_ROWS * max(1, ROWS_NUMBERS // (INT4_ROWS * weight.shape[-1]))
-        for index in matrices:
-            target = at_expert(self.data, index)
-            for row in range(0, weight.shape[-2], rows):
-                part = weight[index][row : row + rows]
-                store_rows(target, quantize(self.scheme, part), row)
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> QuantWeight:
-        """Move with the module, but keep the dtypes: casts of a model are about its floats."""
-        before = dict(self.named_buffers())
-        super()._apply(fn, recurse)
-        for name, buffer in before.items():
-            after = self.get_buffer(name)
-            if after.dtype != buffer.dtype:
-                setattr(self, name, buffer.to(after.device))
-        return self
-
-
-class QuantLinear(nn.Module):
-    """`nn.Linear` with a quantised weight; the result has the dtype of the input."""
-
-    def __init__(self, scheme: str, in_features: int, out_features: int, *, bias: bool) -> None:
-        super().__init__()
-        self.in_features, self.out_features = in_features, out_features
-        self.weight = QuantWeight(scheme, (out_features, in_features))
-        self.bias = nn.Parameter(torch.empty(out_features)) if bias else None
-
-    def forward(self, x: Float[Tensor, "*lead i"]) -> Float[Tensor, "*lead o"]:
-        """Per token; a gradient passes to x, never to the weight."""
-        data, dtype = self.weight.data, matmul_dtype(x)
-        return quant_linear(x, data, self.bias, out_features=self.out_features, dtype=dtype)
-
-
-class QuantExperts(nn.Module):
-    """All routed experts of a layer with quantised weights, in place of `Experts`."""
-
-    def __init__(self, scheme: str, *, experts: int, hidden: int, inner: int) -> None:
-        super().__init__()
-        self.inner = inner
-        self.gate_proj = QuantWeight(scheme, (experts, inner, hidden))
-        self.up_proj = QuantWeight(scheme, (experts, inner, hidden))
-        self.down_proj = QuantWeight(scheme, (experts, hidden, inner))
-
-    def forward(
-        self, x: Float[Tensor, "n h"], routing: Routing, change: ExpertChange | None = None
-    ) -> Float[Tensor, "n h"]:
-        """Weighted sum over each token's experts, whose matrices a low-rank `change` may shift.
-
-        Gradients pass to x, the routing and the change, never to the weights.
-        """
-        gate, up, down = self.gate_proj.data, self.up_proj.data, self.down_proj.data
-        if change is not None or gradients_pass(x, routing.weights):
-            weights, dtype = (gate, up, down), matmul_dtype(x)
-            return quant_expert_mlp(x, routing, weights, change, inner=self.inner, dtype=dtype)
-        if isinstance(gate, Int8Weight):
-            assert isinstance(up, Int8Weight)
-            assert isinstance(down, Int8Weight)
-            return int8_expert_mlp(x, routing, gate, up, down)
-        assert isinstance(up, Int4Weight)
-        assert isinstance(down, Int4Weight)
-        return int4_expert_mlp(x, routing, gate, up, down, inner=self.inner)
-
-
-def quantize(scheme: str, weight: Tensor) -> QuantWeightData:
-    """The weight in a scheme."""
-    return quantize_int8(weight) if scheme == "int8" else quantize_int4(weight)
-
-
-def store_rows(target: QuantWeightData, part: QuantWeightData, row: int) -> None:
-    """Copy quantised rows into a matrix from `row` on; in int4 that is a multiple of a block."""
-    if isinstance(target, Int8Weight):
-        target.values[row : row + len(part.values)] = part.values
-        target.scale[row : row + len(part.scale)] = part.scale
-        return
-    block, count = row // INT4_ROWS, len(part.values)
-    target.values[block : block + count] = part.values
-    target.scale[:, row : row + count * INT4_ROWS] = part.scale
 
 
 def check_scheme(scheme: str) -> None:
@@ -199,7 +81,7 @@ def default_scheme(
 def held_bytes(scheme: str, shape: tuple[int, ...]) -> int:
     """Bytes of a quantised weight, scales and padded rows included."""
     with torch.device("meta"):
-        return sum(tensor.nbytes for tensor in _empty(scheme, shape))
+        return sum(tensor.nbytes for tensor in empty_weight(scheme, shape))
 
 
 def fits_int4(name: str, module: nn.Linear | Experts) -> bool:
@@ -300,15 +182,3 @@ def _widths(module: nn.Linear | Experts) -> tuple[int, ...]:
     if isinstance(module, nn.Linear):
         return (module.in_features,)
     return module.gate_proj.shape[2], module.down_proj.shape[2]
-
-
-def _empty(scheme: str, shape: tuple[int, ...]) -> QuantWeightData:
-    """Unset tensors for weights of `shape`."""
-    *lead, out, width = shape
-    if scheme == "int8":
-        return Int8Weight(torch.empty(shape, dtype=torch.int8), torch.empty(*lead, out))
-    group, blocks = int4_group(width), -(-out // INT4_ROWS)
-    assert group is not None
-    values = torch.empty(*lead, blocks, width, INT4_ROWS // 2, dtype=torch.uint8)
-    scale = torch.empty(*lead, width // group, blocks * INT4_ROWS, 2, dtype=torch.bfloat16)
-    return Int4Weight(values, scale)

@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from vl2.config import LanguageConfig
+from vl2.ops.native import kernels
 
 COLUMN_ROWS = range(9, 65)
 """Numbers of rows that a CPU multiplies faster as columns: w @ x.T instead of x @ w.T."""
@@ -40,6 +41,18 @@ class ExpertChange(NamedTuple):
     gate: LowRank
     up: LowRank
     down: LowRank
+
+
+def router_logits(x: Float[Tensor, "n h"], weight: Float[Tensor, "e h"]) -> Float[Tensor, "n e"]:
+    """Scores of experts before softmax or sigmoid, in float32: near ties decide the choice.
+
+    Few rows on a CPU go through C, which needs no float32 copy of a bfloat16 weight.
+    """
+    dtypes = {x.dtype, weight.dtype}
+    if len(x) <= kernels.FEW_ROWS and dtypes <= set(kernels.DTYPES) and kernels.runs(x, weight):
+        return kernels.wide_linear(x, weight)
+    with torch.autocast(x.device.type, enabled=False):
+        return F.linear(x.float(), weight.float())
 
 
 def route(
@@ -90,6 +103,12 @@ def has_grouped_matmul(x: Float[Tensor, "n h"], gate: Float[Tensor, "e i h"]) ->
     if x.device.type == "cuda":
         return aligned and torch.cuda.get_device_capability(x.device) >= (8, 0)
     return aligned and x.device.type == "cpu"
+
+
+def matmul_dtype(x: Tensor) -> torch.dtype:
+    """The dtype of matrix products with x: autocast does not know the grouped one, so we ask it."""
+    kind = x.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
 
 
 def expert_mlp(

@@ -12,8 +12,10 @@ Names and the idea: PagedAttention (arXiv 2309.06180).
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -21,6 +23,7 @@ from torch import Tensor
 
 from vl2.config import LanguageConfig
 from vl2.ops.attention import attention, attention_ref, decoder_mask
+from vl2.ops.native import kernels
 
 Runs = tuple[tuple[int, int], ...]
 """[first, end) slots of a sequence's rows, in the order of its tokens."""
@@ -53,6 +56,22 @@ class Span:
         """The sequence's rows: a view if they are one run."""
         parts = [pool[first:end] for first, end in self.runs]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+class Singles(NamedTuple):
+    """Slots of sequences that have one new token each, one sequence behind the other."""
+
+    slots: Int[Tensor, " s"]
+    ends: Int[Tensor, " n"]  # behind the last slot of each sequence
+
+    @classmethod
+    def of(cls, spans: Sequence[Span]) -> Singles:
+        """Those of the spans of one token that come first; there may be none."""
+        first = list(itertools.takewhile(lambda span: span.tokens == 1, spans))
+        slots = [torch.arange(*run) for span in first for run in span.runs]
+        lengths = [sum(end - start for start, end in span.runs) for span in first]
+        ends = torch.tensor(list(itertools.accumulate(lengths)), dtype=torch.int64)
+        return cls(torch.cat(slots) if slots else ends, ends)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -93,18 +112,40 @@ class PagedStep:
     """What one forward pass reads and writes: pools of all layers, and what its n tokens read.
 
     That is `tables`, or spans in the order of the tokens. With latent attention the first
-    `absorbed` spans use the absorbed form; tables always do.
+    `absorbed` spans use the absorbed form; tables always do. With plain heads `singles` are spans
+    that come first and are attended to together.
     """
 
     pools: list[Tensor]
     slots: Int[Tensor, " n"]
     spans: tuple[Span, ...] = ()
     absorbed: int = 0
+    singles: Singles | None = None
     tables: BlockTables | None = None
 
     def write(self, layer: int, rows: Float[Tensor, "n w"]) -> Float[Tensor, "slots w"]:
         """Put the new tokens' rows into one layer's pool and return the pool."""
         return self.pools[layer].index_copy_(0, self.slots, rows)
+
+
+def singles_run(config: LanguageConfig, pool: Float[Tensor, "slots w"]) -> bool:
+    """Whether `paged_single_attention` takes this model's pools."""
+    fits = not config.use_mla and config.head_dim % kernels.LANES == 0
+    return fits and pool.dtype in kernels.DTYPES and kernels.runs(pool)
+
+
+def paged_single_attention(
+    query: Float[Tensor, "n h d"],
+    pool: Float[Tensor, "slots w"],
+    singles: Singles,
+    *,
+    scale: float,
+) -> Float[Tensor, "n h d"]:
+    """Attention of the one new token of each sequence, on a CPU and where the rows lie.
+
+    A row of the pool is keys, then values, per head. Its twin is `paged_decode_attention_ref`.
+    """
+    return kernels.decode_attention(query, pool, *singles, scale=scale)
 
 
 def empty_pools(

@@ -1,8 +1,9 @@
 """Products with int8 and int4 weights that gradients pass; the weights stay as they are.
 
 Going backward, x @ W.T with a frozen W needs `gradient @ W` and nothing else. So neither inputs,
-unless an activation is applied to them, nor floats of W are kept: W is dequantised once more, `DEQUANTIZE_NUMBERS` of it at a time. The rounding
-of activations to int8 counts as the identity (straight-through estimator, arXiv 1308.3432).
+unless an activation is applied to them, nor floats of W are kept: W is dequantised once more,
+`DEQUANTIZE_NUMBERS` of it at a time. The rounding of activations to int8 counts as the identity
+(straight-through estimator, arXiv 1308.3432).
 
 Forward passes are those of ops/quant_linear.py, bit for bit. Each function has a plain twin
 (`*_ref`) on whole matrices, whose gradients are autograd's.

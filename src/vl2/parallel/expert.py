@@ -26,7 +26,7 @@ from torch.distributed._functional_collectives import all_to_all_single_autograd
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Shard
 
-from vl2.model.moe import Experts, matmul_dtype
+from vl2.model.moe import Experts
 from vl2.model.vl2 import VL2Model
 from vl2.ops.moe import (
     ExpertChange,
@@ -37,6 +37,7 @@ from vl2.ops.moe import (
     expert_swiglu_ref,
     has_grouped_matmul,
     inverse_permutation,
+    matmul_dtype,
     sort_by_expert,
 )
 

@@ -28,10 +28,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from vl2.checkpoint.layout import table
-from vl2.model.moe import Experts, matmul_dtype
-from vl2.model.quantized import SCHEMES, QuantExperts, QuantLinear, QuantWeight
+from vl2.model.moe import Experts
+from vl2.model.quant_layers import QuantExperts, QuantLinear, QuantWeight
+from vl2.model.quantized import SCHEMES
 from vl2.model.vl2 import VL2Model
-from vl2.ops.moe import ExpertChange, LowRank, Routing
+from vl2.ops.moe import ExpertChange, LowRank, Routing, matmul_dtype
 from vl2.train.routing_profile import chosen_experts, load_profile
 
 _LAYER = r"language\.model\.layers\.\d+\."

@@ -50,7 +50,8 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from vl2.config import LanguageConfig, VisionConfig, VL2Config
-from vl2.model.quantized import QuantWeight, default_scheme, held_bytes, quantizable
+from vl2.model.quant_layers import QuantWeight
+from vl2.model.quantized import default_scheme, held_bytes, quantizable
 from vl2.model.vl2 import VL2Model
 from vl2.parallel.config import Layout
 from vl2.parallel.pipeline_stage import arrange_unit, head_unit

@@ -12,13 +12,8 @@ import torch
 from vl2.checkpoint.container import read_tensors
 from vl2.checkpoint.load import choose_device, load_model, model_dtype, open_checkpoint
 from vl2.config import QuantizationConfig, VL2Config
-from vl2.model.quantized import (
-    KEPT_FLOAT,
-    QuantLinear,
-    default_plan,
-    float_copy,
-    quantize_modules,
-)
+from vl2.model.quant_layers import QuantLinear
+from vl2.model.quantized import KEPT_FLOAT, default_plan, float_copy, quantize_modules
 from vl2.model.vl2 import VL2Model
 from vl2.model_folder import resolve
 from vl2.parallel.config import Layout

@@ -23,7 +23,7 @@ from vl2.data.index import RowIndex
 from vl2.data.loader import TrainLoader
 from vl2.data.sources import Source, open_source
 from vl2.logs import get_logger
-from vl2.model.quantized import QuantWeight
+from vl2.model.quant_layers import QuantWeight
 from vl2.model.vl2 import VL2Model
 from vl2.overrides import to_mapping, write_yaml
 from vl2.parallel.config import Layout

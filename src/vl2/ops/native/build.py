@@ -23,7 +23,8 @@ from vl2.logs import get_logger
 
 log = get_logger(__name__)
 
-SOURCES = ("int8.c", "int4.c")
+SOURCES = ("int8.c", "int4.c", "small.c", "attention.c")
+HEADERS = ("floats.h",)
 COMPILERS = ("cc", "gcc", "clang")
 FLAGS = (
     "-O3",
@@ -102,7 +103,7 @@ def _key(compiler: str, flags: tuple[str, ...]) -> str:
     version = subprocess.run(
         [compiler, "--version"], capture_output=True, text=True, timeout=TIMEOUT_SECONDS
     ).stdout
-    parts = [compiler, version, *FLAGS, *flags, _processor(), *(map(_source, SOURCES))]
+    parts = [compiler, version, *FLAGS, *flags, _processor(), *(map(_source, SOURCES + HEADERS))]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
 
 

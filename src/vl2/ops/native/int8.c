@@ -10,7 +10,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { FLOAT32, BFLOAT16 };
+#include "floats.h"
+
 enum { PLAIN, SWIGLU, GELU };
 
 #define BLOCK 32 /* rows of weights that one thread takes at a time */
@@ -47,58 +48,9 @@ static inline int64_t row_of(const group *g, int64_t t) {
   return g->tokens ? g->tokens[t] : g->first + t;
 }
 
-/* ---- floats ---------------------------------------------------------------------------------- */
-
-static inline float as_float(uint32_t bits) {
-  float x;
-  memcpy(&x, &bits, sizeof x);
-  return x;
-}
-
-static inline uint32_t as_bits(float x) {
-  uint32_t bits;
-  memcpy(&bits, &x, sizeof bits);
-  return bits;
-}
-
-/* Nearest, ties to even, as torch casts. */
-static inline uint16_t to_bfloat16(float x) {
-  uint32_t bits = as_bits(x);
-  int nan = (bits & 0x7fffffff) > 0x7f800000;
-  return nan ? 0x7fc0 : (uint16_t)((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
-}
-
-/* Nearest whole number, ties to even, of |x| < 2^22: beyond 2^23 floats have no fraction. */
-static inline float round_even(float x) { return (x + 12582912.0f) - 12582912.0f; }
-
-/*
- * 1 / (1 + exp(-z)) to about 2 units in the last place. exp(y) = 2^n exp(r) with |r| <= ln(2) / 2 and
- * the polynomial of Cephes' expf; ln(2) comes in two parts, so that r is exact.
- */
-static inline float sigmoid(float z) {
-  float y = z < -80.0f ? 80.0f : z > 80.0f ? -80.0f : -z;
-  float n = round_even(y * 1.44269504f);
-  float r = (y - n * 0.693359375f) + n * 2.12194440e-4f;
-  float p = 1.9875691500e-4f;
-  p = p * r + 1.3981999507e-3f;
-  p = p * r + 8.3334519073e-3f;
-  p = p * r + 4.1665795894e-2f;
-  p = p * r + 1.6666665459e-1f;
-  p = p * r + 5.0000001201e-1f;
-  p = p * r * r + r + 1.0f;
-  return 1.0f / (1.0f + p * as_float((uint32_t)((int32_t)n + 127) << 23));
-}
-
 /* ---- activations ----------------------------------------------------------------------------- */
 
-static void load_row(const void *x, int dtype, int64_t start, int64_t width, float *row) {
-  if (dtype == FLOAT32) {
-    memcpy(row, (const float *)x + start, width * sizeof(float));
-    return;
-  }
-  const uint16_t *halves = (const uint16_t *)x + start;
-  for (int64_t i = 0; i < width; i++) row[i] = as_float((uint32_t)halves[i] << 16);
-}
+static inline float sigmoid(float x) { return 1.0f / (1.0f + exponential(-x)); }
 
 /* The numbers to round, [width], from a row of x, of which SWIGLU has gate and then up. */
 static void activate(float *row, int64_t width, int activation) {
@@ -125,7 +77,7 @@ static void round_row(const void *x, int dtype, int64_t inputs, int activation, 
                       const rounded *to) {
   float row[inputs];
   int8_t *steps = to->steps + m * to->width;
-  load_row(x, dtype, m * inputs, inputs, row);
+  load(x, dtype, m * inputs, inputs, row);
   activate(row, to->width, activation);
   float size = largest(row, to->width) / 127.0f;
   to->scale[m] = size = size < 1e-30f ? 1e-30f : size;

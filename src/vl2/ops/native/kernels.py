@@ -8,13 +8,15 @@ from functools import cache
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Int8, UInt8
+from jaxtyping import Float, Int, Int8, UInt8
 from torch import Tensor
 
 from vl2.ops.native.build import library
 
 ACTIVATIONS = ("none", "swiglu", "gelu")
 """What happens to numbers before they are rounded, in the order of the C file."""
+LANES = 16
+"""What the widths of `decode_attention` are multiples of."""
 DTYPES = (torch.float32, torch.bfloat16)
 """What is read and written, in the order of the C file."""
 FEW_ROWS = 8
@@ -50,6 +52,15 @@ def functions() -> ctypes.CDLL | None:
     found.int4_linear.argtypes = (
         [POINTER] + [COUNT] * 3 + [POINTER] * 3 + [COUNT] + [POINTER] * 2 + [COUNT, POINTER, INT]
     )
+    found.rms_norm.argtypes = [POINTER, POINTER, INT, COUNT, COUNT, ctypes.c_float, POINTER, INT]
+    found.wide_linear.argtypes = [POINTER, INT, COUNT, COUNT, POINTER, INT, COUNT, POINTER, INT]
+    found.rms_norm.restype = found.wide_linear.restype = None
+    found.decode_attention.argtypes = (
+        [POINTER, POINTER, INT]
+        + [COUNT] * 6
+        + [ctypes.c_float, POINTER, POINTER]
+        + [COUNT, POINTER, INT]
+    )
     return found
 
 
@@ -67,9 +78,11 @@ def has_int4() -> bool:
     return found is not None and bool(found.has_int4())
 
 
-def runs(x: Tensor) -> bool:
-    """Whether the functions take this tensor: it lies in memory, and there is a library."""
-    if x.device.type != "cpu" or torch.compiler.is_compiling():
+def runs(*inputs: Tensor) -> bool:
+    """Whether the functions take these: they lie in memory, want no gradient, and C is there."""
+    if torch.is_grad_enabled() and any(x.requires_grad for x in inputs):
+        return False
+    if inputs[0].device.type != "cpu" or torch.compiler.is_compiling():
         return False
     return functions() is not None
 
@@ -161,6 +174,102 @@ def int4_linear(
     return out
 
 
+def rms_norm(
+    x: Float[Tensor, "*lead w"], weight: Float[Tensor, " w"], eps: float
+) -> Float[Tensor, "*lead w"]:
+    """Rows over the root of their mean square, in float32, cast back, times the weight.
+
+    Args:
+        x: float32 or bfloat16, as the weight.
+        weight: a factor per column.
+        eps: added to the mean square.
+    """
+    x = x.contiguous()
+    out = torch.empty_like(x)
+    width = x.shape[-1]
+    _functions().rms_norm(
+        x.data_ptr(),
+        weight.data_ptr(),
+        DTYPES.index(x.dtype),
+        x.numel() // width,
+        width,
+        eps,
+        out.data_ptr(),
+        torch.get_num_threads(),
+    )
+    return out
+
+
+def wide_linear(x: Float[Tensor, "n i"], weight: Float[Tensor, "o i"]) -> Float[Tensor, "n o"]:
+    """Return x @ weight.T in float32 of few rows, without a float32 copy of either.
+
+    Args:
+        x: float32 or bfloat16.
+        weight: float32 or bfloat16.
+
+    Raises:
+        ValueError: the matrix has another width.
+    """
+    x, weight = x.contiguous(), weight.contiguous()
+    count, width = x.shape
+    _fits(weight.shape[1], width)
+    out = torch.empty((count, len(weight)))
+    _functions().wide_linear(
+        x.data_ptr(),
+        DTYPES.index(x.dtype),
+        count,
+        width,
+        weight.data_ptr(),
+        DTYPES.index(weight.dtype),
+        len(weight),
+        out.data_ptr(),
+        torch.get_num_threads(),
+    )
+    return out
+
+
+def decode_attention(
+    query: Float[Tensor, "n h d"],
+    pool: Float[Tensor, "slots w"],
+    slots: Int[Tensor, " s"],
+    ends: Int[Tensor, " n"],
+    *,
+    scale: float,
+) -> Float[Tensor, "n h d"]:
+    """Attention of one token of each of n sequences, which sees all of its sequence's rows.
+
+    Args:
+        query: float32 or bfloat16, as the pool; d is a multiple of `LANES`.
+        pool: a row is the keys and then the values of all key heads, which divide h.
+        slots: of the rows of each sequence, one sequence behind the other.
+        ends: behind the last slot of each sequence.
+        scale: of the scores.
+    """
+    query = query.contiguous()
+    count, heads, width = query.shape
+    out = torch.empty_like(query)
+    keys = pool.shape[1] // (2 * width)
+    failed = _functions().decode_attention(
+        query.data_ptr(),
+        pool.data_ptr(),
+        DTYPES.index(query.dtype),
+        heads,
+        keys,
+        pool.shape[1],
+        width,
+        keys * width,
+        width,
+        scale,
+        slots.data_ptr(),
+        ends.data_ptr(),
+        count,
+        out.data_ptr(),
+        torch.get_num_threads(),
+    )
+    _check(failed)
+    return out
+
+
 def _functions() -> ctypes.CDLL:
     found = functions()
     assert found is not None, "ask `runs` first"
@@ -187,4 +296,4 @@ def _fits(found: int, width: int) -> None:
 
 def _check(failed: int) -> None:
     if failed:
-        raise MemoryError("no memory for rounded activations: use fewer tokens at a time")
+        raise MemoryError("no memory for a product's working space: use fewer tokens at a time")

@@ -1,0 +1,68 @@
+/* Floats: casts, and exp the same to the last bit in every loop that the compiler makes of it. */
+#ifndef VL2_FLOATS_H
+#define VL2_FLOATS_H
+
+#include <stdint.h>
+#include <string.h>
+
+enum { FLOAT32, BFLOAT16 };
+
+static inline float as_float(uint32_t bits) {
+  float x;
+  memcpy(&x, &bits, sizeof x);
+  return x;
+}
+
+static inline uint32_t as_bits(float x) {
+  uint32_t bits;
+  memcpy(&bits, &x, sizeof bits);
+  return bits;
+}
+
+static inline float from_bfloat16(uint16_t x) { return as_float((uint32_t)x << 16); }
+
+/* Nearest, ties to even, as torch casts. */
+static inline uint16_t to_bfloat16(float x) {
+  uint32_t bits = as_bits(x);
+  int nan = (bits & 0x7fffffff) > 0x7f800000;
+  return nan ? 0x7fc0 : (uint16_t)((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
+}
+
+/* Numbers of a float32 or bfloat16 tensor as float32, and back. */
+static inline void load(const void *from, int dtype, int64_t start, int64_t count, float *to) {
+  if (dtype == FLOAT32)
+    memcpy(to, (const float *)from + start, count * sizeof(float));
+  else
+    for (int64_t i = 0; i < count; i++) to[i] = from_bfloat16(((const uint16_t *)from)[start + i]);
+}
+
+static inline void store(const float *from, int64_t count, void *to, int dtype, int64_t start) {
+  if (dtype == FLOAT32)
+    memcpy((float *)to + start, from, count * sizeof(float));
+  else
+    for (int64_t i = 0; i < count; i++) ((uint16_t *)to)[start + i] = to_bfloat16(from[i]);
+}
+
+/* Nearest whole number, ties to even, of |x| < 2^22: beyond 2^23 floats have no fraction. */
+static inline float round_even(float x) { return (x + 12582912.0f) - 12582912.0f; }
+
+/*
+ * exp(x) to about 1 unit in the last place, x kept within +-80. It is 2^n exp(r) with |r| <= ln(2) / 2
+ * and the polynomial of Cephes' expf; ln(2) comes in two parts, so that r is exact.
+ */
+static inline float exponential(float x) {
+  x = x < -80.0f ? -80.0f : x;
+  x = x > 80.0f ? 80.0f : x;
+  float n = round_even(x * 1.44269504f);
+  float r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
+  float p = 1.9875691500e-4f;
+  p = p * r + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  p = p * r * r + r + 1.0f;
+  return p * as_float((uint32_t)((int32_t)n + 127) << 23);
+}
+
+#endif

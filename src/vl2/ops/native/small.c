@@ -1,0 +1,52 @@
+/* What is little work but many operations of PyTorch: the norm of rows, and the router's product. */
+#include "floats.h"
+
+#define LANES 16
+
+typedef float lanes __attribute__((vector_size(LANES * sizeof(float))));
+
+/* Sum of products, lane by lane, so that the compiler need not reorder anything. */
+static float dot(const float *x, const float *y, int64_t width) {
+  lanes sums = {0}, a, b;
+  int64_t i = 0;
+  for (; i + LANES <= width; i += LANES) {
+    memcpy(&a, x + i, sizeof a);
+    memcpy(&b, y + i, sizeof b);
+    sums += a * b;
+  }
+  float total = 0.0f;
+  for (int lane = 0; lane < LANES; lane++) total += sums[lane];
+  for (; i < width; i++) total += x[i] * y[i];
+  return total;
+}
+
+/* x / sqrt(mean(x^2) + eps) in float32, cast to the dtype of x, times the weight in that dtype. */
+void rms_norm(const void *x, const void *weight, int dtype, int64_t rows, int64_t width, float eps,
+              void *out, int threads) {
+#pragma omp parallel for num_threads(threads) schedule(static) if (rows > 8)
+  for (int64_t m = 0; m < rows; m++) {
+    float row[width], factor[width];
+    load(x, dtype, m * width, width, row);
+    load(weight, dtype, 0, width, factor);
+    float size = 1.0f / __builtin_sqrtf(dot(row, row, width) / width + eps);
+    for (int64_t i = 0; i < width; i++) row[i] *= size;
+    if (dtype == BFLOAT16)
+      for (int64_t i = 0; i < width; i++) row[i] = from_bfloat16(to_bfloat16(row[i]));
+    for (int64_t i = 0; i < width; i++) row[i] *= factor[i];
+    store(row, width, out, dtype, m * width);
+  }
+}
+
+/* x @ weight.T in float32, [rows, outs], of x [rows, width] and a weight [outs, width]. */
+void wide_linear(const void *x, int x_dtype, int64_t rows, int64_t width, const void *weight,
+                 int weight_dtype, int64_t outs, float *out, int threads) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+  for (int64_t o = 0; o < outs; o++) {
+    float factor[width], row[width];
+    load(weight, weight_dtype, o * width, width, factor);
+    for (int64_t m = 0; m < rows; m++) {
+      load(x, x_dtype, m * width, width, row);
+      out[m * outs + o] = dot(row, factor, width);
+    }
+  }
+}

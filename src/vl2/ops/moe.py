@@ -141,16 +141,31 @@ def chosen_expert_mlp(
     """As `expert_mlp`, one chosen expert after the other: for inference on a CPU.
 
     The grouped matmul there is a loop, too, but over all experts; and a few dozen rows are
-    multiplied a fifth faster as columns. Its twin is `expert_mlp_ref`.
+    multiplied a fifth faster as columns. More than a few tokens in float32 go through C, which
+    reads each weight where it lies instead of packing it. The twin is `expert_mlp_ref`.
     """
     order, counts = sort_by_expert(routing.experts, gate.shape[0])
-    rows, first, outs = x[order // routing.experts.shape[1]], 0, []
+    tokens = order // routing.experts.shape[1]
+    if len(x) > kernels.FEW_ROWS and x.dtype == torch.float32 and _native_experts(x, gate):
+        groups = kernels.Groups(tokens, counts.cumsum(0), None)
+        return combine_experts(
+            kernels.float_experts(x, groups, gate, up, down), order, routing.weights
+        )
+    rows, first, outs = x[tokens], 0, []
     for expert, size in enumerate(counts.tolist()):
         if size:
             part = rows[first : first + size]
             outs.append(_swiglu(part, gate[expert], up[expert], down[expert]))
             first += size
     return combine_experts(torch.cat(outs), order, routing.weights).to(x.dtype)
+
+
+def _native_experts(x: Tensor, gate: Tensor) -> bool:
+    """Whether experts in C take these: in inference mode only.
+
+    They round otherwise than the grouped matmul of training, on which adapters run.
+    """
+    return torch.is_inference_mode_enabled() and kernels.runs(x, gate) and kernels.has_experts()
 
 
 def _swiglu(
@@ -216,6 +231,15 @@ def combine_experts(
 
     The sum over k has a fixed order, so that the result is reproducible.
     """
+    if out.dtype in kernels.DTYPES and kernels.runs(out, weights):
+        return kernels.combine(out, order, weights)
+    return combine_experts_ref(out, order, weights)
+
+
+def combine_experts_ref(
+    out: Float[Tensor, "m h"], order: Int[Tensor, " m"], weights: Float[Tensor, "n k"]
+) -> Float[Tensor, "n h"]:
+    """The plain twin of `combine_experts`."""
     out = out[inverse_permutation(order)].unflatten(0, weights.shape).float()  # (N, k, H)
     return (out * weights[..., None]).sum(dim=1)
 

@@ -15,6 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from vl2.config import LanguageConfig, RopeScaling
+from vl2.ops.native import kernels
 
 
 def yarn_mscale(factor: float, mscale: float) -> float:
@@ -82,6 +83,15 @@ def apply_rope(
     x: Float[Tensor, "b t h d"], cos: Float[Tensor, "b t d"], sin: Float[Tensor, "b t d"]
 ) -> Float[Tensor, "b t h d"]:
     """Rotate channel i against channel i + d/2; computed in float32, returned in x's dtype."""
+    if x.dtype in kernels.DTYPES and kernels.runs(x):
+        return kernels.rope(x, cos, sin)
+    return apply_rope_ref(x, cos, sin)
+
+
+def apply_rope_ref(
+    x: Float[Tensor, "b t h d"], cos: Float[Tensor, "b t d"], sin: Float[Tensor, "b t d"]
+) -> Float[Tensor, "b t h d"]:
+    """The plain twin of `apply_rope`."""
     wide = x.float()
     first, second = wide.chunk(2, dim=-1)
     turned = torch.cat((-second, first), dim=-1)

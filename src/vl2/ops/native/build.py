@@ -23,7 +23,7 @@ from vl2.logs import get_logger
 
 log = get_logger(__name__)
 
-SOURCES = ("int8.c", "int4.c", "small.c", "attention.c")
+SOURCES = ("int8.c", "int4.c", "small.c", "attention.c", "experts.c")
 HEADERS = ("floats.h",)
 COMPILERS = ("cc", "gcc", "clang")
 FLAGS = (

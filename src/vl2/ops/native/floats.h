@@ -65,4 +65,6 @@ static inline float exponential(float x) {
   return p * as_float((uint32_t)((int32_t)n + 127) << 23);
 }
 
+static inline float sigmoid(float x) { return 1.0f / (1.0f + exponential(-x)); }
+
 #endif

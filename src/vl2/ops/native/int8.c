@@ -50,8 +50,6 @@ static inline int64_t row_of(const group *g, int64_t t) {
 
 /* ---- activations ----------------------------------------------------------------------------- */
 
-static inline float sigmoid(float x) { return 1.0f / (1.0f + exponential(-x)); }
-
 /* The numbers to round, [width], from a row of x, of which SWIGLU has gate and then up. */
 static void activate(float *row, int64_t width, int activation) {
   if (activation == SWIGLU)

@@ -54,7 +54,11 @@ def functions() -> ctypes.CDLL | None:
     )
     found.rms_norm.argtypes = [POINTER, POINTER, INT, COUNT, COUNT, ctypes.c_float, POINTER, INT]
     found.wide_linear.argtypes = [POINTER, INT, COUNT, COUNT, POINTER, INT, COUNT, POINTER, INT]
-    found.rms_norm.restype = found.wide_linear.restype = None
+    found.rope.argtypes = [POINTER, INT] + [COUNT] * 3 + [POINTER] * 3 + [INT]
+    found.combine.argtypes = [POINTER, INT, POINTER, POINTER] + [COUNT] * 3 + [POINTER, INT]
+    found.float_experts.argtypes = [POINTER] * 3 + [COUNT] * 3 + [POINTER] * 4 + [INT]
+    for name in ("rms_norm", "wide_linear", "rope"):
+        getattr(found, name).restype = None
     found.decode_attention.argtypes = (
         [POINTER, POINTER, INT]
         + [COUNT] * 6
@@ -69,6 +73,13 @@ def has_tiles() -> bool:
     """Whether products of many rows run on AMX."""
     found = functions()
     return found is not None and bool(found.has_tiles())
+
+
+@cache
+def has_experts() -> bool:
+    """Whether there are experts in float32."""
+    found = functions()
+    return found is not None and bool(found.has_experts())
 
 
 @cache
@@ -89,7 +100,7 @@ def runs(*inputs: Tensor) -> bool:
 
 def int8_linear(
     x: Float[Tensor, "n i"],
-    matrices: Sequence[tuple[Int8[Tensor, "*e o w"], Float[Tensor, "*e o"]]],
+    matrices: Sequence[tuple[Int8[Tensor, ...], Float[Tensor, ...]]],
     *,
     bias: Float[Tensor, " o"] | None = None,
     activation: str = "none",
@@ -225,6 +236,84 @@ def wide_linear(x: Float[Tensor, "n i"], weight: Float[Tensor, "o i"]) -> Float[
         out.data_ptr(),
         torch.get_num_threads(),
     )
+    return out
+
+
+def rope(
+    x: Float[Tensor, "b t h d"], cos: Float[Tensor, "b t d"], sin: Float[Tensor, "b t d"]
+) -> Float[Tensor, "b t h d"]:
+    """See `apply_rope`; the same bits.
+
+    Args:
+        x: float32 or bfloat16.
+        cos: float32.
+        sin: float32.
+    """
+    x, cos, sin = x.contiguous(), cos.contiguous(), sin.contiguous()
+    out = torch.empty_like(x)
+    _functions().rope(
+        x.data_ptr(),
+        DTYPES.index(x.dtype),
+        x.shape[0] * x.shape[1],
+        *x.shape[2:],
+        cos.data_ptr(),
+        sin.data_ptr(),
+        out.data_ptr(),
+        torch.get_num_threads(),
+    )
+    return out
+
+
+def combine(
+    rows: Float[Tensor, "m h"], order: Int[Tensor, " m"], weights: Float[Tensor, "n k"]
+) -> Float[Tensor, "n h"]:
+    """See `combine_experts`; the same bits.
+
+    Args:
+        rows: float32 or bfloat16.
+        order: int64.
+        weights: float32.
+    """
+    rows, weights = rows.contiguous(), weights.contiguous()
+    out = torch.empty((len(weights), rows.shape[1]))
+    failed = _functions().combine(
+        rows.data_ptr(),
+        DTYPES.index(rows.dtype),
+        order.data_ptr(),
+        weights.data_ptr(),
+        *weights.shape,
+        rows.shape[1],
+        out.data_ptr(),
+        torch.get_num_threads(),
+    )
+    _check(failed)
+    return out
+
+
+def float_experts(
+    x: Float[Tensor, "n h"],
+    groups: Groups,
+    gate: Float[Tensor, "e i h"],
+    up: Float[Tensor, "e i h"],
+    down: Float[Tensor, "e h i"],
+) -> Float[Tensor, "m h"]:
+    """Each row of the groups through its expert's SwiGLU, all in float32."""
+    x = x.contiguous()
+    out = torch.empty((len(groups.tokens), x.shape[1]))
+    failed = _functions().float_experts(
+        x.data_ptr(),
+        groups.tokens.data_ptr(),
+        groups.ends.data_ptr(),
+        len(groups.ends),
+        x.shape[1],
+        gate.shape[1],
+        gate.data_ptr(),
+        up.data_ptr(),
+        down.data_ptr(),
+        out.data_ptr(),
+        torch.get_num_threads(),
+    )
+    _check(failed)
     return out
 
 

@@ -1,4 +1,9 @@
-/* What is little work but many operations of PyTorch: the norm of rows, and the router's product. */
+/*
+ * What is little work but many operations of PyTorch: norms, rotary positions, the router's product,
+ * and the weighted sum of experts.
+ */
+#include <stdlib.h>
+
 #include "floats.h"
 
 #define LANES 16
@@ -49,4 +54,46 @@ void wide_linear(const void *x, int x_dtype, int64_t rows, int64_t width, const 
       out[m * outs + o] = dot(row, factor, width);
     }
   }
+}
+
+/* Channel i against channel i + width / 2 of every head, by the angles of its token. */
+void rope(const void *x, int dtype, int64_t tokens, int64_t heads, int64_t width, const float *cos,
+          const float *sin, void *out, int threads) {
+  int64_t half = width / 2;
+#pragma omp parallel for num_threads(threads) schedule(static) if (tokens > 8)
+  for (int64_t t = 0; t < tokens; t++) {
+    const float *c = cos + t * width, *s = sin + t * width;
+    float row[width], turned[width];
+    for (int64_t h = 0; h < heads; h++) {
+      int64_t place = (t * heads + h) * width;
+      load(x, dtype, place, width, row);
+      for (int64_t i = 0; i < half; i++) {
+        turned[i] = row[i] * c[i] + -row[half + i] * s[i];
+        turned[half + i] = row[half + i] * c[half + i] + row[i] * s[half + i];
+      }
+      store(turned, width, out, dtype, place);
+    }
+  }
+}
+
+/* Weighted sum of the k rows of each token; `order` says which choice t k + j a row is of. */
+int combine(const void *rows, int dtype, const int64_t *order, const float *weights, int64_t tokens,
+            int64_t k, int64_t width, float *out, int threads) {
+  int64_t *place = malloc((tokens * k + 1) * sizeof(int64_t));
+  if (!place) return -1;
+  for (int64_t i = 0; i < tokens * k; i++) place[order[i]] = i;
+#pragma omp parallel for num_threads(threads) schedule(static)
+  for (int64_t t = 0; t < tokens; t++) {
+    float row[width], *sum = out + t * width;
+    for (int64_t j = 0; j < k; j++) {
+      float weight = weights[t * k + j];
+      load(rows, dtype, place[t * k + j] * width, width, row);
+      if (j)
+        for (int64_t i = 0; i < width; i++) sum[i] += row[i] * weight;
+      else
+        for (int64_t i = 0; i < width; i++) sum[i] = row[i] * weight;
+    }
+  }
+  free(place);
+  return 0;
 }

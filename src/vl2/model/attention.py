@@ -67,7 +67,7 @@ class MultiHeadAttention(nn.Module):
 
     def __init__(self, config: LanguageConfig, layer: int) -> None:
         super().__init__()
-        self.config, self.layer = config, layer
+        self.config, self.layer, self.scale = config, layer, softmax_scale(config)
         hidden, width = config.hidden_size, config.head_dim
         self.q_proj = nn.Linear(hidden, config.num_attention_heads * width, bias=False)
         self.k_proj = nn.Linear(hidden, config.num_key_value_heads * width, bias=False)
@@ -98,13 +98,15 @@ class MultiHeadAttention(nn.Module):
         """By tables or span by span over the pool, into which `rows` are written first."""
         pool = pages.write(self.layer, rows[0])
         if pages.tables is not None:
-            scale = softmax_scale(self.config)
-            return paged_decode_attention(q[0], pool, pages.tables, scale=scale).flatten(1)[None]
+            out = paged_decode_attention(q[0], pool, pages.tables, scale=self.scale)
+            return out.flatten(1)[None]
         out, spans = [], pages.spans
         if pages.singles is not None and len(pages.singles.ends):
             count = len(pages.singles.ends)
-            scale = softmax_scale(self.config)
-            out.append(paged_single_attention(q[0, :count], pool, pages.singles, scale=scale)[None])
+            first = paged_single_attention(q[0, :count], pool, pages.singles, scale=self.scale)
+            if count == len(spans):
+                return first.flatten(1)[None]
+            out.append(first[None])
             q, spans = q[:, count:], spans[count:]
         for queries, span in zip(q.split([s.tokens for s in spans], dim=1), spans, strict=True):
             k, v = span.read(pool)[None].unflatten(-1, (-1, self.config.head_dim)).chunk(2, dim=2)
@@ -116,8 +118,7 @@ class MultiHeadAttention(nn.Module):
     ) -> Float[Tensor, "b t heads d"]:
         """Attention in the layout [b, tokens, heads, d]."""
         q, k, v = (states.transpose(1, 2) for states in (q, k, v))
-        scale = softmax_scale(self.config)
-        out = attention(q, k, v, scale=scale, mask=seen.mask, causal=seen.causal)
+        out = attention(q, k, v, scale=self.scale, mask=seen.mask, causal=seen.causal)
         return out.transpose(1, 2)
 
 

@@ -73,7 +73,9 @@ def route(
     weights = scores.gather(-1, experts)
     if config.norm_topk_prob and config.num_experts_per_tok > 1:
         weights = weights / (weights.sum(dim=-1, keepdim=True) + 1e-20)
-    return Routing(experts, weights * config.routed_scaling_factor, scores)
+    if config.routed_scaling_factor != 1:
+        weights = weights * config.routed_scaling_factor
+    return Routing(experts, weights, scores)
 
 
 def _limit_groups(choice: Float[Tensor, "n e"], config: LanguageConfig) -> Float[Tensor, "n e"]:

@@ -99,7 +99,9 @@ def int8_products(
     steps, scale = quantize_int8(activated(x.float(), activation))
     parts = [(steps, ())]
     if groups is not None:
-        scale, parts = scale[groups.tokens], _split(steps[groups.tokens], groups)
+        if groups.tokens is not None:
+            steps, scale = steps[groups.tokens], scale[groups.tokens]
+        parts = _split(steps, groups)
     outs = [
         torch.cat([_int_product(part, *at_expert(weight, expert)) for part, expert in parts])
         for weight in weights
@@ -266,7 +268,7 @@ def int4_expert_mlp(
         out = torch.cat(
             [
                 _int4_expert(rows, *(at_expert(w, e) for w in (gate, up, down)), inner=inner)
-                for rows, e in _split(x[groups.tokens], groups)
+                for rows, e in _split(x if groups.tokens is None else x[groups.tokens], groups)
             ]
         )
     return combine_rows(out, order, routing).to(x.dtype)
@@ -306,19 +308,23 @@ def group_rows(routing: Routing, total: int) -> tuple[Int[Tensor, " m"] | None, 
     """
     tokens, k = routing.experts.shape
     if tokens == 1:
-        places = _counted(k, routing.experts.device)
-        return None, Groups(torch.zeros_like(places), places + 1, routing.experts[0].contiguous())
+        first, ends = _single(k, routing.experts.device)
+        return None, Groups(first, ends, routing.experts[0].contiguous())
     order, counts = sort_by_expert(routing.experts, total)
     return order, Groups(order // k, counts.cumsum(0), None)
 
 
 def in_order(groups: Groups) -> Groups:
     """The same groups of rows that stand in their order already."""
-    return groups._replace(tokens=_counted(len(groups.tokens), groups.tokens.device))
+    return groups._replace(tokens=None)
 
 
-def _counted(count: int, device: torch.device) -> Int[Tensor, " {count}"]:
-    return torch.arange(count, device=device)
+@cache
+def _single(k: int, device: torch.device) -> tuple[Int[Tensor, " {k}"], Int[Tensor, " {k}"]]:
+    """Tokens and ends of the k groups of one token; made once, and never written."""
+    with torch.inference_mode(False):
+        ends = torch.arange(1, k + 1, device=device)
+        return torch.zeros_like(ends), ends
 
 
 def combine_rows(
@@ -327,4 +333,6 @@ def combine_rows(
     """Weighted float32 sum of each token's rows, over its k choices in a fixed order."""
     if order is not None:
         return combine_experts(out, order, routing.weights)
+    if out.dtype in kernels.DTYPES and kernels.runs(out, routing.weights):
+        return kernels.combine(out, None, routing.weights)
     return (out.float() * routing.weights[0, :, None]).sum(dim=0, keepdim=True)

@@ -100,7 +100,7 @@ static void row_by_row(const group *g, const int8_t *w, const float *scale, cons
   int64_t width = g->x->width;
   for (int64_t j = 0; j < count; j++) {
     /* Two rows ahead: the hardware alone fetches too late to keep memory busy. */
-    for (int64_t i = 0; i < width; i += 64) __builtin_prefetch(w + (j + 2) * width + i, 0, 2);
+    for (int64_t i = 0; i < width; i += 64) __builtin_prefetch(w + (j + 2) * width + i, 0, 1);
     for (int64_t t = 0; t < g->rows; t++) {
       int64_t row = row_of(g, t), place = t * g->stride + column + j;
       int32_t sum = dot(w + j * width, g->x->steps + row * width, width) - 128 * g->x->totals[row];

@@ -27,7 +27,7 @@ POINTER, COUNT, INT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
 class Groups(NamedTuple):
     """Rows that meet the same expert, one group behind the other; all int64."""
 
-    tokens: Tensor  # [rows]: which row of the activations each is
+    tokens: Tensor | None  # [rows]: which row of the activations each is; None: all, in order
     ends: Tensor  # [groups]: behind the last row of each group
     experts: Tensor | None  # [groups]: whom each meets; None: group g meets expert g
 
@@ -127,7 +127,7 @@ def int8_linear(
     shift = None if bias is None else bias.float().contiguous()
     found = (Matrix * len(matrices))(*(_matrix(*both, shift, width) for both in matrices))
     made = dtype if dtype in DTYPES else torch.float32
-    rows = count if groups is None else len(groups.tokens)
+    rows = _rows(count, groups)
     out = torch.empty((rows, sum(matrix.out for matrix in found)), dtype=made)
     failed = _functions().int8_linear(
         x.data_ptr(),
@@ -168,7 +168,7 @@ def int4_linear(
     count, width = x.shape
     parts, out_rows = scale.shape[-3], scale.shape[-2]
     _fits(values.shape[-2], width)
-    out = torch.empty((count if groups is None else len(groups.tokens), out_rows))
+    out = torch.empty((_rows(count, groups), out_rows))
     failed = _functions().int4_linear(
         x.data_ptr(),
         count,
@@ -265,13 +265,13 @@ def rope(
 
 
 def combine(
-    rows: Float[Tensor, "m h"], order: Int[Tensor, " m"], weights: Float[Tensor, "n k"]
+    rows: Float[Tensor, "m h"], order: Int[Tensor, " m"] | None, weights: Float[Tensor, "n k"]
 ) -> Float[Tensor, "n h"]:
     """See `combine_experts`; the same bits.
 
     Args:
         rows: float32 or bfloat16.
-        order: int64.
+        order: int64; None where rows stand in the order of the choices.
         weights: float32.
     """
     rows, weights = rows.contiguous(), weights.contiguous()
@@ -279,7 +279,7 @@ def combine(
     failed = _functions().combine(
         rows.data_ptr(),
         DTYPES.index(rows.dtype),
-        order.data_ptr(),
+        None if order is None else order.data_ptr(),
         weights.data_ptr(),
         *weights.shape,
         rows.shape[1],
@@ -299,6 +299,7 @@ def float_experts(
 ) -> Float[Tensor, "m h"]:
     """Each row of the groups through its expert's SwiGLU, all in float32."""
     x = x.contiguous()
+    assert groups.tokens is not None
     out = torch.empty((len(groups.tokens), x.shape[1]))
     failed = _functions().float_experts(
         x.data_ptr(),
@@ -369,7 +370,13 @@ def _pointers(groups: Groups | None) -> tuple[int | None, int | None, int | None
     if groups is None:
         return None, None, None, 0
     experts = None if groups.experts is None else groups.experts.data_ptr()
-    return groups.tokens.data_ptr(), experts, groups.ends.data_ptr(), len(groups.ends)
+    tokens = None if groups.tokens is None else groups.tokens.data_ptr()
+    return tokens, experts, groups.ends.data_ptr(), len(groups.ends)
+
+
+def _rows(count: int, groups: Groups | None) -> int:
+    """Rows of the result, where x has `count`."""
+    return count if groups is None or groups.tokens is None else len(groups.tokens)
 
 
 def _matrix(values: Tensor, sizes: Tensor, bias: Tensor | None, width: int) -> Matrix:

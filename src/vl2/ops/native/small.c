@@ -76,12 +76,15 @@ void rope(const void *x, int dtype, int64_t tokens, int64_t heads, int64_t width
   }
 }
 
-/* Weighted sum of the k rows of each token; `order` says which choice t k + j a row is of. */
+/*
+ * Weighted sum of the k rows of each token; `order` says which choice t k + j a row is of, null that
+ * rows stand in the order of the choices.
+ */
 int combine(const void *rows, int dtype, const int64_t *order, const float *weights, int64_t tokens,
             int64_t k, int64_t width, float *out, int threads) {
   int64_t *place = malloc((tokens * k + 1) * sizeof(int64_t));
   if (!place) return -1;
-  for (int64_t i = 0; i < tokens * k; i++) place[order[i]] = i;
+  for (int64_t i = 0; i < tokens * k; i++) place[order ? order[i] : i] = i;
 #pragma omp parallel for num_threads(threads) schedule(static)
   for (int64_t t = 0; t < tokens; t++) {
     float row[width], *sum = out + t * width;

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import ctypes
-import functools
-
 import pytest
 import torch
+from tests.unit.native_paths import use_path
 from torch import Tensor
 
 from vl2.ops import quant_linear
 from vl2.ops.moe import Routing, expert_mlp_ref
-from vl2.ops.native import build, kernels
 from vl2.ops.quant import Int4Weight, Int8Weight, quantize_int4, quantize_int8
 from vl2.ops.quant_linear import (
     int4_expert_mlp,
@@ -38,38 +35,9 @@ def relative(found: Tensor, wanted: Tensor) -> float:
 
 @pytest.fixture(params=["native", "portable", "kernel", "plain"])
 def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """All ways to multiply: our C for this machine, without its special instructions and not at
-    all, which leaves PyTorch's integer kernels, or floats for machines without them."""
+    """All ways to multiply: see `use_path`."""
     use_path(request.param, monkeypatch)
     return request.param
-
-
-def use_path(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    forget = (kernels.functions, kernels.has_tiles, kernels.has_int4)
-    if name == "native" and kernels.functions() is None:
-        pytest.skip("there is no C compiler")
-    if name == "portable":
-        library = portable_library()
-        monkeypatch.setattr(kernels, "library", lambda: library)
-    elif name != "native":
-        monkeypatch.setattr(kernels, "library", lambda: None)
-    if name != "native":
-        fresh = {f.__name__: functools.cache(f.__wrapped__) for f in forget}
-        for name_, function in fresh.items():
-            monkeypatch.setattr(kernels, name_, function)
-    if name == "plain":
-        monkeypatch.setattr(quant_linear, "has_int_matmul", lambda device: False)
-        monkeypatch.setattr(quant_linear, "has_int4_kernel", lambda device: False)
-        monkeypatch.setattr(quant_linear, "DEQUANTIZE_NUMBERS", 5000)  # several parts per matrix
-
-
-@functools.cache
-def portable_library() -> ctypes.CDLL:
-    """The C files for any processor of this architecture."""
-    try:
-        return build.load(())
-    except build.NotBuiltError as error:
-        pytest.skip(str(error))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

@@ -125,10 +125,13 @@ static void row_by_row(const group *g, const int8_t *w, const float *scale, cons
 #define DEPTH 64 /* bytes of a tile's row */
 #define WORDS (TILE * TILE)
 
-/* Linux hands the tile registers to a process that asks. */
+static int allowed; /* set before anything is multiplied */
+
+/* Linux hands the tile registers to a process that asks; without them rows go one by one. */
 int has_tiles(void) {
   const int request_permission = 0x1023, tile_data = 18;
-  return syscall(SYS_arch_prctl, request_permission, tile_data) == 0;
+  allowed = syscall(SYS_arch_prctl, request_permission, tile_data) == 0;
+  return allowed;
 }
 
 static void configure_tiles(void) {
@@ -268,7 +271,7 @@ static void tile_by_tile(const group *g, const int8_t *w, const float *scale, co
 }
 
 /* Whether so many rows go through tiles: one row is faster row by row. */
-static int tiled(int64_t rows) { return rows > 1; }
+static int tiled(int64_t rows) { return allowed && rows > 1; }
 #else
 int has_tiles(void) { return 0; }
 #endif

@@ -44,6 +44,7 @@ def functions() -> ctypes.CDLL | None:
     found = library()
     if found is None:
         return None
+    found.has_tiles()  # asks for them, once for the process
     found.int8_linear.argtypes = (
         [POINTER, INT, COUNT, COUNT, INT]
         + [POINTER] * 3
@@ -267,7 +268,7 @@ def rope(
 def combine(
     rows: Float[Tensor, "m h"], order: Int[Tensor, " m"] | None, weights: Float[Tensor, "n k"]
 ) -> Float[Tensor, "n h"]:
-    """See `combine_experts`; the same bits.
+    """See `combine_experts`: one choice after the other, where PyTorch may take another order.
 
     Args:
         rows: float32 or bfloat16.

@@ -1,0 +1,38 @@
+"""The ways in which products run: our C for this machine and for any, PyTorch, floats alone."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+
+import pytest
+
+from vl2.ops import quant_linear
+from vl2.ops.native import build, kernels
+
+
+def use_path(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let one test run through "native", "portable" (without this processor's own instructions),
+    "kernel" (PyTorch's integer kernels) or "plain" (floats, for machines without these)."""
+    if name == "native":
+        if kernels.functions() is None:
+            pytest.skip("there is no C compiler")
+        return
+    library = portable_library() if name == "portable" else None
+    monkeypatch.setattr(kernels, "library", lambda: library)
+    for remembered in ("functions", "has_tiles", "has_int4", "has_experts"):
+        anew = functools.cache(getattr(kernels, remembered).__wrapped__)
+        monkeypatch.setattr(kernels, remembered, anew)
+    if name == "plain":
+        monkeypatch.setattr(quant_linear, "has_int_matmul", lambda device: False)
+        monkeypatch.setattr(quant_linear, "has_int4_kernel", lambda device: False)
+        monkeypatch.setattr(quant_linear, "DEQUANTIZE_NUMBERS", 5000)  # several parts per matrix
+
+
+@functools.cache
+def portable_library() -> ctypes.CDLL:
+    """The C files for any processor of this architecture."""
+    try:
+        return build.load(())
+    except build.NotBuiltError as error:
+        pytest.skip(str(error))

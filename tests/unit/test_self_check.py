@@ -27,6 +27,7 @@ def test_every_way_of_running_agrees(check):
         "chunked = one-shot",
         "reused = computed",
         "guessed = stepped",
+        "C = PyTorch",
     ]
     assert all(c.passed and c.prompts == len(MIXED) and c.tokens > 0 for c in found)
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from vl2.engine.cores import CGROUP, available_cores, read_or_empty
+from vl2.ops.native import kernels
 
 PROC = Path("/proc")
 
@@ -57,6 +58,7 @@ def describe_machine() -> dict[str, Any]:
         "cpu": cpu_name(),
         "instructions": torch.backends.cpu.get_cpu_capability(),
         "amx": has_amx(),
+        "c_functions": kernels.describe(),
         "cores": available_cores(),
         "threads": torch.get_num_threads(),
         "omp_num_threads": os.environ.get("OMP_NUM_THREADS"),

@@ -13,6 +13,12 @@ median over the rounds, and larger is better:
     eager_decode_over_reference   time of the official algorithm for a token / our fp32 time
     prefix_cache_ttft_over_first  time to first token / the same once more, from the prefix cache
 
+`bounds` are what two of them could be at best, were all of a step the reading of weights:
+
+    batch8_over_batch1            8 times the bytes that one token meets / those that 8 meet
+    eager_decode_over_reference   the official algorithm's time / that of reading a token's float32
+                                  weights at the fastest speed that this run saw
+
 Our side is the whole engine; the official algorithm runs without one, which favours it. The two of
 batch and cache are of int8, where that does not fit of int4. A ratio whose forms do not fit into
 memory together is None and stands in `reasons`.
@@ -61,6 +67,7 @@ def summarise(bench: BenchConfig) -> dict[str, Any]:
         "bench": "summary",
         **describe_model(bench, candidates.config),
         **ratios,
+        "bounds": _bounds(candidates, taken, speeds, fast),
         "reasons": _reasons(candidates, ratios),
         "batch_and_cache_of": fast,
         "prompt": bench.prompt_tokens,
@@ -117,6 +124,24 @@ def _shares(
     read = weight_bytes_read(state, candidates.config.language_config)
     speed = read / middle(taken["int8_decode"]) / 1e9
     return {name: round(speed / bound, 3) for name, bound in named.items()}
+
+
+def _bounds(
+    candidates: Candidates, taken: Taken, speeds: Mapping[str, float | None], fast: str
+) -> dict[str, float | None]:
+    """The most that reading weights leaves of two ratios."""
+    config = candidates.config.language_config
+    state = candidates.read[fast].state_dict()
+    one, many = (weight_bytes_read(state, config, tokens) for tokens in (1, SEQUENCES))
+    found: dict[str, float | None] = {"batch8_over_batch1": round(SEQUENCES * one / many, 3)}
+    found["eager_decode_over_reference"] = None
+    if "none" in candidates.engines:
+        read = weight_bytes_read(candidates.read["none"].state_dict(), config)
+        fastest = max(speed or 0.0 for name, speed in speeds.items() if name.endswith("gb_per_s"))
+        seconds = read / fastest / 1e9
+        bound = middle(taken["official_decode"]) / seconds
+        found["eager_decode_over_reference"] = round(bound, 3)
+    return found
 
 
 def _reasons(candidates: Candidates, ratios: Mapping[str, float | None]) -> dict[str, str]:

@@ -162,6 +162,7 @@ def _devices() -> dict[str, Any]:
     import torch
 
     from vl2.engine.cores import available_cores, choose_threads
+    from vl2.ops.native import kernels
 
     instructions = torch.backends.cpu.get_cpu_capability()
     cards = [
@@ -172,6 +173,7 @@ def _devices() -> dict[str, Any]:
         "cpu": f"{platform.machine()}, {os.cpu_count()} cores, {instructions}",
         "cores to use": available_cores(),
         "threads": choose_threads(None),
+        "C functions": kernels.describe(),
         "cuda": ", ".join(cards) or "none",
     }
 

@@ -21,6 +21,7 @@ from vl2.engine.compiling import compiled, why_not_compiled
 from vl2.engine.config import EngineConfig, SamplingParams
 from vl2.engine.engine import Engine
 from vl2.model.vl2 import VL2Model
+from vl2.ops.native import kernels
 from vl2.processing.inputs import ModelInputs
 from vl2.processing.processor import Processor
 
@@ -87,6 +88,7 @@ class SelfCheck:
         yield self._compare("reused = computed", wanted, self._reused)
         guesses = {**APART, "speculative_tokens": 4, "prompt_lookup": 2}
         yield self._compare("guessed = stepped", wanted, lambda: self._together(**guesses))
+        yield self._plain(wanted)
         if compiling:
             yield self._compiled(wanted)
 
@@ -128,6 +130,17 @@ class SelfCheck:
             prompt.images_spatial_crop[None].to(device),
         )
         return out.logits[0, -len(answer) :]
+
+    def _plain(self, wanted: list[list[int]]) -> Check:
+        held, reason = self.model.config.quantization_config, None
+        if not kernels.runs(self.model.image_newline.detach()):
+            reason = "nothing runs in C: " + kernels.describe()
+        elif held is not None and held.scheme == "int4":
+            reason = "PyTorch's product with int4 weights rounds to bfloat16, ours does not"
+        if reason is not None:
+            return Check(name="C = PyTorch", prompts=0, tokens=0, seconds=0.0, skipped=reason)
+        with kernels.left_out():
+            return self._compare("C = PyTorch", wanted, lambda: self._together(**APART))
 
     def _compiled(self, wanted: list[list[int]]) -> Check:
         reason = why_not_compiled(self.model)

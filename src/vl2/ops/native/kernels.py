@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from typing import NamedTuple
 
@@ -11,7 +12,7 @@ import torch
 from jaxtyping import Float, Int, Int8, UInt8
 from torch import Tensor
 
-from vl2.ops.native.build import library
+from vl2.ops.native.build import NotBuiltError, library, load, machine_flags
 
 ACTIVATIONS = ("none", "swiglu", "gelu")
 """What happens to numbers before they are rounded, in the order of the C file."""
@@ -21,6 +22,7 @@ DTYPES = (torch.float32, torch.bfloat16)
 """What is read and written, in the order of the C file."""
 FEW_ROWS = 8
 """Rows up to which a CPU without AMX is faster here than in oneDNN, which packs weights anew."""
+_OFF: list[bool] = []
 POINTER, COUNT, INT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
 
 
@@ -92,11 +94,31 @@ def has_int4() -> bool:
 
 def runs(*inputs: Tensor) -> bool:
     """Whether the functions take these: they lie in memory, want no gradient, and C is there."""
-    if torch.is_grad_enabled() and any(x.requires_grad for x in inputs):
+    if _OFF or (torch.is_grad_enabled() and any(x.requires_grad for x in inputs)):
         return False
     if inputs[0].device.type != "cpu" or torch.compiler.is_compiling():
         return False
     return functions() is not None
+
+
+@contextmanager
+def left_out() -> Iterator[None]:
+    """Let PyTorch do everything meanwhile, in all threads: to compare with."""
+    _OFF.append(True)
+    try:
+        yield
+    finally:
+        _OFF.pop()
+
+
+def describe() -> str:
+    """What the functions use of this processor, or why there are none."""
+    try:
+        load(machine_flags())
+    except NotBuiltError as error:
+        return f"not compiled: {error}"
+    used = {"AMX": has_tiles(), "AVX-512": has_int4()}
+    return "compiled" + "".join(f", {name}" for name, there in used.items() if there)
 
 
 def int8_linear(

@@ -11,6 +11,7 @@ import torch
 from tests.unit.native_paths import use_path
 from torch import Tensor
 
+from vl2.ops.attention import head_product, head_product_ref
 from vl2.ops.moe import (
     Routing,
     combine_experts_ref,
@@ -178,6 +179,11 @@ def test_small_functions_equal_their_twins(dtype: torch.dtype, width: int, path:
     heads, angles = torch.randn(2, 3, 5, width).to(dtype), torch.randn(2, 3, width)
     turned = apply_rope(heads, angles.cos(), angles.sin())
     assert torch.equal(turned, apply_rope_ref(heads, angles.cos(), angles.sin()))
+    matrices = torch.randn(5, 20, width).to(dtype)[:, 4:]  # which lie apart
+    for turned in (False, True):
+        given = torch.randn(2, 3, 5, 16 if turned else width).to(dtype)
+        twin = head_product_ref(given.double(), matrices.double(), turned=turned)
+        assert relative(head_product(given, matrices, turned=turned), twin) < eps
     order, weights = torch.randperm(4 * 6), torch.rand(4, 6)
     rows = torch.randn(24, width).to(dtype)
     wanted = combine_experts_ref(rows, order, weights)

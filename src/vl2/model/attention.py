@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from vl2.config import LanguageConfig
 from vl2.model.quant_layers import outputs
-from vl2.ops.attention import attention
+from vl2.ops.attention import attention, head_product
 from vl2.ops.kv_cache import KVCache
 from vl2.ops.norm import rms_norm
 from vl2.ops.paged import (
@@ -228,11 +228,11 @@ class LatentAttention(nn.Module):
 
     def _lift(self, q_nope: Float[Tensor, "b t n d"]) -> Float[Tensor, "b t n rank"]:
         """Take queries into latent space: q W_UK, so that keys need not be rebuilt."""
-        return torch.einsum("btnd,ndr->btnr", q_nope, self._up()[0])
+        return head_product(q_nope, self._up()[0], turned=True)
 
     def _lower(self, latent: Float[Tensor, "b t n rank"]) -> Float[Tensor, "b t n v"]:
         """Take attention's result out of latent space: W_UV, once per query."""
-        return torch.einsum("btnr,nvr->btnv", latent, self._up()[1])
+        return head_product(latent, self._up()[1], turned=False)
 
     def _up(self) -> tuple[Tensor, Tensor]:
         """The halves of kv_b_proj per head, [heads, *, rank]: W_UK and W_UV."""

@@ -7,6 +7,8 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from vl2.ops.native import kernels
+
 
 def decoder_mask(
     tokens: int,
@@ -36,6 +38,26 @@ def decoder_mask(
         own = segment_ids[:, -tokens:, None] == segment_ids[:, None, :]
         mask = mask & (own | (segment_ids[:, None, :] == 0))
     return mask[:, None]
+
+
+def head_product(
+    x: Float[Tensor, "b t h i"], weight: Float[Tensor, "h j k"], *, turned: bool
+) -> Float[Tensor, "b t h o"]:
+    """Each head's rows times its own matrix: x @ weight.T, or x @ weight if `turned`.
+
+    A few rows on a CPU go through C: a batched product first brings matrices into its own order.
+    """
+    few = x.shape[0] * x.shape[1] <= kernels.FEW_ROWS
+    if few and x.dtype == weight.dtype and x.dtype in kernels.DTYPES and kernels.runs(x, weight):
+        return kernels.head_linear(x.flatten(0, 1), weight, turned=turned).unflatten(0, x.shape[:2])
+    return head_product_ref(x, weight, turned=turned)
+
+
+def head_product_ref(
+    x: Float[Tensor, "b t h i"], weight: Float[Tensor, "h j k"], *, turned: bool
+) -> Float[Tensor, "b t h o"]:
+    """The plain twin of `head_product`."""
+    return torch.einsum("bthi,hio->btho" if turned else "bthi,hoi->btho", x, weight)
 
 
 def attention(

@@ -58,6 +58,9 @@ def functions() -> ctypes.CDLL | None:
     found.rms_norm.argtypes = [POINTER, POINTER, INT, COUNT, COUNT, ctypes.c_float, POINTER, INT]
     found.wide_linear.argtypes = [POINTER, INT, COUNT, COUNT, POINTER, INT, COUNT, POINTER, INT]
     found.rope.argtypes = [POINTER, INT] + [COUNT] * 3 + [POINTER] * 3 + [INT]
+    found.head_linear.argtypes = (
+        [POINTER, INT] + [COUNT] * 3 + [POINTER, COUNT, COUNT, INT, POINTER, INT]
+    )
     found.combine.argtypes = [POINTER, INT, POINTER, POINTER] + [COUNT] * 3 + [POINTER, INT]
     found.float_experts.argtypes = [POINTER] * 3 + [COUNT] * 3 + [POINTER] * 4 + [INT]
     for name in ("rms_norm", "wide_linear", "rope"):
@@ -284,6 +287,40 @@ def rope(
         out.data_ptr(),
         torch.get_num_threads(),
     )
+    return out
+
+
+def head_linear(
+    x: Float[Tensor, "n h i"], weight: Float[Tensor, "h a b"], *, turned: bool
+) -> Float[Tensor, "n h o"]:
+    """Each head's rows times its matrix, summed in float32: few rows.
+
+    Args:
+        x: float32 or bfloat16, as the weight.
+        weight: [o, i] of every head, or if `turned` [i, o]; matrices may lie apart.
+        turned: the product is x @ weight, not x @ weight.T.
+
+    Raises:
+        ValueError: the matrices have another width, or their rows are not one behind the other.
+    """
+    x = x.contiguous()
+    rows, columns = weight.shape[1:]
+    _fits(rows if turned else columns, x.shape[2])
+    if weight.stride()[1:] != (columns, 1):
+        raise ValueError(f"strides are {weight.stride()}: expected rows behind each other")
+    out = x.new_empty((*x.shape[:2], columns if turned else rows))
+    failed = _functions().head_linear(
+        x.data_ptr(),
+        DTYPES.index(x.dtype),
+        *x.shape,
+        weight.data_ptr(),
+        weight.stride(0),
+        out.shape[2],
+        turned,
+        out.data_ptr(),
+        torch.get_num_threads(),
+    )
+    _check(failed)
     return out
 
 

@@ -100,3 +100,35 @@ int combine(const void *rows, int dtype, const int64_t *order, const float *weig
   free(place);
   return 0;
 }
+
+/*
+ * x [tokens, heads, in] times a matrix per head, which lie `apart` numbers from each other: rows are
+ * those of the result, [out, in], or if `turned` those of x, [in, out]. Sums are float32.
+ */
+int head_linear(const void *x, int dtype, int64_t tokens, int64_t heads, int64_t in,
+                const void *weight, int64_t apart, int64_t width_out, int turned, void *out,
+                int threads) {
+  int failed = 0;
+#pragma omp parallel for num_threads(threads) schedule(static) reduction(| : failed)
+  for (int64_t h = 0; h < heads; h++) {
+    float *numbers = malloc((tokens * (in + width_out) + in + width_out) * sizeof(float));
+    failed |= !numbers;
+    if (!numbers) continue;
+    float *from = numbers, *to = from + tokens * in, *row = to + tokens * width_out;
+    for (int64_t t = 0; t < tokens; t++) load(x, dtype, (t * heads + h) * in, in, from + t * in);
+    memset(to, 0, tokens * width_out * sizeof(float));
+    for (int64_t j = 0; j < (turned ? in : width_out); j++) {
+      int64_t width = turned ? width_out : in;
+      load(weight, dtype, h * apart + j * width, width, row);
+      for (int64_t t = 0; t < tokens; t++)
+        if (turned)
+          for (int64_t i = 0; i < width; i++) to[t * width + i] += from[t * in + j] * row[i];
+        else
+          to[t * width_out + j] = dot(from + t * in, row, width);
+    }
+    for (int64_t t = 0; t < tokens; t++)
+      store(to + t * width_out, width_out, out, dtype, (t * heads + h) * width_out);
+    free(numbers);
+  }
+  return failed;
+}

@@ -20,7 +20,7 @@ import torch
 from vl2.benchmarks.machine import describe_machine
 from vl2.benchmarks.timing import middle, ratio, seconds, take_turns
 from vl2.config import LanguageConfig, VL2Config
-from vl2.ops.attention import attention
+from vl2.ops.attention import attention, head_product
 from vl2.ops.moe import chosen_expert_mlp, combine_experts, route, router_logits
 from vl2.ops.native import kernels
 from vl2.ops.norm import rms_norm
@@ -85,6 +85,7 @@ def small_cases(config: LanguageConfig) -> Iterator[Case]:
     x = torch.randn(1, width).bfloat16()
     yield "router", {"rows": 1}, lambda i: router_logits(x, router), None
     if config.use_mla:
+        yield from latent_cases(config)
         return
     for count in (1, 8):
         pool = torch.randn(COPIES * CACHED, 2 * heads * size).bfloat16()
@@ -92,6 +93,24 @@ def small_cases(config: LanguageConfig) -> Iterator[Case]:
         ours = partial(_singles, query=query, pool=pool)
         theirs = partial(_one_by_one, query=query, pool=pool)
         yield "attention", {"rows": count, "cached": CACHED}, ours, theirs
+
+
+def latent_cases(config: LanguageConfig) -> Iterator[Case]:
+    """The absorbed form's products of each head."""
+    rank, nope, heads = (
+        config.kv_lora_rank or 1,
+        config.qk_nope_head_dim,
+        config.num_attention_heads,
+    )
+    both = torch.randn(COPIES, heads, nope + config.v_head_dim, rank).bfloat16()
+    up_key, up_value = both.split([nope, config.v_head_dim], dim=2)
+    for name, w, width, turned in (("lift", up_key, nope, True), ("lower", up_value, rank, False)):
+        x = torch.randn(1, 1, heads, width).bfloat16()
+        yield f"latent {name}", {"rows": 1}, partial(_head, x=x, w=w, turned=turned), None
+
+
+def _head(number: int, x: torch.Tensor, w: torch.Tensor, turned: bool) -> torch.Tensor:
+    return head_product(x, w[number % COPIES], turned=turned)
 
 
 def _runs(number: int, count: int) -> list[tuple[int, int]]:

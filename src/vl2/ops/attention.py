@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from vl2.ops.native import kernels
+from vl2.ops.native import kernels, small
 
 
 def decoder_mask(
@@ -49,7 +49,7 @@ def head_product(
     """
     few = x.shape[0] * x.shape[1] <= kernels.FEW_ROWS
     if few and x.dtype == weight.dtype and x.dtype in kernels.DTYPES and kernels.runs(x, weight):
-        return kernels.head_linear(x.flatten(0, 1), weight, turned=turned).unflatten(0, x.shape[:2])
+        return small.head_linear(x.flatten(0, 1), weight, turned=turned).unflatten(0, x.shape[:2])
     return head_product_ref(x, weight, turned=turned)
 
 

@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from vl2.config import LanguageConfig
-from vl2.ops.native import kernels
+from vl2.ops.native import kernels, small
 
 COLUMN_ROWS = range(9, 65)
 """Numbers of rows that a CPU multiplies faster as columns: w @ x.T instead of x @ w.T."""
@@ -50,7 +50,7 @@ def router_logits(x: Float[Tensor, "n h"], weight: Float[Tensor, "e h"]) -> Floa
     """
     dtypes = {x.dtype, weight.dtype}
     if len(x) <= kernels.FEW_ROWS and dtypes <= set(kernels.DTYPES) and kernels.runs(x, weight):
-        return kernels.wide_linear(x, weight)
+        return small.wide_linear(x, weight)
     with torch.autocast(x.device.type, enabled=False):
         return F.linear(x.float(), weight.float())
 
@@ -234,7 +234,7 @@ def combine_experts(
     The sum over k has a fixed order, so that the result is reproducible.
     """
     if out.dtype in kernels.DTYPES and kernels.runs(out, weights):
-        return kernels.combine(out, order, weights)
+        return small.combine(out, order, weights)
     return combine_experts_ref(out, order, weights)
 
 

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from vl2.ops.native import kernels
+from vl2.ops.native import kernels, small
 
 
 def rms_norm(
@@ -18,7 +18,7 @@ def rms_norm(
     percent of a decoded token each.
     """
     if x.dtype == weight.dtype and x.dtype in kernels.DTYPES and kernels.runs(x, weight):
-        return kernels.rms_norm(x, weight, eps)
+        return small.rms_norm(x, weight, eps)
     return rms_norm_ref(x, weight, eps)
 
 

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from vl2.config import LanguageConfig
 from vl2.ops.attention import attention, attention_ref, decoder_mask
-from vl2.ops.native import kernels
+from vl2.ops.native import kernels, small
 
 Runs = tuple[tuple[int, int], ...]
 """[first, end) slots of a sequence's rows, in the order of its tokens."""
@@ -130,7 +130,7 @@ class PagedStep:
 
 def singles_run(config: LanguageConfig, pool: Float[Tensor, "slots w"]) -> bool:
     """Whether `paged_single_attention` takes this model's pools."""
-    fits = not config.use_mla and config.head_dim % kernels.LANES == 0
+    fits = not config.use_mla and config.head_dim % small.LANES == 0
     return fits and pool.dtype in kernels.DTYPES and kernels.runs(pool)
 
 
@@ -145,7 +145,7 @@ def paged_single_attention(
 
     A row of the pool is keys, then values, per head. Its twin is `paged_decode_attention_ref`.
     """
-    return kernels.decode_attention(query, pool, *singles, scale=scale)
+    return small.decode_attention(query, pool, *singles, scale=scale)
 
 
 def empty_pools(

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from vl2.logs import get_logger
 from vl2.ops.moe import Routing, combine_experts, sort_by_expert
-from vl2.ops.native import kernels
+from vl2.ops.native import kernels, small
 from vl2.ops.native.kernels import Groups
 from vl2.ops.quant import (
     DEQUANTIZE_NUMBERS,
@@ -92,7 +92,8 @@ def int8_products(
         groups: which rows meet which expert.
         dtype: of the result.
     """
-    if kernels.runs(x) and (kernels.has_tiles() or len(x) <= kernels.FEW_ROWS):
+    fits = x.shape[1] <= kernels.MOST_WIDTH
+    if fits and kernels.runs(x) and (kernels.has_tiles() or len(x) <= kernels.FEW_ROWS):
         return kernels.int8_linear(
             x, weights, bias=bias, activation=activation, groups=groups, dtype=dtype
         )
@@ -334,5 +335,5 @@ def combine_rows(
     if order is not None:
         return combine_experts(out, order, routing.weights)
     if out.dtype in kernels.DTYPES and kernels.runs(out, routing.weights):
-        return kernels.combine(out, None, routing.weights)
+        return small.combine(out, None, routing.weights)
     return (out.float() * routing.weights[0, :, None]).sum(dim=0, keepdim=True)

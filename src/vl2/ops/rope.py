@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from vl2.config import LanguageConfig, RopeScaling
-from vl2.ops.native import kernels
+from vl2.ops.native import kernels, small
 
 
 def yarn_mscale(factor: float, mscale: float) -> float:
@@ -84,7 +84,7 @@ def apply_rope(
 ) -> Float[Tensor, "b t h d"]:
     """Rotate channel i against channel i + d/2; computed in float32, returned in x's dtype."""
     if x.dtype in kernels.DTYPES and kernels.runs(x):
-        return kernels.rope(x, cos, sin)
+        return small.rope(x, cos, sin)
     return apply_rope_ref(x, cos, sin)
 
 

@@ -96,7 +96,8 @@ int int4_linear(const float *x, int64_t rows, int64_t width, int64_t group,
   {
 #pragma omp for schedule(static)
     for (int64_t t = 0; t < rows; t++)
-      for (int64_t g = 0; g < parts; g++) totals[t * parts + g] = sum(x + t * width + g * group, group);
+      for (int64_t g = 0; g < parts; g++)
+        totals[t * parts + g] = sum(x + t * width + g * group, group);
     for (int64_t g = 0, start = 0; g < groups; start = ends[g++]) {
       int64_t expert = experts ? experts[g] : g;
       const uint8_t *w = values + expert * out_rows * width / 2;
@@ -106,7 +107,8 @@ int int4_linear(const float *x, int64_t rows, int64_t width, int64_t group,
         for (int64_t t = start, left; (left = ends[g] - t) > 0; t += TOGETHER) {
           some_rows r = {.x = x, .totals = totals, .width = width, .group = group,
                          .out = out + t * out_rows + j, .stride = out_rows};
-          for (int64_t i = 0; i < TOGETHER && i < left; i++) r.row[i] = tokens ? tokens[t + i] : t + i;
+          for (int64_t i = t; i < t + TOGETHER && i < ends[g]; i++)
+            r.row[i - t] = tokens ? tokens[i] : i;
           const uint8_t *v = w + j * width / 2;
           const uint16_t *z = s + 2 * j;
           if (left >= TOGETHER)

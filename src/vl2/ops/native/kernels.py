@@ -1,4 +1,7 @@
-"""The C functions on tensors. Each has a twin in PyTorch in ops/quant_linear.py."""
+"""The library on tensors: when it runs, and its large products.
+
+The twins in PyTorch are in ops/quant_linear.py and ops/moe.py.
+"""
 
 from __future__ import annotations
 
@@ -9,15 +12,15 @@ from functools import cache
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Int, Int8, UInt8
+from jaxtyping import Float, Int8, UInt8
 from torch import Tensor
 
 from vl2.ops.native.build import NotBuiltError, library, load, machine_flags
 
 ACTIVATIONS = ("none", "swiglu", "gelu")
 """What happens to numbers before they are rounded, in the order of the C file."""
-LANES = 16
-"""What the widths of `decode_attention` are multiples of."""
+MOST_WIDTH = 2**16
+"""Longest row of an int8 product whose sums fit 32 bits: 255 * 127 times so many."""
 DTYPES = (torch.float32, torch.bfloat16)
 """What is read and written, in the order of the C file."""
 FEW_ROWS = 8
@@ -155,7 +158,7 @@ def int8_linear(
     made = dtype if dtype in DTYPES else torch.float32
     rows = _rows(count, groups)
     out = torch.empty((rows, sum(matrix.out for matrix in found)), dtype=made)
-    failed = _functions().int8_linear(
+    failed = ready().int8_linear(
         x.data_ptr(),
         DTYPES.index(x.dtype),
         count,
@@ -168,7 +171,7 @@ def int8_linear(
         DTYPES.index(made),
         torch.get_num_threads(),
     )
-    _check(failed)
+    check(failed)
     return out if made == dtype else out.to(dtype)
 
 
@@ -193,9 +196,9 @@ def int4_linear(
     x = x.float().contiguous()
     count, width = x.shape
     parts, out_rows = scale.shape[-3], scale.shape[-2]
-    _fits(values.shape[-2], width)
+    fits(values.shape[-2], width)
     out = torch.empty((_rows(count, groups), out_rows))
-    failed = _functions().int4_linear(
+    failed = ready().int4_linear(
         x.data_ptr(),
         count,
         width,
@@ -207,146 +210,7 @@ def int4_linear(
         out.data_ptr(),
         torch.get_num_threads(),
     )
-    _check(failed)
-    return out
-
-
-def rms_norm(
-    x: Float[Tensor, "*lead w"], weight: Float[Tensor, " w"], eps: float
-) -> Float[Tensor, "*lead w"]:
-    """Rows over the root of their mean square, in float32, cast back, times the weight.
-
-    Args:
-        x: float32 or bfloat16, as the weight.
-        weight: a factor per column.
-        eps: added to the mean square.
-    """
-    x = x.contiguous()
-    out = torch.empty_like(x)
-    width = x.shape[-1]
-    _functions().rms_norm(
-        x.data_ptr(),
-        weight.data_ptr(),
-        DTYPES.index(x.dtype),
-        x.numel() // width,
-        width,
-        eps,
-        out.data_ptr(),
-        torch.get_num_threads(),
-    )
-    return out
-
-
-def wide_linear(x: Float[Tensor, "n i"], weight: Float[Tensor, "o i"]) -> Float[Tensor, "n o"]:
-    """Return x @ weight.T in float32 of few rows, without a float32 copy of either.
-
-    Args:
-        x: float32 or bfloat16.
-        weight: float32 or bfloat16.
-
-    Raises:
-        ValueError: the matrix has another width.
-    """
-    x, weight = x.contiguous(), weight.contiguous()
-    count, width = x.shape
-    _fits(weight.shape[1], width)
-    out = torch.empty((count, len(weight)))
-    _functions().wide_linear(
-        x.data_ptr(),
-        DTYPES.index(x.dtype),
-        count,
-        width,
-        weight.data_ptr(),
-        DTYPES.index(weight.dtype),
-        len(weight),
-        out.data_ptr(),
-        torch.get_num_threads(),
-    )
-    return out
-
-
-def rope(
-    x: Float[Tensor, "b t h d"], cos: Float[Tensor, "b t d"], sin: Float[Tensor, "b t d"]
-) -> Float[Tensor, "b t h d"]:
-    """See `apply_rope`; the same bits.
-
-    Args:
-        x: float32 or bfloat16.
-        cos: float32.
-        sin: float32.
-    """
-    x, cos, sin = x.contiguous(), cos.contiguous(), sin.contiguous()
-    out = torch.empty_like(x)
-    _functions().rope(
-        x.data_ptr(),
-        DTYPES.index(x.dtype),
-        x.shape[0] * x.shape[1],
-        *x.shape[2:],
-        cos.data_ptr(),
-        sin.data_ptr(),
-        out.data_ptr(),
-        torch.get_num_threads(),
-    )
-    return out
-
-
-def head_linear(
-    x: Float[Tensor, "n h i"], weight: Float[Tensor, "h a b"], *, turned: bool
-) -> Float[Tensor, "n h o"]:
-    """Each head's rows times its matrix, summed in float32: few rows.
-
-    Args:
-        x: float32 or bfloat16, as the weight.
-        weight: [o, i] of every head, or if `turned` [i, o]; matrices may lie apart.
-        turned: the product is x @ weight, not x @ weight.T.
-
-    Raises:
-        ValueError: the matrices have another width, or their rows are not one behind the other.
-    """
-    x = x.contiguous()
-    rows, columns = weight.shape[1:]
-    _fits(rows if turned else columns, x.shape[2])
-    if weight.stride()[1:] != (columns, 1):
-        raise ValueError(f"strides are {weight.stride()}: expected rows behind each other")
-    out = x.new_empty((*x.shape[:2], columns if turned else rows))
-    failed = _functions().head_linear(
-        x.data_ptr(),
-        DTYPES.index(x.dtype),
-        *x.shape,
-        weight.data_ptr(),
-        weight.stride(0),
-        out.shape[2],
-        turned,
-        out.data_ptr(),
-        torch.get_num_threads(),
-    )
-    _check(failed)
-    return out
-
-
-def combine(
-    rows: Float[Tensor, "m h"], order: Int[Tensor, " m"] | None, weights: Float[Tensor, "n k"]
-) -> Float[Tensor, "n h"]:
-    """See `combine_experts`: one choice after the other, where PyTorch may take another order.
-
-    Args:
-        rows: float32 or bfloat16.
-        order: int64; None where rows stand in the order of the choices.
-        weights: float32.
-    """
-    rows, weights = rows.contiguous(), weights.contiguous()
-    out = torch.empty((len(weights), rows.shape[1]))
-    failed = _functions().combine(
-        rows.data_ptr(),
-        DTYPES.index(rows.dtype),
-        None if order is None else order.data_ptr(),
-        weights.data_ptr(),
-        *weights.shape,
-        rows.shape[1],
-        out.data_ptr(),
-        torch.get_num_threads(),
-    )
-    _check(failed)
+    check(failed)
     return out
 
 
@@ -361,7 +225,7 @@ def float_experts(
     x = x.contiguous()
     assert groups.tokens is not None
     out = torch.empty((len(groups.tokens), x.shape[1]))
-    failed = _functions().float_experts(
+    failed = ready().float_experts(
         x.data_ptr(),
         groups.tokens.data_ptr(),
         groups.ends.data_ptr(),
@@ -374,53 +238,12 @@ def float_experts(
         out.data_ptr(),
         torch.get_num_threads(),
     )
-    _check(failed)
+    check(failed)
     return out
 
 
-def decode_attention(
-    query: Float[Tensor, "n h d"],
-    pool: Float[Tensor, "slots w"],
-    slots: Int[Tensor, " s"],
-    ends: Int[Tensor, " n"],
-    *,
-    scale: float,
-) -> Float[Tensor, "n h d"]:
-    """Attention of one token of each of n sequences, which sees all of its sequence's rows.
-
-    Args:
-        query: float32 or bfloat16, as the pool; d is a multiple of `LANES`.
-        pool: a row is the keys and then the values of all key heads, which divide h.
-        slots: of the rows of each sequence, one sequence behind the other.
-        ends: behind the last slot of each sequence.
-        scale: of the scores.
-    """
-    query = query.contiguous()
-    count, heads, width = query.shape
-    out = torch.empty_like(query)
-    keys = pool.shape[1] // (2 * width)
-    failed = _functions().decode_attention(
-        query.data_ptr(),
-        pool.data_ptr(),
-        DTYPES.index(query.dtype),
-        heads,
-        keys,
-        pool.shape[1],
-        width,
-        keys * width,
-        width,
-        scale,
-        slots.data_ptr(),
-        ends.data_ptr(),
-        count,
-        out.data_ptr(),
-        torch.get_num_threads(),
-    )
-    _check(failed)
-    return out
-
-
-def _functions() -> ctypes.CDLL:
+def ready() -> ctypes.CDLL:
+    """The functions, where `runs` has said that they are there."""
     found = functions()
     assert found is not None, "ask `runs` first"
     return found
@@ -440,16 +263,26 @@ def _rows(count: int, groups: Groups | None) -> int:
 
 
 def _matrix(values: Tensor, sizes: Tensor, bias: Tensor | None, width: int) -> Matrix:
-    _fits(values.shape[-1], width)
+    fits(values.shape[-1], width)
     shift = None if bias is None else bias.data_ptr()
     return Matrix(values.data_ptr(), sizes.data_ptr(), shift, values.shape[-2])
 
 
-def _fits(found: int, width: int) -> None:
+def fits(found: int, width: int) -> None:
+    """Refuse a matrix of another width.
+
+    Raises:
+        ValueError: they differ.
+    """
     if found != width:
         raise ValueError(f"rows are {width} wide and the matrix takes {found}: expected the same")
 
 
-def _check(failed: int) -> None:
+def check(failed: int) -> None:
+    """Raise if a function had no memory.
+
+    Raises:
+        MemoryError: it had none.
+    """
     if failed:
         raise MemoryError("no memory for a product's working space: use fewer tokens at a time")

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from tests.unit.native_paths import use_path
-from torch import Tensor
+from tests.unit.quant_samples import relative
 
 from vl2.ops.attention import head_product, head_product_ref
 from vl2.ops.moe import (
@@ -40,10 +40,6 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
     monkeypatch.delenv("VL2_NATIVE", raising=False)
     monkeypatch.delenv("CC", raising=False)
     return tmp_path / "native"
-
-
-def relative(found: Tensor, wanted: Tensor) -> float:
-    return float((found.double() - wanted.double()).norm() / wanted.double().norm())
 
 
 def grouped(experts: int, sizes: list[int], rows: int) -> kernels.Groups:

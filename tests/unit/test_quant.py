@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor
+from tests.unit.quant_samples import matrix, relative
 
 from vl2.ops.quant import (
     dequantize_int4,
@@ -15,18 +15,6 @@ from vl2.ops.quant import (
     quantize_int8,
     quantize_int8_ref,
 )
-
-
-def matrix(out: int, width: int, *, experts: int | None = None) -> Tensor:
-    """Rows of different sizes, one of them all zero."""
-    shape = (out, width) if experts is None else (experts, out, width)
-    weight = torch.randn(shape) * torch.logspace(-3, 1, out)[:, None]
-    weight[..., out // 2, :] = 0
-    return weight
-
-
-def relative(found: Tensor, wanted: Tensor) -> float:
-    return float((found.double() - wanted.double()).norm() / wanted.double().norm())
 
 
 def test_int8_weights_equal_the_twin_and_are_near():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from tests.unit.native_paths import use_path
-from torch import Tensor
+from tests.unit.quant_samples import matrix, relative
 
 from vl2.ops import quant_linear
 from vl2.ops.moe import Routing, expert_mlp_ref
@@ -19,18 +19,6 @@ from vl2.ops.quant_linear import (
     int8_linear_ref,
     quantized_expert_mlp_ref,
 )
-
-
-def matrix(out: int, width: int, *, experts: int | None = None) -> Tensor:
-    """Rows of different sizes, one of them all zero."""
-    shape = (out, width) if experts is None else (experts, out, width)
-    weight = torch.randn(shape) * torch.logspace(-3, 1, out)[:, None]
-    weight[..., out // 2, :] = 0
-    return weight
-
-
-def relative(found: Tensor, wanted: Tensor) -> float:
-    return float((found.double() - wanted.double()).norm() / wanted.double().norm())
 
 
 @pytest.fixture(params=["native", "portable", "kernel", "plain"])

@@ -7,12 +7,10 @@
 
 #include "floats.h"
 
-#define LANES 16
 #define ROWS 4   /* cached rows that go together */
 #define PART 256 /* cached rows that a thread takes: fixed, so that no result depends on threads */
 #define MINUS_INFINITY (-__builtin_inff())
 
-typedef float lanes __attribute__((vector_size(LANES * sizeof(float))));
 typedef float quarter __attribute__((vector_size(LANES * sizeof(float) / 4)));
 typedef uint16_t halves __attribute__((vector_size(LANES * sizeof(uint16_t))));
 typedef uint32_t words __attribute__((vector_size(LANES * sizeof(uint32_t))));

@@ -10,7 +10,6 @@
 #ifdef __AVX512F__
 #include <immintrin.h>
 
-#define LANES 16  /* tokens in a register */
 #define MOST 64   /* tokens that go together */
 #define STRIP 24  /* rows of weights that go together: a multiple of 6 and of 8 */
 #define CHUNK 128 /* numbers that are added up before they join the sum: it rounds less */

@@ -5,6 +5,10 @@
 #include <stdint.h>
 #include <string.h>
 
+#define LANES 16 /* floats that are added up side by side, whatever registers there are */
+
+typedef float lanes __attribute__((vector_size(LANES * sizeof(float))));
+
 enum { FLOAT32, BFLOAT16 };
 
 static inline float as_float(uint32_t bits) {

@@ -6,10 +6,6 @@
 
 #include "floats.h"
 
-#define LANES 16
-
-typedef float lanes __attribute__((vector_size(LANES * sizeof(float))));
-
 /* Sum of products, lane by lane, so that the compiler need not reorder anything. */
 static float dot(const float *x, const float *y, int64_t width) {
   lanes sums = {0}, a, b;

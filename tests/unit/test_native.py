@@ -273,6 +273,9 @@ def test_why_there_is_no_library(own_cache: Path, monkeypatch: pytest.MonkeyPatc
         assert f"{own_cache}" in reason()
     [made] = own_cache.iterdir()
     assert reason().endswith("remove it")
+    with monkeypatch.context() as other:
+        other.setattr(build, "_trusted", lambda: {made.stat().st_uid + 1})
+        assert reason().startswith(f"{made} belongs to another user")
     made.unlink()
     own_cache.rmdir()
     own_cache.write_text("a file in the folder's place")

@@ -66,10 +66,17 @@ def load(flags: tuple[str, ...]) -> ctypes.CDLL:
     path = cache_folder() / f"{_key(compiler, flags)}.so"
     if not path.exists():
         _compile(compiler, flags, path)
+    if path.stat().st_uid not in _trusted():
+        raise NotBuiltError(f"{path} belongs to another user: set VL2_CACHE to a folder of yours")
     try:
         return ctypes.CDLL(str(path))
     except OSError as error:
         raise NotBuiltError(f"{path} cannot be loaded ({error}): remove it") from error
+
+
+def _trusted() -> set[int]:
+    """Whose libraries are loaded: those of this user and of root."""
+    return {os.getuid(), 0}
 
 
 def find_compiler() -> str:

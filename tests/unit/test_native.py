@@ -279,7 +279,7 @@ def test_why_there_is_no_library(own_cache: Path, monkeypatch: pytest.MonkeyPatc
     made.unlink()
     own_cache.rmdir()
     own_cache.write_text("a file in the folder's place")
-    assert "cannot write" in reason()
+    assert "cannot be written" in reason()
 
 
 def test_what_fails_is_said_once_and_pytorch_goes_on(

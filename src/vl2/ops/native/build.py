@@ -140,6 +140,8 @@ def _compile(compiler: str, flags: tuple[str, ...], path: Path) -> None:
                 said = done.stderr.strip().splitlines() or ["nothing"]
                 raise NotBuiltError(f"{compiler} fails and says: {said[0]}")
             made.replace(path)
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise NotBuiltError(f"{compiler} cannot write {path.parent}: {error}") from error
+    except OSError as error:
+        raise NotBuiltError(f"{path.parent} cannot be written: {error.strerror}") from error
+    except subprocess.TimeoutExpired as error:
+        raise NotBuiltError(f"{compiler} took longer than {TIMEOUT_SECONDS} s") from error
     log.info("compiled the products in %.1f s", time.perf_counter() - start)

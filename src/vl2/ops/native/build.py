@@ -48,7 +48,7 @@ def library() -> ctypes.CDLL | None:
     try:
         return load(machine_flags())
     except NotBuiltError as error:
-        log.info("quantised products run in PyTorch: %s", error)
+        log.info("PyTorch does what C functions would: %s", error)
         return None
 
 
@@ -144,4 +144,4 @@ def _compile(compiler: str, flags: tuple[str, ...], path: Path) -> None:
         raise NotBuiltError(f"{path.parent} cannot be written: {error.strerror}") from error
     except subprocess.TimeoutExpired as error:
         raise NotBuiltError(f"{compiler} took longer than {TIMEOUT_SECONDS} s") from error
-    log.info("compiled the products in %.1f s", time.perf_counter() - start)
+    log.info("compiled the C functions in %.1f s", time.perf_counter() - start)

@@ -253,7 +253,12 @@ def test_a_library_is_compiled_once(own_cache: Path):
     assert [made.stat().st_mtime_ns for made in own_cache.iterdir()] == [before]
 
 
-def test_why_there_is_no_library(own_cache: Path, monkeypatch: pytest.MonkeyPatch):
+def no_home(cls: type[Path]) -> Path:
+    """As pathlib says it of a user without a home."""
+    raise RuntimeError("Could not determine home directory.")
+
+
+def test_why_there_is_no_library(own_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     def reason() -> str:
         with pytest.raises(build.NotBuiltError) as caught:
             build.load(("-O0",))
@@ -264,6 +269,16 @@ def test_why_there_is_no_library(own_cache: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.delenv("VL2_NATIVE")
     monkeypatch.setenv("CC", "no-such-compiler")
     assert reason() == "no-such-compiler is not installed (gcc or clang would do)"
+    script = tmp_path / "broken"
+    script.write_bytes(b"\x7fELF")
+    script.chmod(0o755)
+    monkeypatch.setenv("CC", str(script))
+    assert reason().startswith(f"{script} cannot be run: ")
+    with monkeypatch.context() as homeless:
+        homeless.delenv("VL2_CACHE")
+        homeless.setattr(Path, "home", classmethod(no_home))
+        homeless.delenv("CC")
+        assert reason() == "Could not determine home directory. Set VL2_CACHE to a folder of yours"
     monkeypatch.setenv("CC", "false")
     assert "false fails and says: nothing" in reason()
     assert list(own_cache.iterdir()) == []

@@ -1,13 +1,14 @@
 """Fonts fetched from pinned packages when training data is built; the repository keeps none."""
 
 import hashlib
-import os
 import re
 import subprocess
 import sys
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
+
+from vl2.folders import cache_folder
 
 FONT_SUFFIXES = (".ttf", ".otf")
 
@@ -111,7 +112,7 @@ FONT_PACKAGES: tuple[FontPackage, ...] = (
 
 def default_cache_dir() -> Path:
     """`$VL2_CACHE/fonts`, or `~/.cache/vl2/fonts`."""
-    return Path(os.environ.get("VL2_CACHE") or Path.home() / ".cache" / "vl2") / "fonts"
+    return cache_folder("fonts")
 
 
 def fetch_fonts(cache_dir: Path | None = None) -> list[Path]:

@@ -19,6 +19,7 @@ import time
 from functools import cache
 from pathlib import Path
 
+from vl2.folders import cache_folder
 from vl2.logs import get_logger
 
 log = get_logger(__name__)
@@ -63,7 +64,7 @@ def load(flags: tuple[str, ...]) -> ctypes.CDLL:
     if sys.platform != "linux":
         raise NotBuiltError(f"they are compiled on Linux, and this is {sys.platform}")
     compiler = find_compiler()
-    path = cache_folder() / f"{_key(compiler, flags)}.so"
+    path = _folder() / f"{_key(compiler, flags)}.so"
     if not path.exists():
         _compile(compiler, flags, path)
     if path.stat().st_uid not in _trusted():
@@ -72,6 +73,14 @@ def load(flags: tuple[str, ...]) -> ctypes.CDLL:
         return ctypes.CDLL(str(path))
     except OSError as error:
         raise NotBuiltError(f"{path} cannot be loaded ({error}): remove it") from error
+
+
+def _folder() -> Path:
+    """Where libraries are kept."""
+    try:
+        return cache_folder("native")
+    except RuntimeError as error:
+        raise NotBuiltError(f"{error} Set VL2_CACHE to a folder of yours") from error
 
 
 def _trusted() -> set[int]:
@@ -100,16 +109,9 @@ def machine_flags() -> tuple[str, ...]:
     return ("-mcpu=native",)
 
 
-def cache_folder() -> Path:
-    """Where libraries are kept."""
-    return Path(os.environ.get("VL2_CACHE") or Path.home() / ".cache" / "vl2") / "native"
-
-
 def _key(compiler: str, flags: tuple[str, ...]) -> str:
     """Hash of sources, compiler, flags and processor: homes are shared between machines."""
-    version = subprocess.run(
-        [compiler, "--version"], capture_output=True, text=True, timeout=TIMEOUT_SECONDS
-    ).stdout
+    version = _run([compiler, "--version"]).stdout
     parts = [compiler, version, *FLAGS, *flags, _processor(), *(map(_source, SOURCES + HEADERS))]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
 
@@ -126,6 +128,16 @@ def _processor() -> str:
     return "\n".join([platform.machine(), *dict.fromkeys(kept)])
 
 
+def _run(command: list[str]) -> subprocess.CompletedProcess[str]:
+    """Run the compiler; what it returns is the caller's matter."""
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_SECONDS)
+    except OSError as error:
+        raise NotBuiltError(f"{command[0]} cannot be run: {error.strerror}") from error
+    except subprocess.TimeoutExpired as error:
+        raise NotBuiltError(f"{command[0]} took longer than {TIMEOUT_SECONDS} s") from error
+
+
 def _compile(compiler: str, flags: tuple[str, ...], path: Path) -> None:
     """Write the library at once, so that two processes may do so at the same time."""
     sources = [str(Path(__file__).with_name(name)) for name in SOURCES]
@@ -135,13 +147,11 @@ def _compile(compiler: str, flags: tuple[str, ...], path: Path) -> None:
         with tempfile.TemporaryDirectory(dir=path.parent) as folder:
             made = Path(folder) / path.name
             command = [compiler, *FLAGS, *flags, *sources, "-o", str(made)]
-            done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_SECONDS)
+            done = _run(command)
             if done.returncode:
                 said = done.stderr.strip().splitlines() or ["nothing"]
                 raise NotBuiltError(f"{compiler} fails and says: {said[0]}")
             made.replace(path)
     except OSError as error:
         raise NotBuiltError(f"{path.parent} cannot be written: {error.strerror}") from error
-    except subprocess.TimeoutExpired as error:
-        raise NotBuiltError(f"{compiler} took longer than {TIMEOUT_SECONDS} s") from error
     log.info("compiled the C functions in %.1f s", time.perf_counter() - start)

@@ -114,13 +114,10 @@ def outputs(
     x: Float[Tensor, "*lead i"], *layers: nn.Module
 ) -> tuple[Float[Tensor, "*lead _"], ...]:
     """Outputs of linear layers that read the same x: in int8 it is rounded once for all of them."""
-    weights = [
-        layer.weight.data
-        for layer in layers
-        if isinstance(layer, QuantLinear) and layer.bias is None and not gradients_pass(x)
-    ]
+    quantised = [layer for layer in layers if isinstance(layer, QuantLinear) and layer.bias is None]
+    weights = (layer.weight.data for layer in quantised)
     held = [weight for weight in weights if isinstance(weight, Int8Weight)]
-    if len(held) < len(layers):
+    if len(held) < len(layers) or gradients_pass(x):
         return tuple(layer(x) for layer in layers)
     out = int8_products(x.flatten(0, -2), held, dtype=x.dtype).unflatten(0, x.shape[:-1])
     return out.split([len(weight.scale) for weight in held], dim=-1)

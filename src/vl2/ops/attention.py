@@ -48,7 +48,7 @@ def head_product(
     A few rows on a CPU go through C: a batched product first brings matrices into its own order.
     """
     few = x.shape[0] * x.shape[1] <= kernels.FEW_ROWS
-    if few and x.dtype == weight.dtype and x.dtype in kernels.DTYPES and kernels.runs(x, weight):
+    if few and x.dtype == weight.dtype and small.takes(x, weight):
         return small.head_linear(x.flatten(0, 1), weight, turned=turned).unflatten(0, x.shape[:2])
     return head_product_ref(x, weight, turned=turned)
 

@@ -6,15 +6,17 @@ greedy (DeepSeek-V2), and sigmoid with a correction bias, "noaux_tc" (Base; arXi
 
 from __future__ import annotations
 
+from functools import cache
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from vl2.config import LanguageConfig
 from vl2.ops.native import kernels, small
+from vl2.ops.native.kernels import Groups
 
 COLUMN_ROWS = range(9, 65)
 """Numbers of rows that a CPU multiplies faster as columns: w @ x.T instead of x @ w.T."""
@@ -48,8 +50,7 @@ def router_logits(x: Float[Tensor, "n h"], weight: Float[Tensor, "e h"]) -> Floa
 
     Few rows on a CPU go through C, which needs no float32 copy of a bfloat16 weight.
     """
-    dtypes = {x.dtype, weight.dtype}
-    if len(x) <= kernels.FEW_ROWS and dtypes <= set(kernels.DTYPES) and kernels.runs(x, weight):
+    if len(x) <= kernels.FEW_ROWS and small.takes(x, weight):
         return small.wide_linear(x, weight)
     with torch.autocast(x.device.type, enabled=False):
         return F.linear(x.float(), weight.float())
@@ -146,20 +147,13 @@ def chosen_expert_mlp(
     multiplied a fifth faster as columns. More than a few tokens in float32 go through C, which
     reads each weight where it lies instead of packing it. The twin is `expert_mlp_ref`.
     """
-    order, counts = sort_by_expert(routing.experts, gate.shape[0])
-    tokens = order // routing.experts.shape[1]
+    order, groups = group_rows(routing, gate.shape[0])
     if len(x) > kernels.FEW_ROWS and x.dtype == torch.float32 and _native_experts(x, gate):
-        groups = kernels.Groups(tokens, counts.cumsum(0), None)
-        return combine_experts(
-            kernels.float_experts(x, groups, gate, up, down), order, routing.weights
-        )
-    rows, first, outs = x[tokens], 0, []
-    for expert, size in enumerate(counts.tolist()):
-        if size:
-            part = rows[first : first + size]
-            outs.append(_swiglu(part, gate[expert], up[expert], down[expert]))
-            first += size
-    return combine_experts(torch.cat(outs), order, routing.weights).to(x.dtype)
+        out = kernels.float_experts(x, groups, gate, up, down)
+    else:
+        parts = split_rows(x, groups)
+        out = torch.cat([_swiglu(rows, gate[e], up[e], down[e]) for rows, e in parts])
+    return combine_experts(out, order, routing.weights).to(x.dtype)
 
 
 def _native_experts(x: Tensor, gate: Tensor) -> bool:
@@ -196,6 +190,41 @@ def sort_by_expert(
     return copies.argsort(stable=True), counts
 
 
+def group_rows(routing: Routing, total: int) -> tuple[Int[Tensor, " m"] | None, Groups]:
+    """The m = n * k choices of all tokens by expert, and their order, see `sort_by_expert`.
+
+    Those of one token need no sorting: there is no order then, and each is a group.
+    """
+    tokens, k = routing.experts.shape
+    if tokens == 1:
+        first, ends = _single(k, routing.experts.device)
+        return None, Groups(first, ends, routing.experts[0].contiguous())
+    order, counts = sort_by_expert(routing.experts, total)
+    return order, Groups(order // k, counts.cumsum(0), None)
+
+
+@cache
+def _single(k: int, device: torch.device) -> tuple[Int[Tensor, " {k}"], Int[Tensor, " {k}"]]:
+    """Tokens and ends of the k groups of one token; made once, and never written."""
+    with torch.inference_mode(False):
+        ends = torch.arange(1, k + 1, device=device)
+        return torch.zeros_like(ends), ends
+
+
+def in_order(groups: Groups) -> Groups:
+    """The same groups of rows that stand in their order already."""
+    return groups._replace(tokens=None)
+
+
+def split_rows(x: Shaped[Tensor, "n i"], groups: Groups) -> list[tuple[Tensor, tuple[int]]]:
+    """The rows of each group that has any, and the index of its expert."""
+    rows = x if groups.tokens is None else x[groups.tokens]
+    ends = groups.ends.tolist()
+    experts = range(len(ends)) if groups.experts is None else groups.experts.tolist()
+    spans = zip([0, *ends[:-1]], ends, experts, strict=True)
+    return [(rows[start:end], (expert,)) for start, end, expert in spans if start < end]
+
+
 def expert_swiglu(
     rows: Float[Tensor, "m h"],
     counts: Int[Tensor, " e"],
@@ -227,22 +256,25 @@ def expert_swiglu_ref(
 
 
 def combine_experts(
-    out: Float[Tensor, "m h"], order: Int[Tensor, " m"], weights: Float[Tensor, "n k"]
+    out: Float[Tensor, "m h"], order: Int[Tensor, " m"] | None, weights: Float[Tensor, "n k"]
 ) -> Float[Tensor, "n h"]:
     """Weighted float32 sum of each token's k copies, which stand in the order of `sort_by_expert`.
 
-    The sum over k has a fixed order, so that the result is reproducible.
+    Without an order they stand in that of the choices (`group_rows`). The sum over k has a fixed
+    order, so that the result is reproducible.
     """
-    if out.dtype in kernels.DTYPES and kernels.runs(out, weights):
+    if small.takes(out, weights):
         return small.combine(out, order, weights)
     return combine_experts_ref(out, order, weights)
 
 
 def combine_experts_ref(
-    out: Float[Tensor, "m h"], order: Int[Tensor, " m"], weights: Float[Tensor, "n k"]
+    out: Float[Tensor, "m h"], order: Int[Tensor, " m"] | None, weights: Float[Tensor, "n k"]
 ) -> Float[Tensor, "n h"]:
     """The plain twin of `combine_experts`."""
-    out = out[inverse_permutation(order)].unflatten(0, weights.shape).float()  # (N, k, H)
+    if order is not None:
+        out = out[inverse_permutation(order)]
+    out = out.unflatten(0, weights.shape).float()  # (N, k, H)
     return (out * weights[..., None]).sum(dim=1)
 
 

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from vl2.ops.native import kernels, small
+from vl2.ops.native import small
 
 
 def rms_norm(
@@ -17,7 +17,7 @@ def rms_norm(
     Without gradients on a CPU it is one call into C: PyTorch's own is nine operations there, half a
     percent of a decoded token each.
     """
-    if x.dtype == weight.dtype and x.dtype in kernels.DTYPES and kernels.runs(x, weight):
+    if x.dtype == weight.dtype and small.takes(x, weight):
         return small.rms_norm(x, weight, eps)
     return rms_norm_ref(x, weight, eps)
 

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from vl2.config import LanguageConfig
 from vl2.ops.attention import attention, attention_ref, decoder_mask
-from vl2.ops.native import kernels, small
+from vl2.ops.native import small
 
 Runs = tuple[tuple[int, int], ...]
 """[first, end) slots of a sequence's rows, in the order of its tokens."""
@@ -130,8 +130,7 @@ class PagedStep:
 
 def singles_run(config: LanguageConfig, pool: Float[Tensor, "slots w"]) -> bool:
     """Whether `paged_single_attention` takes this model's pools."""
-    fits = not config.use_mla and config.head_dim % small.LANES == 0
-    return fits and pool.dtype in kernels.DTYPES and kernels.runs(pool)
+    return not config.use_mla and config.head_dim % small.LANES == 0 and small.takes(pool)
 
 
 def paged_single_attention(

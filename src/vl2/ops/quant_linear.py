@@ -15,12 +15,12 @@ from functools import cache
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int, Int8, Shaped
+from jaxtyping import Float, Int8
 from torch import Tensor
 
 from vl2.logs import get_logger
-from vl2.ops.moe import Routing, combine_experts, sort_by_expert
-from vl2.ops.native import kernels, small
+from vl2.ops.moe import Routing, combine_experts, group_rows, in_order, split_rows
+from vl2.ops.native import kernels
 from vl2.ops.native.kernels import Groups
 from vl2.ops.quant import (
     DEQUANTIZE_NUMBERS,
@@ -98,11 +98,9 @@ def int8_products(
             x, weights, bias=bias, activation=activation, groups=groups, dtype=dtype
         )
     steps, scale = quantize_int8(activated(x.float(), activation))
-    parts = [(steps, ())]
-    if groups is not None:
-        if groups.tokens is not None:
-            steps, scale = steps[groups.tokens], scale[groups.tokens]
-        parts = _split(steps, groups)
+    parts = [(steps, ())] if groups is None else split_rows(steps, groups)
+    if groups is not None and groups.tokens is not None:
+        scale = scale[groups.tokens]
     outs = [
         torch.cat([_int_product(part, *at_expert(weight, expert)) for part, expert in parts])
         for weight in weights
@@ -117,14 +115,6 @@ def activated(x: Float[Tensor, "*lead i"], activation: str) -> Float[Tensor, "*l
         gate, up = x.chunk(2, dim=-1)
         return F.silu(gate) * up
     return F.gelu(x, approximate="tanh") if activation == "gelu" else x
-
-
-def _split(rows: Shaped[Tensor, "n i"], groups: Groups) -> list[tuple[Tensor, tuple[int]]]:
-    """The rows of each group that has any, and its expert."""
-    ends = groups.ends.tolist()
-    experts = range(len(ends)) if groups.experts is None else groups.experts.tolist()
-    spans = zip([0, *ends[:-1]], ends, experts, strict=True)
-    return [(rows[start:end], (expert,)) for start, end, expert in spans if start < end]
 
 
 @cache
@@ -245,7 +235,7 @@ def int8_expert_mlp(
     order, groups = group_rows(routing, len(gate.values))
     both = int8_products(x, (gate, up), groups=groups)
     out = int8_products(both, (down,), activation="swiglu", groups=in_order(groups))
-    return combine_rows(out, order, routing).to(x.dtype)
+    return combine_experts(out, order, routing.weights).to(x.dtype)
 
 
 def int4_expert_mlp(
@@ -269,10 +259,10 @@ def int4_expert_mlp(
         out = torch.cat(
             [
                 _int4_expert(rows, *(at_expert(w, e) for w in (gate, up, down)), inner=inner)
-                for rows, e in _split(x if groups.tokens is None else x[groups.tokens], groups)
+                for rows, e in split_rows(x, groups)
             ]
         )
-    return combine_rows(out, order, routing).to(x.dtype)
+    return combine_experts(out, order, routing.weights).to(x.dtype)
 
 
 def _int4_expert(
@@ -300,40 +290,3 @@ def quantized_expert_mlp_ref(
             hidden = F.silu(gate(row, e)) * up(row, e)
             out[n] += weight * down(hidden, e)[0].float()
     return out.to(x.dtype)
-
-
-def group_rows(routing: Routing, total: int) -> tuple[Int[Tensor, " m"] | None, Groups]:
-    """The m = n * k choices of all tokens by expert, and their order, see `sort_by_expert`.
-
-    Those of one token need no sorting: there is no order then, and each is a group.
-    """
-    tokens, k = routing.experts.shape
-    if tokens == 1:
-        first, ends = _single(k, routing.experts.device)
-        return None, Groups(first, ends, routing.experts[0].contiguous())
-    order, counts = sort_by_expert(routing.experts, total)
-    return order, Groups(order // k, counts.cumsum(0), None)
-
-
-def in_order(groups: Groups) -> Groups:
-    """The same groups of rows that stand in their order already."""
-    return groups._replace(tokens=None)
-
-
-@cache
-def _single(k: int, device: torch.device) -> tuple[Int[Tensor, " {k}"], Int[Tensor, " {k}"]]:
-    """Tokens and ends of the k groups of one token; made once, and never written."""
-    with torch.inference_mode(False):
-        ends = torch.arange(1, k + 1, device=device)
-        return torch.zeros_like(ends), ends
-
-
-def combine_rows(
-    out: Float[Tensor, "m h"], order: Int[Tensor, " m"] | None, routing: Routing
-) -> Float[Tensor, "n h"]:
-    """Weighted float32 sum of each token's rows, over its k choices in a fixed order."""
-    if order is not None:
-        return combine_experts(out, order, routing.weights)
-    if out.dtype in kernels.DTYPES and kernels.runs(out, routing.weights):
-        return small.combine(out, None, routing.weights)
-    return (out.float() * routing.weights[0, :, None]).sum(dim=0, keepdim=True)

@@ -80,22 +80,25 @@ def functions() -> ctypes.CDLL | None:
 @cache
 def has_tiles() -> bool:
     """Whether products of many rows run on AMX."""
-    found = functions()
-    return found is not None and bool(found.has_tiles())
+    return _has("has_tiles")
 
 
 @cache
 def has_experts() -> bool:
     """Whether there are experts in float32."""
-    found = functions()
-    return found is not None and bool(found.has_experts())
+    return _has("has_experts")
 
 
 @cache
 def has_int4() -> bool:
     """Whether there are products with int4 weights."""
+    return _has("has_int4")
+
+
+def _has(part: str) -> bool:
+    """What the library says of a part of it."""
     found = functions()
-    return found is not None and bool(found.has_int4())
+    return found is not None and bool(getattr(found, part)())
 
 
 def runs(*inputs: Tensor) -> bool:
@@ -119,10 +122,11 @@ def left_out() -> Iterator[None]:
 
 def describe() -> str:
     """What the functions use of this processor, or why there are none."""
-    try:
-        load(machine_flags())
-    except NotBuiltError as error:
-        return f"not compiled: {error}"
+    if functions() is None:
+        try:
+            load(machine_flags())  # once more, for the reason
+        except NotBuiltError as error:
+            return f"not compiled: {error}"
     used = {"AMX": has_tiles(), "AVX-512": has_int4()}
     return "compiled" + "".join(f", {name}" for name, there in used.items() if there)
 

@@ -88,7 +88,7 @@ def int8_products(
         weights: matrices, or with `groups` one per expert.
         bias: of the only matrix.
         activation: applied before rounding, in float32: "swiglu" makes silu(gate) * up of rows that
-            hold gate and then up, "gelu" is tanh-approximated.
+            hold gate and then up.
         groups: which rows meet which expert.
         dtype: of the result.
     """
@@ -111,10 +111,11 @@ def int8_products(
 
 def activated(x: Float[Tensor, "*lead i"], activation: str) -> Float[Tensor, "*lead w"]:
     """What happens to activations before they are rounded."""
-    if activation == "swiglu":
-        gate, up = x.chunk(2, dim=-1)
-        return F.silu(gate) * up
-    return F.gelu(x, approximate="tanh") if activation == "gelu" else x
+    if activation == "none":
+        return x
+    assert activation == "swiglu", activation
+    gate, up = x.chunk(2, dim=-1)
+    return F.silu(gate) * up
 
 
 @cache

@@ -17,15 +17,15 @@ typedef uint32_t words __attribute__((vector_size(LANES * sizeof(uint32_t))));
 
 /* What all sequences share. A row of the pool holds the keys of all kv heads, and their values. */
 typedef struct {
-  const void *pool; /* [slots, row] */
+  const void *pool; /* [slots, 2, kv_heads, width] */
   int dtype;        /* of queries, pool and results */
-  int64_t heads, kv_heads, row;
-  int64_t key_width, value_start, value_width; /* of a kv head; all multiples of LANES */
+  int64_t heads, kv_heads;
+  int64_t width; /* of a head; a multiple of LANES */
 } cache;
 
 /* One head's state while rows go by: the values so far, weighted with exp(score - most). */
 typedef struct {
-  float *sum; /* [value_width] */
+  float *sum; /* [width] */
   float most, total;
 } head;
 
@@ -63,10 +63,10 @@ static inline __attribute__((always_inline)) void attend(const cache *c, const f
   float scores[c->heads * ROWS], keep[c->heads];
   for (int64_t h = 0; h < c->heads; h++) {
     lanes sums[ROWS] = {{0}}, x;
-    int64_t key = h / shared * c->key_width * size;
-    for (int r = 0; r < ROWS; r++) fetch(next[r] + key, c->key_width * size);
-    for (int64_t i = 0; i < c->key_width; i += LANES) {
-      memcpy(&x, query + h * c->key_width + i, sizeof x);
+    int64_t key = h / shared * c->width * size;
+    for (int r = 0; r < ROWS; r++) fetch(next[r] + key, c->width * size);
+    for (int64_t i = 0; i < c->width; i += LANES) {
+      memcpy(&x, query + h * c->width + i, sizeof x);
       for (int r = 0; r < ROWS; r++) sums[r] += x * number(rows[r] + key + i * size, dtype);
     }
     float *own = scores + h * ROWS, most = heads[h].most;
@@ -79,12 +79,12 @@ static inline __attribute__((always_inline)) void attend(const cache *c, const f
   for (int64_t h = 0; h < c->heads; h++) keep[h] = exponential(keep[h]);
   for (int64_t i = 0; i < c->heads * ROWS; i++) scores[i] = exponential(scores[i]);
   for (int64_t h = 0; h < c->heads; h++) {
-    int64_t value = (c->value_start + h / shared * c->value_width) * size;
+    int64_t value = (c->kv_heads + h / shared) * c->width * size;
     float *own = scores + h * ROWS;
     for (int r = count; r < ROWS; r++) own[r] = 0.0f;
-    for (int r = 0; r < ROWS; r++) fetch(next[r] + value, c->value_width * size);
+    for (int r = 0; r < ROWS; r++) fetch(next[r] + value, c->width * size);
     heads[h].total = heads[h].total * keep[h] + ((own[0] + own[1]) + (own[2] + own[3]));
-    for (int64_t i = 0; i < c->value_width; i += LANES) {
+    for (int64_t i = 0; i < c->width; i += LANES) {
       lanes x;
       memcpy(&x, heads[h].sum + i, sizeof x);
       x *= keep[h];
@@ -97,7 +97,7 @@ static inline __attribute__((always_inline)) void attend(const cache *c, const f
 /* One part of a sequence; behind its last row the last row stands again, and does not count. */
 static void attend_part(const cache *c, const float *query, const int64_t *slots, int64_t length,
                         head *heads) {
-  int64_t size = c->row * (c->dtype == FLOAT32 ? 4 : 2);
+  int64_t size = 2 * c->kv_heads * c->width * (c->dtype == FLOAT32 ? 4 : 2); /* of a row */
   const char *pool = c->pool, *rows[ROWS], *next[ROWS];
   for (int64_t i = 0; i < length; i += ROWS) {
     for (int r = 0; r < ROWS; r++) {
@@ -113,7 +113,7 @@ static void attend_part(const cache *c, const float *query, const int64_t *slots
 
 /* The parts of a sequence as one; `head` is where its parts begin. */
 static void merge(const cache *c, const head *parts, int64_t count, void *out, int64_t place) {
-  float result[c->value_width], most = MINUS_INFINITY, total = 0.0f;
+  float result[c->width], most = MINUS_INFINITY, total = 0.0f;
   memset(result, 0, sizeof result);
   for (int64_t p = 0; p < count; p++)
     most = parts[p * c->heads].most > most ? parts[p * c->heads].most : most;
@@ -121,33 +121,32 @@ static void merge(const cache *c, const head *parts, int64_t count, void *out, i
     const head *part = parts + p * c->heads;
     float weight = exponential(part->most - most);
     total += weight * part->total;
-    for (int64_t i = 0; i < c->value_width; i++) result[i] += weight * part->sum[i];
+    for (int64_t i = 0; i < c->width; i++) result[i] += weight * part->sum[i];
   }
-  for (int64_t i = 0; i < c->value_width; i++) result[i] /= total;
-  store(result, c->value_width, out, c->dtype, place);
+  for (int64_t i = 0; i < c->width; i++) result[i] /= total;
+  store(result, c->width, out, c->dtype, place);
 }
 
 int decode_attention(const void *query, const void *pool, int dtype, int64_t heads,
-                     int64_t kv_heads, int64_t row, int64_t key_width, int64_t value_start,
-                     int64_t value_width, float scale, const int64_t *slots, const int64_t *ends,
-                     int64_t sequences, void *out, int threads) {
-  cache c = {pool, dtype, heads, kv_heads, row, key_width, value_start, value_width};
-  int64_t firsts[sequences + 1], queries = heads * key_width; /* first part of each sequence */
+                     int64_t kv_heads, int64_t width, float scale, const int64_t *slots,
+                     const int64_t *ends, int64_t sequences, void *out, int threads) {
+  cache c = {pool, dtype, heads, kv_heads, width};
+  int64_t firsts[sequences + 1], queries = heads * width; /* first part of each sequence */
   firsts[0] = 0;
   for (int64_t s = 0; s < sequences; s++)
     firsts[s + 1] = firsts[s] + (ends[s] - (s ? ends[s - 1] : 0) + PART - 1) / PART;
   int64_t states = firsts[sequences] * heads;
-  float *sums = calloc(states * value_width + threads * queries, sizeof(float));
+  float *sums = calloc(states * width + threads * queries, sizeof(float));
   head *parts = malloc(states * sizeof(head));
   if (!sums || !parts) {
     free(sums);
     free(parts);
     return -1;
   }
-  for (int64_t i = 0; i < states; i++) parts[i] = (head){sums + i * value_width, MINUS_INFINITY, 0};
+  for (int64_t i = 0; i < states; i++) parts[i] = (head){sums + i * width, MINUS_INFINITY, 0};
 #pragma omp parallel num_threads(threads)
   {
-    float *wanted = sums + states * value_width + omp_get_thread_num() * queries;
+    float *wanted = sums + states * width + omp_get_thread_num() * queries;
 #pragma omp for schedule(dynamic)
     for (int64_t part = 0; part < firsts[sequences]; part++) {
       int64_t s = 0;
@@ -162,7 +161,7 @@ int decode_attention(const void *query, const void *pool, int dtype, int64_t hea
     for (int64_t i = 0; i < sequences * heads; i++) {
       int64_t s = i / heads;
       merge(&c, parts + firsts[s] * heads + i % heads, firsts[s + 1] - firsts[s], out,
-            i * value_width);
+            i * width);
     }
   }
   free(sums);

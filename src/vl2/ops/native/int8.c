@@ -12,7 +12,7 @@
 
 #include "floats.h"
 
-enum { PLAIN, SWIGLU, GELU };
+enum { PLAIN, SWIGLU };
 
 #define BLOCK 32 /* rows of weights that one thread takes at a time */
 
@@ -54,11 +54,6 @@ static inline int64_t row_of(const group *g, int64_t t) {
 static void activate(float *row, int64_t width, int activation) {
   if (activation == SWIGLU)
     for (int64_t i = 0; i < width; i++) row[i] = row[i] * sigmoid(row[i]) * row[width + i];
-  if (activation == GELU) /* tanh-approximated: 0.5 (1 + tanh(u)) = sigmoid(2 u) */
-    for (int64_t i = 0; i < width; i++) {
-      float cube = row[i] * row[i] * row[i];
-      row[i] *= sigmoid(1.5957691216f * (row[i] + 0.044715f * cube));
-    }
 }
 
 /* Largest |x|; bits of positive floats are in the order of the floats, and NaN is above them all. */

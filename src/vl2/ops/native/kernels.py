@@ -17,7 +17,7 @@ from torch import Tensor
 
 from vl2.ops.native.build import NotBuiltError, library, load, machine_flags
 
-ACTIVATIONS = ("none", "swiglu", "gelu")
+ACTIVATIONS = ("none", "swiglu")
 """What happens to numbers before they are rounded, in the order of the C file."""
 MOST_WIDTH = 2**16
 """Longest row of an int8 product whose sums fit 32 bits: 255 * 127 times so many."""
@@ -70,7 +70,7 @@ def functions() -> ctypes.CDLL | None:
         getattr(found, name).restype = None
     found.decode_attention.argtypes = (
         [POINTER, POINTER, INT]
-        + [COUNT] * 6
+        + [COUNT] * 3
         + [ctypes.c_float, POINTER, POINTER]
         + [COUNT, POINTER, INT]
     )
@@ -147,7 +147,7 @@ def int8_linear(
         matrices: values and scales, [out, in] or stacked per expert.
         bias: of the only matrix.
         activation: what happens to x before it is rounded. "swiglu": a row holds gate and then up,
-            silu(gate) * up is rounded, w = i / 2. "gelu": tanh-approximated. All in float32.
+            silu(gate) * up is rounded, in float32, w = i / 2.
         groups: which rows meet which expert; without it all meet the matrices as they are.
         dtype: of the result: float32 or bfloat16, others are cast.
 

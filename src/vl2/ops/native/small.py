@@ -179,16 +179,12 @@ def decode_attention(
     query = query.contiguous()
     count, heads, width = query.shape
     out = torch.empty_like(query)
-    keys = pool.shape[1] // (2 * width)
     failed = ready().decode_attention(
         query.data_ptr(),
         pool.data_ptr(),
         DTYPES.index(query.dtype),
         heads,
-        keys,
-        pool.shape[1],
-        width,
-        keys * width,
+        pool.shape[1] // (2 * width),
         width,
         scale,
         slots.data_ptr(),

@@ -119,6 +119,7 @@ static void row_by_row(const group *g, const int8_t *w, const float *scale, cons
 #define TILE 16  /* rows of a tile */
 #define DEPTH 64 /* bytes of a tile's row */
 #define WORDS (TILE * TILE)
+#define AHEAD 5 /* tiles between what is multiplied and what is fetched */
 
 static int allowed; /* set before anything is multiplied */
 
@@ -166,6 +167,12 @@ static inline void transpose(__m512i r[16]) {
     r[i] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0x88);
     r[i + 8] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0xdd);
   }
+}
+
+/* Ask for tile k of 32 rows, or of the 32 behind them: the hardware finds no stream in so many. */
+static inline void fetch(const int8_t *w, int64_t width, int64_t k, int64_t deep) {
+  const int8_t *tile = k < deep ? w + k * DEPTH : w + BLOCK * width + (k - deep) * DEPTH;
+  for (int64_t r = 0; r < BLOCK; r++) __builtin_prefetch(tile + r * width, 0, 3);
 }
 
 static int64_t tiles_deep(int64_t width) { return (width + DEPTH - 1) / DEPTH; }
@@ -241,6 +248,7 @@ static void tile_by_tile(const group *g, const int8_t *w, const float *scale, co
     _tile_zero(3);
     for (int64_t k = 0; k < deep; k++) {
       int64_t stride = k < whole ? width : DEPTH;
+      if (g->rows <= 2 * TILE) fetch(w, width, k + AHEAD, deep); /* else arithmetic takes longer */
       _tile_loadd(4, k < whole ? upper + k * DEPTH : ends[0], stride);
       _tile_loadd(6, left + k * WORDS, DEPTH);
       _tile_dpbssd(0, 4, 6);

@@ -12,14 +12,13 @@ from collections.abc import Hashable
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
 
 from vl2.engine.admission import Admission, Conversation, check_pair
 from vl2.engine.block_manager import BlockManager
 from vl2.engine.compiling import compile_parts
 from vl2.engine.config import Completion, EngineConfig, FinishReason, SamplingParams, Usage
 from vl2.engine.grammar import GrammarCompiler
-from vl2.engine.model_runner import ModelRunner, num_blocks_for
+from vl2.engine.model_runner import NOTHING, Known, ModelRunner, join_known, num_blocks_for
 from vl2.engine.pictures import VisionEncoder
 from vl2.engine.prompt_lookup import PromptLookup
 from vl2.engine.sampler import Choice, sample
@@ -247,42 +246,47 @@ class Engine:
         ]
         plan = self._scheduler.schedule()
         self._stats.steps += bool(plan)
-        computed, failed = self._run(plan)
-        known = [(item, logits) for item, logits in computed if logits is not None]
-        for item, logits in computed:
-            if logits is None:
+        if not plan:
+            return done
+        known, failed = self._run(plan)
+        ended = {item.sequence for item in known.items} | failed.keys()
+        for item in plan:
+            if item.sequence not in ended:
                 self._count(item)
                 self._scheduler.advance(item.sequence, item.tokens)
-        done += [self._fail(item.sequence, error) for item, error in failed]
+        done += [self._fail(sequence, error) for sequence, error in failed.items()]
         return done + self._choose(known)
 
-    def _run(
-        self, plan: abc.Sequence[Scheduled]
-    ) -> tuple[list[tuple[Scheduled, Tensor | None]], list[tuple[Scheduled, Exception]]]:
-        """Items with logits if these are known now; who cannot run is found by running alone."""
-        if not plan:
-            return [], []
+    def _run(self, plan: abc.Sequence[Scheduled]) -> tuple[Known, dict[Sequence, Exception]]:
+        """What is known now, and who cannot run, which is found by running each alone."""
         try:
-            logits = dict(self._runner.run(plan))
+            return self._runner.run(plan), {}
         except Exception as error:
             if len(plan) == 1:
-                return [], [(plan[0], error)]
+                return NOTHING, {plan[0].sequence: error}
             log.warning("a step of %d requests failed, each runs alone: %s", len(plan), error)
-            parts = [self._run([item]) for item in plan]
-            return [x for done, _ in parts for x in done], [x for _, bad in parts for x in bad]
-        return [(item, logits.get(item)) for item in plan], []
+        parts, failed = [], {}
+        for item in plan:
+            known, alone = self._run([item])
+            parts.append(Known(known.items, known.logits.clone()))  # the next run may reuse them
+            failed |= alone
+        return join_known(parts), failed
 
-    def _choose(self, known: list[tuple[Scheduled, Tensor]]) -> list[Progress]:
+    def _choose(self, known: Known) -> list[Progress]:
         """Sample all rows together and hand out the tokens."""
-        if not known:
+        if not known.items:
             return []
-        states, indices = [], []
-        for item, logits in known:
-            first = len(item.sequence.token_ids)
-            states += [item.sequence.sampling] * len(logits)
-            indices += range(first, first + len(logits))
-        choices = iter(sample(torch.cat([logits for _, logits in known]), states, indices))
-        return [self._take(item, [next(choices) for _ in logits]) for item, logits in known]
+        states, indices, counts = [], [], []
+        for item in known.items:
+            first, rows = len(item.sequence.token_ids), 1 + len(item.sequence.drafts)
+            states += [item.sequence.sampling] * rows
+            indices += range(first, first + rows)
+            counts.append(rows)
+        choices = iter(sample(known.logits, states, indices))
+        return [
+            self._take(item, [next(choices) for _ in range(rows)])
+            for item, rows in zip(known.items, counts, strict=True)
+        ]
 
     def _take(self, item: Scheduled, choices: list[Choice]) -> Progress:
         """Accept the first choice and as many more as the drafts before them were right."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence as Items
 from itertools import chain
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -20,6 +21,20 @@ from vl2.ops.paged import PagedStep, Singles, Span, empty_pools, singles_run
 
 DEFAULT_POOL_BYTES = 2**31
 """Most memory of the cache when `num_blocks` is not given, unless one context needs more."""
+
+
+class Known(NamedTuple):
+    """Items whose next token is known, with float32 logits of their rows, one item's after another.
+
+    An item has a row for its last token and one for each of those before it that drafts follow.
+    """
+
+    items: Items[Scheduled]
+    logits: Tensor  # [rows, v]
+
+
+NOTHING = Known((), torch.empty(0))
+"""What is known when no sequence has come to its next token."""
 
 
 def decodes_together(device: torch.device) -> bool:
@@ -60,23 +75,21 @@ class ModelRunner:
                 compiled=compiled,
             )
 
-    def run(self, plan: Items[Scheduled]) -> list[tuple[Scheduled, Float[Tensor, "rows v"]]]:
+    def run(self, plan: Items[Scheduled]) -> Known:
         """Run one step; a second run of the same plan writes the same rows again.
 
-        Returns:
-            The items whose next token is now known, with float32 logits: of the last token, and of
-            those before it that drafts follow. They hold until the next step.
+        The logits hold until the next step.
         """
         if self.decoding is None:
             return self._run_spans(plan)
         single = [item for item in plan if decodes(item)]
         others = [item for item in plan if not decodes(item)]
-        known = self._run_spans(others) if others else []
-        if single:
-            known += zip(single, self.decoding.run(single).split(1), strict=True)
-        return known
+        if not single:
+            return self._run_spans(others)
+        known = Known(single, self.decoding.run(single))
+        return join_known([self._run_spans(others), known]) if others else known
 
-    def _run_spans(self, plan: Items[Scheduled]) -> list[tuple[Scheduled, Float[Tensor, "rows v"]]]:
+    def _run_spans(self, plan: Items[Scheduled]) -> Known:
         """Run items of any number of tokens, attention from one to the next."""
         self._see([item for item in plan if not item.sequence.drafts])
         items = sorted(plan, key=lambda item: item.tokens > ABSORB_UP_TO)
@@ -91,10 +104,9 @@ class ModelRunner:
                 rows.append(range(end - 1 - len(item.sequence.drafts), end))
             first = end
         if not known:
-            return []
+            return NOTHING
         places = torch.tensor(list(chain(*rows)), device=self.device)
-        logits = self.model.language.logits(hidden[:, places])[0]
-        return list(zip(known, logits.split([len(r) for r in rows]), strict=True))
+        return Known(known, self.model.language.logits(hidden[:, places])[0])
 
     def _see(self, plan: Items[Scheduled]) -> None:
         """Give every sequence the features of the pictures that its tokens touch."""
@@ -161,6 +173,15 @@ class ModelRunner:
             absorbed=absorbed,
             singles=Singles.of(spans) if self._singly else None,
         )
+
+
+def join_known(parts: Items[Known]) -> Known:
+    """All items of some steps, in order."""
+    parts = [part for part in parts if part.items]
+    if not parts:
+        return NOTHING
+    items = [item for part in parts for item in part.items]
+    return Known(items, torch.cat([part.logits for part in parts]))
 
 
 def _pictures(item: Scheduled) -> list[Picture]:

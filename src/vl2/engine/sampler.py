@@ -19,6 +19,7 @@ from torch import Tensor
 
 from vl2.engine.config import MAX_LOGPROBS, SamplingParams
 from vl2.engine.grammar import Matcher
+from vl2.ops.logits import row_peaks
 
 WEIGHT_BITS = 38
 """Probability 1 is the weight 2**38; with `UNIFORM_BITS` a product still fits 63 bits."""
@@ -171,19 +172,19 @@ def sample(
     """
     logits = logits.float()
     scores = _penalise_rows(_restrict_rows(logits, states, indices), states)
-    chosen = scores.max(dim=-1).indices  # as argmax, which is three times slower on a CPU
+    peaks = row_peaks(logits)
+    chosen = peaks.best if scores is logits else row_peaks(scores).best
     # A processor is fastest on what its caches hold, a GPU on all at once.
     most = max(1, CACHED // logits.shape[-1]) if logits.is_cpu else len(states)
     for rows in _sampled_rows(states, most):
         place = torch.tensor(rows, device=logits.device)
         uniform = [states[row].uniform(indices[row]) for row in rows]
         chosen[place] = draw(scores[place], [states[row].params for row in rows], uniform)
-    logprobs = logits.log_softmax(dim=-1)
-    columns = [chosen[:, None], logprobs.gather(-1, chosen[:, None])]
+    columns = [chosen[:, None], peaks.logprobs(logits.gather(-1, chosen[:, None]))]
     if any(state.params.logprobs for state in states):
         # One width for all: what a row reports must not depend on what its neighbours ask for.
-        top = ranked(logprobs, min(MAX_LOGPROBS, logits.shape[-1]))
-        columns += [top, logprobs.gather(-1, top)]
+        top = ranked(logits, min(MAX_LOGPROBS, logits.shape[-1]))
+        columns += [top, peaks.logprobs(logits.gather(-1, top))]
     # float32 holds every token id below 2**24.
     table = torch.cat([column.float() for column in columns], dim=-1).tolist()
     return [_choice(row, state) for row, state in zip(table, states, strict=True)]

@@ -199,8 +199,15 @@ def group_rows(routing: Routing, total: int) -> tuple[Int[Tensor, " m"] | None, 
     if tokens == 1:
         first, ends = _single(k, routing.experts.device)
         return None, Groups(first, ends, routing.experts[0].contiguous())
-    order, counts = sort_by_expert(routing.experts, total)
-    return order, Groups(order // k, counts.cumsum(0), None)
+    if kernels.runs(routing.experts):
+        return small.group_rows(routing.experts, total)
+    return group_rows_ref(routing.experts, total)
+
+
+def group_rows_ref(experts: Int[Tensor, "n k"], total: int) -> tuple[Int[Tensor, " m"], Groups]:
+    """The plain twin of `group_rows` for more than one token."""
+    order, counts = sort_by_expert(experts, total)
+    return order, Groups(order // experts.shape[1], counts.cumsum(0), None)
 
 
 @cache

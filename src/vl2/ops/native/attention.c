@@ -9,11 +9,9 @@
 
 #define ROWS 4   /* cached rows that go together */
 #define PART 256 /* cached rows that a thread takes: fixed, so that no result depends on threads */
-#define MINUS_INFINITY (-__builtin_inff())
 
 typedef float quarter __attribute__((vector_size(LANES * sizeof(float) / 4)));
 typedef uint16_t halves __attribute__((vector_size(LANES * sizeof(uint16_t))));
-typedef uint32_t words __attribute__((vector_size(LANES * sizeof(uint32_t))));
 
 /* What all sequences share. A row of the pool holds the keys of all kv heads, and their values. */
 typedef struct {

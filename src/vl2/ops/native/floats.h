@@ -6,8 +6,10 @@
 #include <string.h>
 
 #define LANES 16 /* floats that are added up side by side, whatever registers there are */
+#define MINUS_INFINITY (-__builtin_inff())
 
 typedef float lanes __attribute__((vector_size(LANES * sizeof(float))));
+typedef uint32_t words __attribute__((vector_size(LANES * sizeof(uint32_t))));
 
 enum { FLOAT32, BFLOAT16 };
 

@@ -66,7 +66,9 @@ def functions() -> ctypes.CDLL | None:
     )
     found.combine.argtypes = [POINTER, INT, POINTER, POINTER] + [COUNT] * 3 + [POINTER, INT]
     found.float_experts.argtypes = [POINTER] * 3 + [COUNT] * 3 + [POINTER] * 4 + [INT]
-    for name in ("rms_norm", "wide_linear", "rope"):
+    found.group_rows.argtypes = [POINTER] + [COUNT] * 3 + [POINTER] * 3
+    found.row_peaks.argtypes = [POINTER, COUNT, COUNT] + [POINTER] * 3 + [INT]
+    for name in ("rms_norm", "wide_linear", "rope", "group_rows"):
         getattr(found, name).restype = None
     found.decode_attention.argtypes = (
         [POINTER, POINTER, INT]

@@ -21,6 +21,7 @@ from vl2.benchmarks.machine import describe_machine
 from vl2.benchmarks.timing import middle, ratio, seconds, take_turns
 from vl2.config import LanguageConfig, VL2Config
 from vl2.ops.attention import attention, head_product
+from vl2.ops.logits import row_peaks
 from vl2.ops.moe import chosen_expert_mlp, combine_experts, route, router_logits
 from vl2.ops.native import kernels
 from vl2.ops.norm import rms_norm
@@ -69,6 +70,9 @@ def cases(config: LanguageConfig) -> Iterator[Case]:
             weighted = out, torch.randperm(len(out)), routing.weights
             yield "sum of experts", {"rows": rows}, lambda i, w=weighted: combine_experts(*w), None
     yield from small_cases(config)
+    for rows in (1, 8):
+        logits = torch.randn(rows, config.vocab_size)
+        yield "peaks of logits", {"rows": rows}, lambda i, x=logits: row_peaks(x), None
 
 
 def small_cases(config: LanguageConfig) -> Iterator[Case]:

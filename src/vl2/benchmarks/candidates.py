@@ -73,7 +73,7 @@ def gather(bench: BenchConfig, wide: Container[str] = ()) -> Candidates:
     for form in chosen:
         log.info("building %s with quantization %s", bench.model, form)
         models[form] = build_form(bench, config, form, next(iter(models.values()), None))
-    engines = {  # these may lay weights out anew, so they come when no form is built any more
+    engines = {
         form: Engine(model, processor, engine_config(bench, config, wide=form in wide))
         for form, model in models.items()
     }

@@ -207,6 +207,24 @@ def test_rows_that_are_no_numbers_reach_nobody_else(model, together, monkeypatch
     assert tokens_of(again) == want
 
 
+def test_requests_that_run_alone_keep_their_logits(model, together, monkeypatch):
+    """A recording writes where its last run left the logits of another request."""
+    talks = [user("the date of it"), user("count the dogs")]
+    engine = engine_of(model)
+    decoding, run = decoding_of(engine), decoding_of(engine).graphs.run
+    kept = torch.empty(1, model.config.language_config.vocab_size)
+
+    def alone(rows):
+        if len(rows) > 1:
+            raise RuntimeError("too many")
+        return kept.copy_(run(rows))
+
+    decoding.graphs.run = alone
+    found = tokens_of(engine.generate(talks, LONG))
+    monkeypatch.undo()
+    assert found == tokens_of(engine_of(model).generate(talks, LONG))
+
+
 def test_a_sequence_longer_than_the_positions_fails_with_a_reason(together):
     language = replace(config_with("mla").language_config, max_position_embeddings=8)
     model = VL2Model(replace(config_with("mla"), language_config=language))

@@ -245,9 +245,9 @@ class Engine:
             if s.overdue
         ]
         plan = self._scheduler.schedule()
-        self._stats.steps += bool(plan)
         if not plan:
             return done
+        self._stats.steps += 1
         known, failed = self._run(plan)
         ended = {item.sequence for item in known.items} | failed.keys()
         for item in plan:
@@ -276,17 +276,13 @@ class Engine:
         """Sample all rows together and hand out the tokens."""
         if not known.items:
             return []
-        states, indices, counts = [], [], []
+        states, indices = [], []
         for item in known.items:
-            first, rows = len(item.sequence.token_ids), 1 + len(item.sequence.drafts)
-            states += [item.sequence.sampling] * rows
-            indices += range(first, first + rows)
-            counts.append(rows)
+            first = len(item.sequence.token_ids)
+            states += [item.sequence.sampling] * item.rows
+            indices += range(first, first + item.rows)
         choices = iter(sample(known.logits, states, indices))
-        return [
-            self._take(item, [next(choices) for _ in range(rows)])
-            for item, rows in zip(known.items, counts, strict=True)
-        ]
+        return [self._take(item, [next(choices) for _ in range(item.rows)]) for item in known.items]
 
     def _take(self, item: Scheduled, choices: list[Choice]) -> Progress:
         """Accept the first choice and as many more as the drafts before them were right."""

@@ -26,7 +26,7 @@ DEFAULT_POOL_BYTES = 2**31
 class Known(NamedTuple):
     """Items whose next token is known, with float32 logits of their rows, one item's after another.
 
-    An item has a row for its last token and one for each of those before it that drafts follow.
+    An item has `Scheduled.rows`: for its last token, and for those before it that drafts follow.
     """
 
     items: Items[Scheduled]
@@ -101,7 +101,7 @@ class ModelRunner:
             end = first + item.tokens
             if item.complete:
                 known.append(item)
-                rows.append(range(end - 1 - len(item.sequence.drafts), end))
+                rows.append(range(end - item.rows, end))
             first = end
         if not known:
             return NOTHING

@@ -26,6 +26,11 @@ class Scheduled:
         """Whether the sequence's next token is known afterwards."""
         return self.tokens >= self.sequence.pending
 
+    @property
+    def rows(self) -> int:
+        """Rows of logits that it has when it is complete: one for each draft, and one more."""
+        return 1 + len(self.sequence.drafts)
+
 
 @dataclass(kw_only=True, slots=True)
 class Scheduler:

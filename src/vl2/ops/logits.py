@@ -34,6 +34,6 @@ def row_peaks(logits: Float[Tensor, "b v"]) -> Peaks:
 def row_peaks_ref(logits: Float[Tensor, "b v"]) -> Peaks:
     """The plain twin of `row_peaks`."""
     highest, best = logits.max(dim=-1)  # as argmax, which is three times slower on a CPU
-    powers = (logits - highest[:, None]).exp()
-    rest = powers.scatter(-1, best[:, None], 0.0).sum(dim=-1)
+    powers = (logits - highest[:, None]).exp_()
+    rest = powers.scatter_(-1, best[:, None], 0.0).sum(dim=-1)
     return Peaks(best, highest, rest + (highest - highest))

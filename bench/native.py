@@ -16,6 +16,7 @@ from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 
 from vl2.benchmarks.machine import describe_machine
 from vl2.benchmarks.timing import middle, ratio, seconds, take_turns
@@ -29,6 +30,7 @@ from vl2.ops.paged import Singles, Span, paged_single_attention
 from vl2.ops.quant import quantize_int4, quantize_int8
 from vl2.ops.quant_linear import int4_linear, int8_expert_mlp, int8_linear
 from vl2.ops.rope import apply_rope
+from vl2.ops.stored import stored_linears
 
 COPIES = 40
 """Matrices that calls go through in turn."""
@@ -69,10 +71,31 @@ def cases(config: LanguageConfig) -> Iterator[Case]:
             out = torch.randn(routing.experts.numel(), width)
             weighted = out, torch.randperm(len(out)), routing.weights
             yield "sum of experts", {"rows": rows}, lambda i, w=weighted: combine_experts(*w), None
+    yield from stored_cases(config, floats, layers)
     yield from small_cases(config)
     for rows in (1, 8):
         logits = torch.randn(rows, config.vocab_size)
         yield "peaks of logits", {"rows": rows}, lambda i, x=logits: row_peaks(x), None
+
+
+def stored_cases(
+    config: LanguageConfig, floats: torch.Tensor, layers: list[list[torch.Tensor]]
+) -> Iterator[Case]:
+    """Weights kept in bfloat16 under float32, beside PyTorch with float32 weights."""
+    narrow = floats.bfloat16()
+    kept = [[weight.bfloat16() for weight in layer] for layer in layers]
+    for rows in (1, 8, PROMPT):
+        x = torch.randn(rows, config.hidden_size)
+        routing = route(torch.randn(rows, config.n_routed_experts or 1), config)
+        if rows <= kernels.FEW_ROWS:
+            ours = partial(lambda i, x: stored_linears(x, narrow[i % COPIES, None]), x=x)
+            theirs = partial(lambda i, x: F.linear(x, floats[i % COPIES]), x=x)
+            yield "bfloat16 linear under float32", {"rows": rows}, ours, theirs
+        ours = partial(lambda i, x, r: chosen_expert_mlp(x, r, *kept[i % LAYERS]), x=x, r=routing)
+        theirs = partial(
+            lambda i, x, r: chosen_expert_mlp(x, r, *layers[i % LAYERS]), x=x, r=routing
+        )
+        yield "bfloat16 experts under float32", {"rows": rows}, ours, theirs
 
 
 def small_cases(config: LanguageConfig) -> Iterator[Case]:

@@ -51,7 +51,7 @@ def router_logits(x: Float[Tensor, "n h"], weight: Float[Tensor, "e h"]) -> Floa
     Few rows on a CPU go through C, which needs no float32 copy of a bfloat16 weight.
     """
     if len(x) <= kernels.FEW_ROWS and small.takes(x, weight):
-        return small.wide_linear(x, weight)
+        return kernels.wide_linear(x, (weight,))
     with torch.autocast(x.device.type, enabled=False):
         return F.linear(x.float(), weight.float())
 
@@ -144,24 +144,33 @@ def chosen_expert_mlp(
     """As `expert_mlp`, one chosen expert after the other: for inference on a CPU.
 
     The grouped matmul there is a loop, too, but over all experts; and a few dozen rows are
-    multiplied a fifth faster as columns. More than a few tokens in float32 go through C, which
-    reads each weight where it lies instead of packing it. The twin is `expert_mlp_ref`.
+    multiplied a fifth faster as columns. Few tokens that meet weights in bfloat16, and more of them
+    in float32, go through C, which reads each weight where it lies. The twin is `expert_mlp_ref`.
     """
     order, groups = group_rows(routing, gate.shape[0])
-    if len(x) > kernels.FEW_ROWS and x.dtype == torch.float32 and _native_experts(x, gate):
+    native = _takes_experts(x, gate, up, down)
+    if native and len(x) <= kernels.FEW_ROWS and gate.dtype == torch.bfloat16:
+        both = kernels.wide_linear(x, (gate, up), groups=groups)
+        out = kernels.wide_linear(both, (down,), activation="swiglu", groups=in_order(groups))
+    elif (
+        native and len(x) > kernels.FEW_ROWS and x.dtype == torch.float32 and kernels.has_experts()
+    ):
         out = kernels.float_experts(x, groups, gate, up, down)
     else:
         parts = split_rows(x, groups)
-        out = torch.cat([_swiglu(rows, gate[e], up[e], down[e]) for rows, e in parts])
+        out = torch.cat(
+            [_swiglu(rows, *(w[e].to(x.dtype) for w in (gate, up, down))) for rows, e in parts]
+        )
     return combine_experts(out, order, routing.weights).to(x.dtype)
 
 
-def _native_experts(x: Tensor, gate: Tensor) -> bool:
-    """Whether experts in C take these: in inference mode only.
+def _takes_experts(x: Tensor, *weights: Tensor) -> bool:
+    """Whether experts in C take these: in inference mode only, and weights of one dtype.
 
     They round otherwise than the grouped matmul of training, on which adapters run.
     """
-    return torch.is_inference_mode_enabled() and kernels.runs(x, gate) and kernels.has_experts()
+    alike = len({weight.dtype for weight in weights}) == 1
+    return alike and torch.is_inference_mode_enabled() and small.takes(x, *weights)
 
 
 def _swiglu(

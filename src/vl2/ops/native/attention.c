@@ -10,9 +10,6 @@
 #define ROWS 4   /* cached rows that go together */
 #define PART 256 /* cached rows that a thread takes: fixed, so that no result depends on threads */
 
-typedef float quarter __attribute__((vector_size(LANES * sizeof(float) / 4)));
-typedef uint16_t halves __attribute__((vector_size(LANES * sizeof(uint16_t))));
-
 /* What all sequences share. A row of the pool holds the keys of all kv heads, and their values. */
 typedef struct {
   const void *pool; /* [slots, 2, kv_heads, width] */
@@ -27,26 +24,6 @@ typedef struct {
   float most, total;
 } head;
 
-static inline lanes number(const char *from, int dtype) {
-  lanes x;
-  halves h;
-  if (dtype == FLOAT32) {
-    memcpy(&x, from, sizeof x);
-    return x;
-  }
-  memcpy(&h, from, sizeof h);
-  words w = __builtin_convertvector(h, words) << 16;
-  memcpy(&x, &w, sizeof x);
-  return x;
-}
-
-static inline float sum(const lanes *x) {
-  quarter parts[4];
-  memcpy(parts, x, sizeof parts);
-  quarter total = (parts[0] + parts[1]) + (parts[2] + parts[3]);
-  return (total[0] + total[1]) + (total[2] + total[3]);
-}
-
 static inline void fetch(const char *from, int64_t bytes) {
   for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(from + i);
 }
@@ -57,7 +34,7 @@ static inline __attribute__((always_inline)) void attend(const cache *c, const f
                                                          const char *const next[ROWS],
                                                          int64_t count, head *heads,
                                                          const int dtype) {
-  int64_t size = dtype == FLOAT32 ? 4 : 2, shared = c->heads / c->kv_heads;
+  int64_t size = size_of(dtype), shared = c->heads / c->kv_heads;
   float scores[c->heads * ROWS], keep[c->heads];
   for (int64_t h = 0; h < c->heads; h++) {
     lanes sums[ROWS] = {{0}}, x;
@@ -65,10 +42,10 @@ static inline __attribute__((always_inline)) void attend(const cache *c, const f
     for (int r = 0; r < ROWS; r++) fetch(next[r] + key, c->width * size);
     for (int64_t i = 0; i < c->width; i += LANES) {
       memcpy(&x, query + h * c->width + i, sizeof x);
-      for (int r = 0; r < ROWS; r++) sums[r] += x * number(rows[r] + key + i * size, dtype);
+      for (int r = 0; r < ROWS; r++) sums[r] += x * lanes_at(rows[r] + key + i * size, dtype);
     }
     float *own = scores + h * ROWS, most = heads[h].most;
-    for (int r = 0; r < ROWS; r++) own[r] = r < count ? sum(&sums[r]) : MINUS_INFINITY;
+    for (int r = 0; r < ROWS; r++) own[r] = r < count ? sum_lanes(sums + r) : MINUS_INFINITY;
     for (int r = 0; r < ROWS; r++) most = own[r] > most ? own[r] : most;
     for (int r = 0; r < ROWS; r++) own[r] -= most;
     keep[h] = heads[h].most - most;
@@ -86,7 +63,7 @@ static inline __attribute__((always_inline)) void attend(const cache *c, const f
       lanes x;
       memcpy(&x, heads[h].sum + i, sizeof x);
       x *= keep[h];
-      for (int r = 0; r < ROWS; r++) x += own[r] * number(rows[r] + value + i * size, dtype);
+      for (int r = 0; r < ROWS; r++) x += own[r] * lanes_at(rows[r] + value + i * size, dtype);
       memcpy(heads[h].sum + i, &x, sizeof x);
     }
   }
@@ -95,7 +72,7 @@ static inline __attribute__((always_inline)) void attend(const cache *c, const f
 /* One part of a sequence; behind its last row the last row stands again, and does not count. */
 static void attend_part(const cache *c, const float *query, const int64_t *slots, int64_t length,
                         head *heads) {
-  int64_t size = 2 * c->kv_heads * c->width * (c->dtype == FLOAT32 ? 4 : 2); /* of a row */
+  int64_t size = 2 * c->kv_heads * c->width * size_of(c->dtype); /* of a row */
   const char *pool = c->pool, *rows[ROWS], *next[ROWS];
   for (int64_t i = 0; i < length; i += ROWS) {
     for (int r = 0; r < ROWS; r++) {

@@ -24,8 +24,8 @@ from vl2.logs import get_logger
 
 log = get_logger(__name__)
 
-SOURCES = ("int8.c", "int4.c", "small.c", "attention.c", "experts.c")
-HEADERS = ("floats.h",)
+SOURCES = ("int8.c", "int4.c", "wide.c", "small.c", "attention.c", "experts.c")
+HEADERS = ("floats.h", "products.h")
 COMPILERS = ("cc", "gcc", "clang")
 FLAGS = (
     "-O3",

@@ -18,24 +18,34 @@ int has_experts(void) { return 1; }
 
 /*
  * `tall` rows of weights [rows, width] times `wide` registers of tokens x [width, stride], both known
- * to the compiler: 24 sums in registers. Of fewer rows the last one is computed several times.
+ * to the compiler, as the dtype is: 24 sums in registers. Of fewer rows the last one is computed
+ * several times. Weights in bfloat16 become floats a chunk at a time, which stays in the cache.
  */
 static inline __attribute__((always_inline)) void multiply(const float *x, int64_t stride,
-                                                           const float *w, int64_t width,
+                                                           const char *w, int64_t width,
                                                            int64_t rows, float found[STRIP][MOST],
-                                                           const int wide, const int tall) {
+                                                           const int wide, const int tall,
+                                                           const int dtype) {
   __m512 sums[8][4];
+  const char *from[8];
   const float *row[8];
-  for (int r = 0; r < tall; r++) row[r] = w + (r < rows ? r : rows - 1) * width;
+  float widened[8][CHUNK];
+  int64_t size = size_of(dtype);
+  for (int r = 0; r < tall; r++) from[r] = w + (r < rows ? r : rows - 1) * width * size;
   for (int64_t start = 0; start < width; start += CHUNK) {
-    int64_t end = start + CHUNK < width ? start + CHUNK : width;
-    for (int r = 0; r < tall; r++)
+    int64_t count = width - start < CHUNK ? width - start : CHUNK;
+    for (int r = 0; r < tall; r++) {
+      row[r] = dtype == FLOAT32 ? (const float *)from[r] + start : widened[r];
+      if (dtype != FLOAT32) load(from[r], dtype, start, count, widened[r]);
       for (int c = 0; c < wide; c++) sums[r][c] = _mm512_setzero_ps();
-    for (int64_t k = start; k < end; k++) {
+    }
+    for (int64_t k = 0; k < count; k++) {
       __m512 tokens[4];
-      if (k % 16 == 0) /* the rows that come next: the hardware alone fetches too late */
-        for (int r = 0; r < tall; r++) __builtin_prefetch(row[r] + tall * width + k, 0, 2);
-      for (int c = 0; c < wide; c++) tokens[c] = _mm512_loadu_ps(x + k * stride + c * LANES);
+      if (k * size % 64 == 0) /* the rows that come next: the hardware alone fetches too late */
+        for (int r = 0; r < tall; r++)
+          __builtin_prefetch(from[r] + (tall * width + start + k) * size, 0, 2);
+      for (int c = 0; c < wide; c++)
+        tokens[c] = _mm512_loadu_ps(x + (start + k) * stride + c * LANES);
       for (int r = 0; r < tall; r++) {
         __m512 weight = _mm512_set1_ps(row[r][k]);
         for (int c = 0; c < wide; c++)
@@ -52,19 +62,32 @@ static inline __attribute__((always_inline)) void multiply(const float *x, int64
 }
 
 /* Up to 24 rows of weights times up to 64 tokens, as many at a time as registers hold. */
-static void product(const float *x, int64_t stride, int64_t tokens, const float *w, int64_t width,
-                    int64_t rows, float found[STRIP][MOST]) {
+static inline __attribute__((always_inline)) void strip(const float *x, int64_t stride,
+                                                        int64_t tokens, const char *w,
+                                                        int64_t width, int64_t rows,
+                                                        float found[STRIP][MOST],
+                                                        const int dtype) {
   int64_t wide = (tokens + LANES - 1) / LANES, tall = wide == 4 ? 6 : 8;
-  for (int64_t r = 0; r < rows; r += tall, w += tall * width) {
+  for (int64_t r = 0; r < rows; r += tall, w += tall * width * size_of(dtype)) {
     if (wide == 4)
-      multiply(x, stride, w, width, rows - r, found + r, 4, 6);
+      multiply(x, stride, w, width, rows - r, found + r, 4, 6, dtype);
     else if (wide == 3)
-      multiply(x, stride, w, width, rows - r, found + r, 3, 8);
+      multiply(x, stride, w, width, rows - r, found + r, 3, 8, dtype);
     else if (wide == 2)
-      multiply(x, stride, w, width, rows - r, found + r, 2, 8);
+      multiply(x, stride, w, width, rows - r, found + r, 2, 8, dtype);
     else
-      multiply(x, stride, w, width, rows - r, found + r, 1, 8);
+      multiply(x, stride, w, width, rows - r, found + r, 1, 8, dtype);
   }
+}
+
+/* The same from row j of a matrix on. */
+static void product(const float *x, int64_t stride, int64_t tokens, const void *w, int dtype,
+                    int64_t width, int64_t j, int64_t rows, float found[STRIP][MOST]) {
+  const char *from = (const char *)w + j * width * size_of(dtype);
+  if (dtype == FLOAT32)
+    strip(x, stride, tokens, from, width, rows, found, FLOAT32);
+  else
+    strip(x, stride, tokens, from, width, rows, found, BFLOAT16);
 }
 
 /* How many of the tokens that are left go together: 48, but 64 where 16 would be left alone. */
@@ -87,8 +110,8 @@ static void pack(const float *x, int64_t hidden, const int64_t *tokens, int64_t 
 }
 
 /* silu(gate x) * up x of `count` tokens, as columns [inner, padded(count)]. */
-static void rise(const float *columns, int64_t hidden, int64_t count, const float *gate,
-                 const float *up, int64_t inner, float *out) {
+static void rise(const float *columns, int64_t hidden, int64_t count, const void *gate,
+                 const void *up, int dtype, int64_t inner, float *out) {
   int64_t stride = padded(count);
 #pragma omp for schedule(static) nowait
   for (int64_t j = 0; j < inner; j += STRIP) {
@@ -96,8 +119,8 @@ static void rise(const float *columns, int64_t hidden, int64_t count, const floa
     float gates[STRIP][MOST], ups[STRIP][MOST];
     for (int64_t t = 0, some; t < stride; t += some) {
       some = together(stride - t);
-      product(columns + t, stride, some, gate + j * hidden, hidden, rows, gates);
-      product(columns + t, stride, some, up + j * hidden, hidden, rows, ups);
+      product(columns + t, stride, some, gate, dtype, hidden, j, rows, gates);
+      product(columns + t, stride, some, up, dtype, hidden, j, rows, ups);
       for (int64_t r = 0; r < rows; r++)
         for (int64_t i = 0; i < some; i++)
           out[(j + r) * stride + t + i] = gates[r][i] * sigmoid(gates[r][i]) * ups[r][i];
@@ -106,7 +129,7 @@ static void rise(const float *columns, int64_t hidden, int64_t count, const floa
 }
 
 /* down times columns [inner, padded(count)], as rows [count, hidden]. */
-static void fall(const float *columns, int64_t inner, int64_t count, const float *down,
+static void fall(const float *columns, int64_t inner, int64_t count, const void *down, int dtype,
                  int64_t hidden, float *out) {
   int64_t stride = padded(count);
 #pragma omp for schedule(static) nowait
@@ -115,17 +138,22 @@ static void fall(const float *columns, int64_t inner, int64_t count, const float
     float found[STRIP][MOST];
     for (int64_t t = 0, some; t < stride; t += some) {
       some = together(stride - t);
-      product(columns + t, stride, some, down + j * inner, inner, rows, found);
+      product(columns + t, stride, some, down, dtype, inner, j, rows, found);
       for (int64_t i = 0; i < some && t + i < count; i++)
         for (int64_t r = 0; r < rows; r++) out[(t + i) * hidden + j + r] = found[r][i];
     }
   }
 }
 
+/* The matrices of expert e of a stack [experts, numbers]. */
+static const void *of_expert(const void *stack, int dtype, int64_t e, int64_t numbers) {
+  return (const char *)stack + e * numbers * size_of(dtype);
+}
+
 int float_experts(const float *x, const int64_t *tokens, const int64_t *ends, int64_t experts,
-                  int64_t hidden, int64_t inner, const float *gate, const float *up,
-                  const float *down, float *out, int threads) {
-  int64_t columns = 0;
+                  int64_t hidden, int64_t inner, const void *gate, const void *up,
+                  const void *down, int dtype, float *out, int threads) {
+  int64_t columns = 0, part = inner * hidden;
   for (int64_t e = 0, start = 0; e < experts; start = ends[e++]) columns += padded(ends[e] - start);
   float *packed = aligned_alloc(64, (columns ? columns : LANES) * (hidden + inner) * sizeof(float));
   if (!packed) return -1;
@@ -140,17 +168,17 @@ int float_experts(const float *x, const int64_t *tokens, const int64_t *ends, in
 #pragma omp barrier
     at = 0;
     for (int64_t e = 0, start = 0; e < experts; start = ends[e++]) {
-      int64_t count = ends[e] - start, part = e * inner * hidden;
-      if (count) rise(packed + at * hidden, hidden, count, gate + part, up + part, inner,
-                      middle + at * inner);
+      int64_t count = ends[e] - start;
+      if (count) rise(packed + at * hidden, hidden, count, of_expert(gate, dtype, e, part),
+                      of_expert(up, dtype, e, part), dtype, inner, middle + at * inner);
       at += padded(count);
     }
 #pragma omp barrier
     at = 0;
     for (int64_t e = 0, start = 0; e < experts; start = ends[e++]) {
       int64_t count = ends[e] - start;
-      if (count) fall(middle + at * inner, inner, count, down + e * inner * hidden, hidden,
-                      out + start * hidden);
+      if (count) fall(middle + at * inner, inner, count, of_expert(down, dtype, e, part), dtype,
+                      hidden, out + start * hidden);
       at += padded(count);
     }
   }

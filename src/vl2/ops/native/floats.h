@@ -10,6 +10,8 @@
 
 typedef float lanes __attribute__((vector_size(LANES * sizeof(float))));
 typedef uint32_t words __attribute__((vector_size(LANES * sizeof(uint32_t))));
+typedef uint16_t halves __attribute__((vector_size(LANES * sizeof(uint16_t))));
+typedef float quarter __attribute__((vector_size(LANES * sizeof(float) / 4)));
 
 enum { FLOAT32, BFLOAT16 };
 
@@ -47,6 +49,30 @@ static inline void store(const float *from, int64_t count, void *to, int dtype, 
     memcpy((float *)to + start, from, count * sizeof(float));
   else
     for (int64_t i = 0; i < count; i++) ((uint16_t *)to)[start + i] = to_bfloat16(from[i]);
+}
+
+/* Bytes of a number. */
+static inline int64_t size_of(int dtype) { return dtype == FLOAT32 ? 4 : 2; }
+
+/* LANES numbers of a float32 or bfloat16 tensor as float32. */
+static inline lanes lanes_at(const char *from, int dtype) {
+  lanes x;
+  halves h;
+  if (dtype == FLOAT32) {
+    memcpy(&x, from, sizeof x);
+    return x;
+  }
+  memcpy(&h, from, sizeof h);
+  words w = __builtin_convertvector(h, words) << 16;
+  memcpy(&x, &w, sizeof x);
+  return x;
+}
+
+static inline float sum_lanes(const lanes *x) {
+  quarter parts[4];
+  memcpy(parts, x, sizeof parts);
+  quarter total = (parts[0] + parts[1]) + (parts[2] + parts[3]);
+  return (total[0] + total[1]) + (total[2] + total[3]);
 }
 
 /* Nearest whole number, ties to even, of |x| < 2^22: beyond 2^23 floats have no fraction. */

@@ -10,19 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "floats.h"
-
-enum { PLAIN, SWIGLU };
-
-#define BLOCK 32 /* rows of weights that one thread takes at a time */
-
-/* Matrices [out, width] in int8, one per expert, one behind the other. */
-typedef struct {
-  const int8_t *values; /* [experts, out, width] */
-  const float *scale;   /* [experts, out] */
-  const float *bias;    /* [out], or null */
-  int64_t out;
-} matrix;
+#include "products.h"
 
 /* Activations, rounded. */
 typedef struct {
@@ -49,12 +37,6 @@ static inline int64_t row_of(const group *g, int64_t t) {
 }
 
 /* ---- activations ----------------------------------------------------------------------------- */
-
-/* The numbers to round, [width], from a row of x, of which SWIGLU has gate and then up. */
-static void activate(float *row, int64_t width, int activation) {
-  if (activation == SWIGLU)
-    for (int64_t i = 0; i < width; i++) row[i] = row[i] * sigmoid(row[i]) * row[width + i];
-}
 
 /* Largest |x|; bits of positive floats are in the order of the floats, and NaN is above them all. */
 static float largest(const float *row, int64_t width) {
@@ -284,7 +266,7 @@ int has_tiles(void) { return 0; }
 /* One group through one matrix, shared among the threads of a parallel region. */
 static void multiply(const group *g, const matrix *m, int64_t expert, int64_t column) {
   int64_t width = g->x->width;
-  const int8_t *w = m->values + expert * m->out * width;
+  const int8_t *w = (const int8_t *)m->values + expert * m->out * width;
   const float *scale = m->scale + expert * m->out;
 #pragma omp for schedule(static) nowait
   for (int64_t j = 0; j < m->out; j += BLOCK) {
@@ -309,7 +291,7 @@ int int8_linear(const void *x, int dtype, int64_t rows, int64_t inputs, int acti
                 const matrix *matrices, int64_t count, void *out, int out_dtype, int threads) {
   if (!ends) ends = &rows, groups = 1;
   int64_t width = activation == SWIGLU ? inputs / 2 : inputs;
-  int64_t stride = 0, size = out_dtype == FLOAT32 ? 4 : 2, blocks = 0, deep = 0;
+  int64_t stride = 0, size = size_of(out_dtype), blocks = 0, deep = 0;
   for (int64_t i = 0; i < count; i++) stride += matrices[i].out;
 #ifdef __AMX_INT8__
   deep = tiles_deep(width) * WORDS;

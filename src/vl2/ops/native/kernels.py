@@ -59,16 +59,20 @@ def functions() -> ctypes.CDLL | None:
         [POINTER] + [COUNT] * 3 + [POINTER] * 3 + [COUNT] + [POINTER] * 2 + [COUNT, POINTER, INT]
     )
     found.rms_norm.argtypes = [POINTER, POINTER, INT, COUNT, COUNT, ctypes.c_float, POINTER, INT]
-    found.wide_linear.argtypes = [POINTER, INT, COUNT, COUNT, POINTER, INT, COUNT, POINTER, INT]
+    found.wide_linear.argtypes = (
+        [POINTER, INT, COUNT, COUNT, INT]
+        + [POINTER] * 3
+        + [COUNT, POINTER, COUNT, INT, POINTER, INT]
+    )
     found.rope.argtypes = [POINTER, INT] + [COUNT] * 3 + [POINTER] * 3 + [INT]
     found.head_linear.argtypes = (
         [POINTER, INT] + [COUNT] * 3 + [POINTER, COUNT, COUNT, INT, POINTER, INT]
     )
     found.combine.argtypes = [POINTER, INT, POINTER, POINTER] + [COUNT] * 3 + [POINTER, INT]
-    found.float_experts.argtypes = [POINTER] * 3 + [COUNT] * 3 + [POINTER] * 4 + [INT]
+    found.float_experts.argtypes = [POINTER] * 3 + [COUNT] * 3 + [POINTER] * 3 + [INT, POINTER, INT]
     found.group_rows.argtypes = [POINTER] + [COUNT] * 3 + [POINTER] * 3
     found.row_peaks.argtypes = [POINTER, COUNT, COUNT] + [POINTER] * 3 + [INT]
-    for name in ("rms_norm", "wide_linear", "rope", "group_rows"):
+    for name in ("rms_norm", "rope", "group_rows"):
         getattr(found, name).restype = None
     found.decode_attention.argtypes = (
         [POINTER, POINTER, INT]
@@ -160,7 +164,7 @@ def int8_linear(
     count, inputs = x.shape
     width = inputs // 2 if activation == "swiglu" else inputs
     shift = None if bias is None else bias.float().contiguous()
-    found = (Matrix * len(matrices))(*(_matrix(*both, shift, width) for both in matrices))
+    found = _matrices(matrices, shift, width)
     made = dtype if dtype in DTYPES else torch.float32
     rows = _rows(count, groups)
     out = torch.empty((rows, sum(matrix.out for matrix in found)), dtype=made)
@@ -179,6 +183,49 @@ def int8_linear(
     )
     check(failed)
     return out if made == dtype else out.to(dtype)
+
+
+def wide_linear(
+    x: Float[Tensor, "n i"],
+    matrices: Sequence[Float[Tensor, ...]],
+    *,
+    bias: Float[Tensor, " o"] | None = None,
+    activation: str = "none",
+    groups: Groups | None = None,
+) -> Float[Tensor, "m total"]:
+    """Few rows times matrices as they are stored, in float32; the results stand side by side.
+
+    Args:
+        x: float32 or bfloat16.
+        matrices: [out, in] or stacked per expert, all float32 or all bfloat16, rows as they lie.
+        bias: of the only matrix.
+        activation: as `int8_linear`, but nothing is rounded.
+        groups: as `int8_linear`.
+
+    Raises:
+        ValueError: a matrix has another width.
+    """
+    x = x.contiguous()
+    count, inputs = x.shape
+    width = inputs // 2 if activation == "swiglu" else inputs
+    shift = None if bias is None else bias.float().contiguous()
+    found = _matrices([(matrix, None) for matrix in matrices], shift, width)
+    out = torch.empty((_rows(count, groups), sum(matrix.out for matrix in found)))
+    failed = ready().wide_linear(
+        x.data_ptr(),
+        DTYPES.index(x.dtype),
+        count,
+        inputs,
+        ACTIVATIONS.index(activation),
+        *_pointers(groups),
+        found,
+        len(matrices),
+        DTYPES.index(matrices[0].dtype),
+        out.data_ptr(),
+        torch.get_num_threads(),
+    )
+    check(failed)
+    return out
 
 
 def int4_linear(
@@ -227,7 +274,15 @@ def float_experts(
     up: Float[Tensor, "e i h"],
     down: Float[Tensor, "e h i"],
 ) -> Float[Tensor, "m h"]:
-    """Each row of the groups through its expert's SwiGLU, all in float32."""
+    """Each row of the groups through its expert's SwiGLU, in float32.
+
+    Args:
+        x: float32.
+        groups: which rows meet which expert.
+        gate: float32 or bfloat16, as the others.
+        up: of the same shape.
+        down: the way back.
+    """
     x = x.contiguous()
     assert groups.tokens is not None
     out = torch.empty((len(groups.tokens), x.shape[1]))
@@ -241,6 +296,7 @@ def float_experts(
         gate.data_ptr(),
         up.data_ptr(),
         down.data_ptr(),
+        DTYPES.index(gate.dtype),
         out.data_ptr(),
         torch.get_num_threads(),
     )
@@ -268,10 +324,24 @@ def _rows(count: int, groups: Groups | None) -> int:
     return count if groups is None or groups.tokens is None else len(groups.tokens)
 
 
-def _matrix(values: Tensor, sizes: Tensor, bias: Tensor | None, width: int) -> Matrix:
-    fits(values.shape[-1], width)
+def _matrices(
+    found: Sequence[tuple[Tensor, Tensor | None]], bias: Tensor | None, width: int
+) -> ctypes.Array[Matrix]:
+    """Values and scales, if there are any, as the C files take them."""
     shift = None if bias is None else bias.data_ptr()
-    return Matrix(values.data_ptr(), sizes.data_ptr(), shift, values.shape[-2])
+    for values, _ in found:
+        fits(values.shape[-1], width)
+    return (Matrix * len(found))(
+        *(
+            Matrix(
+                values.data_ptr(),
+                None if scale is None else scale.data_ptr(),
+                shift,
+                values.shape[-2],
+            )
+            for values, scale in found
+        )
+    )
 
 
 def fits(found: int, width: int) -> None:

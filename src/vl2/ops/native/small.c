@@ -1,6 +1,6 @@
 /*
- * What is little work but many operations of PyTorch: norms, rotary positions, the router's product,
- * rows by expert and their weighted sum, and what choosing a token needs of the logits.
+ * What is little work but many operations of PyTorch: norms, rotary positions, rows by
+ * expert and their weighted sum, and what choosing a token needs of the logits.
  */
 #include <stdlib.h>
 
@@ -38,20 +38,6 @@ void rms_norm(const void *x, const void *weight, int dtype, int64_t rows, int64_
       for (int64_t i = 0; i < width; i++) row[i] = from_bfloat16(to_bfloat16(row[i]));
     for (int64_t i = 0; i < width; i++) row[i] *= factor[i];
     store(row, width, out, dtype, m * width);
-  }
-}
-
-/* x @ weight.T in float32, [rows, outs], of x [rows, width] and a weight [outs, width]. */
-void wide_linear(const void *x, int x_dtype, int64_t rows, int64_t width, const void *weight,
-                 int weight_dtype, int64_t outs, float *out, int threads) {
-#pragma omp parallel for num_threads(threads) schedule(static)
-  for (int64_t o = 0; o < outs; o++) {
-    float factor[width], row[width];
-    load(weight, weight_dtype, o * width, width, factor);
-    for (int64_t m = 0; m < rows; m++) {
-      load(x, x_dtype, m * width, width, row);
-      out[m * outs + o] = dot(row, factor, width);
-    }
   }
 }
 

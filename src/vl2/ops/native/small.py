@@ -47,34 +47,6 @@ def rms_norm(
     return out
 
 
-def wide_linear(x: Float[Tensor, "n i"], weight: Float[Tensor, "o i"]) -> Float[Tensor, "n o"]:
-    """Return x @ weight.T in float32 of few rows, without a float32 copy of either.
-
-    Args:
-        x: float32 or bfloat16.
-        weight: float32 or bfloat16.
-
-    Raises:
-        ValueError: the matrix has another width.
-    """
-    x, weight = x.contiguous(), weight.contiguous()
-    count, width = x.shape
-    fits(weight.shape[1], width)
-    out = torch.empty((count, len(weight)))
-    ready().wide_linear(
-        x.data_ptr(),
-        DTYPES.index(x.dtype),
-        count,
-        width,
-        weight.data_ptr(),
-        DTYPES.index(weight.dtype),
-        len(weight),
-        out.data_ptr(),
-        torch.get_num_threads(),
-    )
-    return out
-
-
 def rope(
     x: Float[Tensor, "b t h d"], cos: Float[Tensor, "b t d"], sin: Float[Tensor, "b t d"]
 ) -> Float[Tensor, "b t h d"]:

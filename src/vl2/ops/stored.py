@@ -1,0 +1,53 @@
+"""Products in the dtype of the activations with weights that stay as a file holds them.
+
+Released checkpoints hold bfloat16. Widening a bfloat16 number to float32 changes nothing, so under
+float32 these are the products of a float32 load, from half the bytes. Few rows on a CPU go through
+C, which widens a weight in a register; many rows meet weights that are widened some at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from vl2.ops.native import kernels, small
+from vl2.ops.quant import DEQUANTIZE_NUMBERS
+
+
+def stored_linears(
+    x: Float[Tensor, "*lead i"],
+    weights: Sequence[Float[Tensor, "_ i"]],
+    bias: Float[Tensor, " o"] | None = None,
+) -> Float[Tensor, "*lead total"]:
+    """Return x @ weight.T + bias of matrices side by side, in the dtype of x.
+
+    Args:
+        x: activations.
+        weights: of one dtype, which need not be that of x.
+        bias: of the only matrix.
+    """
+    rows = x.flatten(0, -2)
+    if len(rows) <= kernels.FEW_ROWS and small.takes(rows, *weights):
+        out = kernels.wide_linear(rows, weights, bias=bias).to(x.dtype)
+    else:
+        most = [max(1, DEQUANTIZE_NUMBERS // weight.shape[1]) for weight in weights]
+        parts = [
+            p for weight, count in zip(weights, most, strict=True) for p in weight.split(count)
+        ]
+        outs = [F.linear(rows, part.to(rows.dtype)) for part in parts]
+        out = torch.cat(outs, dim=1) if len(outs) > 1 else outs[0]
+        out = out if bias is None else out + bias
+    return out.unflatten(0, x.shape[:-1])
+
+
+def stored_linears_ref(
+    x: Float[Tensor, "*lead i"],
+    weights: Sequence[Float[Tensor, "_ i"]],
+    bias: Float[Tensor, " o"] | None = None,
+) -> Float[Tensor, "*lead total"]:
+    """The plain twin of `stored_linears`: one product with everything widened."""
+    return F.linear(x, torch.cat(list(weights)).to(x.dtype), bias)

@@ -24,6 +24,7 @@ from vl2.checkpoint.skeleton import build_skeleton
 from vl2.config import VL2Config
 from vl2.logs import get_logger
 from vl2.model.quantized import check_scheme, default_plan
+from vl2.model.storage import store_matrices
 from vl2.model.vl2 import VL2Model
 from vl2.model_folder import resolve
 
@@ -61,6 +62,7 @@ def load_model(
     device: str | torch.device = "auto",
     quantization: str | None = None,
     *,
+    storage_dtype: str | torch.dtype | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> VL2Model:
     """Load a model for inference (`eval` mode) without ever holding its weights twice.
@@ -73,6 +75,9 @@ def load_model(
         device: "auto" (CUDA when available, else the CPU) or a torch device.
         quantization: "int8" or "int4" quantises a float checkpoint layer by layer while it is read;
             None keeps the form of the files. A quantised folder needs no argument.
+        storage_dtype: dtype that matrices are kept in, frozen, while the model computes in `dtype`;
+            "auto" is bfloat16 where the files have it, so that a float32 model computes what a
+            float32 load does, from half the memory. None keeps them as the model computes.
         on_progress: hears (bytes read so far, bytes in all) after every read.
 
     Raises:
@@ -88,7 +93,11 @@ def load_model(
     model = checkpoint.skeleton
     if quantization is not None:
         model = quantized_skeleton(checkpoint, quantization)
-    state = _allocate(model, held, target)
+    dtypes = stored_dtypes(model, held)
+    if storage_dtype is not None:
+        _check_floats(checkpoint, quantization)
+        dtypes |= _storage_dtypes(checkpoint, store_matrices(model), storage_dtype, held)
+    state = _allocate(model, dtypes, target)
     _fill(checkpoint, state, on_progress or (lambda done, total: None))
     model.load_state_dict(state, strict=True, assign=True)
     log.info("loaded %s: %d tensors in %s on %s", path, len(checkpoint.places), held, target)
@@ -199,8 +208,12 @@ def _dtype(dtype: str | torch.dtype, checkpoint: Checkpoint) -> torch.dtype:
     return model_dtype(dtype)
 
 
-def model_dtype(dtype: str | torch.dtype) -> torch.dtype:
+def model_dtype(dtype: str | torch.dtype, name: str = "dtype") -> torch.dtype:
     """The dtype meant by a name of `MODEL_DTYPES`, or the given one if it is among them.
+
+    Args:
+        dtype: what an argument asks for.
+        name: of the argument, for the error.
 
     Raises:
         ValueError: a model cannot be held in it.
@@ -210,7 +223,7 @@ def model_dtype(dtype: str | torch.dtype) -> torch.dtype:
     else:
         found = MODEL_DTYPES.get(dtype)
     if found is None:
-        raise ValueError(f"dtype is {dtype}: expected auto, {', '.join(MODEL_DTYPES)}")
+        raise ValueError(f"{name} is {dtype}: expected auto, {', '.join(MODEL_DTYPES)}")
     return found
 
 
@@ -221,8 +234,31 @@ def _stated_dtype(folder: Path) -> torch.dtype | None:
     return MODEL_DTYPES.get(stated) if isinstance(stated, str) else None
 
 
-def _allocate(skeleton: VL2Model, dtype: torch.dtype, device: torch.device) -> dict[str, Tensor]:
-    dtypes = stored_dtypes(skeleton, dtype)
+def _check_floats(checkpoint: Checkpoint, quantization: str | None) -> None:
+    held = checkpoint.config.quantization_config
+    scheme = quantization or (held and held.scheme)
+    if scheme:
+        raise ValueError(
+            f"storage_dtype is given and matrices are quantised to {scheme}: choose one of the two"
+        )
+
+
+def _storage_dtypes(
+    checkpoint: Checkpoint, keys: frozenset[str], dtype: str | torch.dtype, held: torch.dtype
+) -> dict[str, torch.dtype]:
+    """Dtypes of the matrices of these keys, in a model that computes in `held`."""
+    if dtype != "auto":
+        return dict.fromkeys(keys, model_dtype(dtype, "storage_dtype"))
+    found = dict.fromkeys(keys, torch.bfloat16)
+    for stored, slot in checkpoint.places:
+        if slot.key in keys and stored.dtype != torch.bfloat16:
+            found[slot.key] = held
+    return found
+
+
+def _allocate(
+    skeleton: VL2Model, dtypes: Mapping[str, torch.dtype], device: torch.device
+) -> dict[str, Tensor]:
     return {
         key: torch.empty(tensor.shape, dtype=dtypes[key], device=device)
         for key, tensor in skeleton.state_dict().items()

@@ -1,4 +1,4 @@
-"""Threads that suit the cores which this process really has.
+"""What this process really has of the processor: threads for its cores, products in bfloat16.
 
 PyTorch counts the machine's cores. In a container that may use two of sixty-four, sixty-four
 threads wait for each other in every small product.
@@ -7,6 +7,7 @@ threads wait for each other in every small product.
 from __future__ import annotations
 
 import os
+import platform
 import sys
 from pathlib import Path
 
@@ -51,3 +52,13 @@ def choose_threads(wanted: int | None) -> int:
 def read_or_empty(file: Path) -> str:
     """A file of the system, empty where there is none."""
     return file.read_text(encoding="utf-8") if file.is_file() else ""
+
+
+def emulates_bfloat16() -> bool:
+    """Whether this CPU has no products in bfloat16 of its own: they are slower than in float32.
+
+    Known of x86 alone, where AMX and AVX512-BF16 have them; of others it is not said.
+    """
+    if platform.machine().lower() not in ("x86_64", "amd64"):
+        return False
+    return not (torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from vl2.config import QuantizationConfig
 from vl2.logs import get_logger
 from vl2.model.quantized import SCHEMES, default_plan, quantizable, quantize_modules, quantized_copy
+from vl2.model.stored_linear import StoredLinear
 from vl2.model.vl2 import VL2Model
 from vl2.ops.moe import Routing
 
@@ -59,11 +60,13 @@ def quantize_model(
         One entry per layer, in the order of the model.
 
     Raises:
-        ValueError: an unknown scheme, or a model that is quantised already.
+        ValueError: an unknown scheme, or a model that is quantised, or keeps matrices as stored.
     """
     held = model.config.quantization_config
     if held is not None:
         raise ValueError(f"the model is quantised to {held.scheme} already: give the float model")
+    if any(isinstance(module, StoredLinear) for module in model.modules()):
+        raise ValueError("the model keeps matrices as stored: load it without storage_dtype")
     plan = default_plan(model, scheme)
     limits = {**MAX_ERROR, **(limits or {})}
     errors = measure_errors(model, plan, calibrate) if calibrate is not None else {}

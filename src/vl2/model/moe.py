@@ -83,9 +83,9 @@ class Experts(nn.Module):
         """Weighted sum over each token's experts, whose matrices a low-rank `change` may shift."""
         dtype = matmul_dtype(x)
         weights = (self.gate_proj, self.up_proj, self.down_proj)
-        gate, up, down = (weight.to(dtype) for weight in weights)
         if x.device.type == "cpu" and change is None and not _traced():
-            return chosen_expert_mlp(x.to(dtype), routing, gate, up, down).to(x.dtype)
+            return chosen_expert_mlp(x.to(dtype), routing, *weights).to(x.dtype)
+        gate, up, down = (weight.to(dtype) for weight in weights)
         mlp = expert_mlp if has_grouped_matmul(x.to(dtype), gate) else expert_mlp_ref
         return mlp(x.to(dtype), routing, gate, up, down, change).to(x.dtype)
 

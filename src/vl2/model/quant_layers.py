@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from vl2.model.stored_linear import StoredLinear
 from vl2.ops.moe import ExpertChange, Routing, matmul_dtype
 from vl2.ops.quant import (
     INT4_ROWS,
@@ -21,6 +22,7 @@ from vl2.ops.quant import (
 )
 from vl2.ops.quant_backward import gradients_pass, quant_expert_mlp, quant_linear
 from vl2.ops.quant_linear import int4_expert_mlp, int8_expert_mlp, int8_products
+from vl2.ops.stored import stored_linears
 
 ROWS_NUMBERS = 2**21
 """Weights that are quantised at a time: 8 MiB in float32."""
@@ -113,7 +115,14 @@ class QuantExperts(nn.Module):
 def outputs(
     x: Float[Tensor, "*lead i"], *layers: nn.Module
 ) -> tuple[Float[Tensor, "*lead _"], ...]:
-    """Outputs of linear layers that read the same x: in int8 it is rounded once for all of them."""
+    """Outputs of linear layers that read the same x, where one call can give all of them.
+
+    In int8 x is rounded once for all.
+    """
+    stored = [layer for layer in layers if isinstance(layer, StoredLinear) and layer.bias is None]
+    if len(stored) == len(layers) and len({layer.weight.dtype for layer in stored}) == 1:
+        out = stored_linears(x, [layer.weight for layer in stored])
+        return out.split([layer.out_features for layer in stored], dim=-1)
     quantised = [layer for layer in layers if isinstance(layer, QuantLinear) and layer.bias is None]
     weights = (layer.weight.data for layer in quantised)
     held = [weight for weight in weights if isinstance(weight, Int8Weight)]

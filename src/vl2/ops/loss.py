@@ -62,4 +62,4 @@ def token_losses(
 def _losses(
     rows: Float[Tensor, "n h"], target: Int[Tensor, " n"], head: Float[Tensor, "v h"]
 ) -> Float[Tensor, " n"]:
-    return F.cross_entropy((rows @ head.T).float(), target, reduction="none")
+    return F.cross_entropy((rows @ head.to(rows.dtype).T).float(), target, reduction="none")

@@ -1,0 +1,201 @@
+"""Weights that stay as stored: products against their twins, and a model in two dtypes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from tests.unit.native_paths import use_path
+from tests.unit.quant_samples import relative
+from tests.unit.small_engines import MIXED
+
+import vl2
+from vl2.checkpoint.hf import load_model, save_model
+from vl2.cli.loading import load_engine
+from vl2.engine import cores
+from vl2.engine.quantize import quantize_model
+from vl2.engine.self_check import SelfCheck
+from vl2.model.stored_linear import StoredLinear
+from vl2.ops import stored
+from vl2.ops.moe import Routing, chosen_expert_mlp, expert_mlp_ref
+from vl2.ops.native import kernels
+from vl2.ops.stored import stored_linears, stored_linears_ref
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "model"
+
+
+@pytest.fixture(params=["native", "portable", "kernel"])
+def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    use_path(request.param, monkeypatch)
+    monkeypatch.setattr(stored, "DEQUANTIZE_NUMBERS", 700)  # several parts per matrix
+    return request.param
+
+
+@pytest.mark.parametrize("stored_dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("outs", "width"), [((40,), 96), ((17, 3), 100), ((65, 5, 32), 48)])
+@pytest.mark.parametrize("rows", [1, 2, 3, 7, 8, 9, 30])
+def test_products_equal_their_twin(
+    rows: int, outs: tuple[int, ...], width: int, stored_dtype: torch.dtype, path: str
+):
+    weights = [torch.randn(out, width).to(stored_dtype) for out in outs]
+    x, bias = torch.randn(1, rows, width), torch.randn(outs[0]) if len(outs) == 1 else None
+    found = stored_linears(x, weights, bias)
+    assert found.dtype == torch.float32
+    twin = stored_linears_ref(
+        x.double(), [w.double() for w in weights], None if bias is None else bias.double()
+    )
+    assert relative(found, twin) < 1e-6
+    assert relative(stored_linears(x.bfloat16(), weights), stored_linears_ref(x, weights)) < 1e-2
+
+
+@pytest.mark.parametrize("path", ["native", "portable"], indirect=True)
+def test_a_row_of_a_product_depends_on_that_row_alone(path: str):
+    weights = [torch.randn(33, 200).bfloat16()]
+    x = torch.randn(8, 200)
+    whole = stored_linears(x, weights)
+    assert torch.equal(whole, torch.cat([stored_linears(row[None], weights) for row in x]))
+    assert torch.equal(whole[2:5], stored_linears(x[2:5], weights))
+
+
+@pytest.mark.parametrize("tokens", [1, 2, 8, 9, 40, 200])
+@pytest.mark.parametrize(("hidden", "inner"), [(64, 48), (50, 31), (300, 24)])
+def test_stored_experts_equal_their_twin(tokens: int, hidden: int, inner: int, path: str):
+    shapes = (4, inner, hidden), (4, inner, hidden), (4, hidden, inner)
+    weights = [(torch.randn(shape) * 0.1).bfloat16() for shape in shapes]
+    chosen = torch.stack([torch.randperm(3)[:2] for _ in range(tokens)])
+    chosen[0] = torch.tensor([0, 3])
+    routing = Routing(chosen, torch.rand(tokens, 2), torch.rand(tokens, 4))
+    x = torch.randn(tokens, hidden)
+    with torch.inference_mode():
+        found = chosen_expert_mlp(x, routing, *weights)
+    twin = expert_mlp_ref(x.double(), routing, *(weight.double() for weight in weights))
+    assert relative(found, twin) < 1e-6
+
+
+def test_a_product_of_another_width_is_refused():
+    if kernels.functions() is None:
+        pytest.skip("there is no C compiler")
+    with pytest.raises(ValueError, match="rows are 7 wide and the matrix takes 8"):
+        kernels.wide_linear(torch.randn(1, 7), (torch.randn(3, 8),))
+
+
+def in_bfloat16(name: str, folder: Path) -> Path:
+    """A golden model as a released file holds it."""
+    save_model(load_model(GOLDEN / name, "bfloat16", "cpu"), folder)
+    return folder
+
+
+@pytest.mark.parametrize("name", ["tiny_like", "base_like", "qlora_group_yarn"])
+def test_a_stored_model_computes_what_a_float32_load_computes(name: str, tmp_path: Path):
+    folder = in_bfloat16(name, tmp_path)
+    wanted = load_model(folder, "float32", "cpu")
+    model = load_model(folder, "float32", "cpu", storage_dtype="auto")
+    ids = torch.randint(3, model.config.language_config.vocab_size, (2, 21))
+    for logits in ("all", "last"):
+        with torch.inference_mode():
+            found, same = (m(ids, logits=logits).logits for m in (model, wanted))
+        assert found.dtype == torch.float32
+        assert relative(found, same) < 1e-5  # 3e-7 here
+    losses = [m(ids, labels=ids).loss.item() for m in (model, wanted)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+def test_matrices_are_stored_and_the_rest_computes(tmp_path: Path):
+    folder = in_bfloat16("base_like", tmp_path)
+    state = load_model(folder, "float32", "cpu", storage_dtype="bfloat16").state_dict()
+    wanted = load_model(folder, "float32", "cpu").state_dict()
+    assert state.keys() == wanted.keys()
+    narrow = {key for key, tensor in state.items() if tensor.dtype == torch.bfloat16}
+    for key, tensor in state.items():
+        assert torch.equal(tensor.float(), wanted[key]), key
+    layer = "language.model.layers.1"
+    assert narrow >= {
+        "language.lm_head.weight",
+        "language.model.embed_tokens.weight",
+        f"{layer}.self_attn.o_proj.weight",
+        f"{layer}.mlp.experts.gate_proj",
+        "vision.blocks.0.attn.qkv.weight",
+    }
+    kept = (
+        f"{layer}.self_attn.kv_b_proj.weight",
+        f"{layer}.mlp.gate.weight",
+        f"{layer}.mlp.gate.e_score_correction_bias",
+        f"{layer}.input_layernorm.weight",
+        "vision.blocks.0.attn.qkv.bias",
+        "image_newline",
+    )
+    assert {state[key].dtype for key in kept} == {torch.float32}
+
+
+def test_a_stored_model_is_saved_as_it_is(tmp_path: Path):
+    model = load_model(in_bfloat16("tiny_like", tmp_path / "a"), "float32", storage_dtype="auto")
+    save_model(model, tmp_path / "b")
+    again = load_model(tmp_path / "b", "float32", storage_dtype="auto").state_dict()
+    for key, tensor in model.state_dict().items():
+        assert (tensor.dtype, tensor.tolist()) == (again[key].dtype, again[key].tolist())
+
+
+def test_every_way_of_running_a_stored_model_agrees():
+    model = load_model("nano", "float32", "cpu", storage_dtype="auto")
+    processor = vl2.Processor.from_pretrained("nano")
+    prompts = [processor(talk) for talk in MIXED]
+    check = SelfCheck(model=model, processor=processor, prompts=prompts, max_tokens=6)
+    found = list(check.run(compiling=False))
+    assert len(found) == 6
+    assert [c.name for c in found if not c.passed] == []
+    assert {m.weight.dtype for m in stored_ones(model)} == {torch.bfloat16}
+
+
+def stored_ones(model: torch.nn.Module) -> list[StoredLinear]:
+    return [module for module in model.modules() if isinstance(module, StoredLinear)]
+
+
+@pytest.mark.parametrize(
+    ("emulated", "compiled", "dtype"),
+    [(True, True, "float32"), (False, True, "bfloat16"), (True, False, "float32")],
+)
+def test_commands_load_what_suits_the_processor(
+    emulated: bool, compiled: bool, dtype: str, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(cores, "emulates_bfloat16", lambda: emulated)
+    monkeypatch.setattr(kernels, "functions", lambda: object() if compiled else None)
+    model = load_engine("nano", dtype="auto", device="cpu").model
+    assert model.image_newline.dtype == getattr(torch, dtype)
+    assert bool(stored_ones(model)) == compiled
+    head = model.language.lm_head.weight
+    assert head.dtype == (torch.bfloat16 if compiled else torch.float32)
+
+
+def test_gradients_pass_to_the_input_and_nothing_trains(tmp_path: Path):
+    model = load_model(in_bfloat16("tiny_like", tmp_path), "float32", storage_dtype="auto")
+    embeds = torch.randn(1, 5, model.config.language_config.hidden_size, requires_grad=True)
+    model.language.logits(model.language(embeds).hidden).sum().backward()
+    assert embeds.grad is not None
+    assert embeds.grad.abs().sum() > 0
+    assert stored_ones(model)
+    assert not any(m.weight.requires_grad for m in stored_ones(model))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            {"storage_dtype": "int8"},
+            "storage_dtype is int8: expected auto, float32, bfloat16, float16",
+        ),
+        (
+            {"storage_dtype": "auto", "quantization": "int8"},
+            "storage_dtype is given and matrices are quantised to int8: choose one of the two",
+        ),
+    ],
+)
+def test_a_wrong_storage_is_refused(arguments: dict, message: str):
+    with pytest.raises(ValueError, match=message):
+        load_model(GOLDEN / "tiny_like", "float32", "cpu", **arguments)
+
+
+def test_a_stored_model_is_not_quantised_in_part():
+    model = load_model(GOLDEN / "tiny_like", "float32", "cpu", storage_dtype="bfloat16")
+    with pytest.raises(ValueError, match="load it without storage_dtype"):
+        quantize_model(model, "int8")

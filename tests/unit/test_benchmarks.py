@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from vl2.benchmarks import candidates, machine
-from vl2.benchmarks.candidates import fitting_forms, form_bytes, gather
+from vl2.benchmarks.candidates import fitting_forms, form_bytes, form_state, gather
 from vl2.benchmarks.config import FORMS, BenchConfig
 from vl2.benchmarks.memory import measure_apart, measure_memory
 from vl2.benchmarks.prompts import fitting_processor, picture_messages, text_prompt
-from vl2.benchmarks.random_weights import cut_layers, form_skeleton, random_model
+from vl2.benchmarks.random_weights import cut_layers, random_model
 from vl2.benchmarks.timing import middle, ratio, take_turns
 from vl2.benchmarks.work import text_flops, tile_bytes_read, tile_flops, weight_bytes_read
 from vl2.checkpoint.count import count_parameters, model_shapes
@@ -22,15 +22,21 @@ from vl2.model.quant_layers import QuantWeight
 from vl2.ops.quant import Int8Weight, dequantize_int4, dequantize_int8
 
 
+def meta_state(config: VL2Config, form: str) -> dict[str, torch.Tensor]:
+    """The state of a form under float32, without memory."""
+    return form_state(BenchConfig(quantized_dtype="float32"), config, form)
+
+
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("preset", ["debug_tiny", "debug_base", "nano"])
 def test_a_random_model_is_made_in_its_form_and_runs(preset: str, form: str):
     config = VL2Config.preset(preset)
-    model, wanted = random_model(config, form), form_skeleton(config, form).state_dict()
+    model, wanted = random_model(config, form), meta_state(config, form)
     state = model.state_dict()
     assert {k: (t.shape, t.dtype) for k, t in state.items()} == {
         k: (t.shape, t.dtype) for k, t in wanted.items()
     }
+    assert wanted["language.model.norm.weight"].dtype == torch.float32
     assert not any(tensor.is_meta for tensor in state.values())
     with torch.inference_mode():
         out = model(torch.arange(64)[None])
@@ -77,7 +83,7 @@ def test_work_of_a_token_is_that_of_the_activated_weights(preset: str):
     config = VL2Config.preset(preset)
     language, shapes = config.language_config, model_shapes(config)
     active = count_parameters(config, shapes).language_active
-    state = form_skeleton(config, "none").state_dict()
+    state = meta_state(config, "none")
     # The difference is norms, correction biases and the pair of the token with itself.
     assert text_flops(shapes, language, 1) == pytest.approx(2 * active, rel=1e-3)
     assert weight_bytes_read(state, language) == pytest.approx(4 * active, rel=1e-3)
@@ -90,8 +96,9 @@ def test_work_of_a_token_is_that_of_the_activated_weights(preset: str):
 def test_quantised_weights_are_read_faster_by_what_they_save():
     config = VL2Config.tiny()
     language = config.language_config
-    read = {f: weight_bytes_read(form_skeleton(config, f).state_dict(), language) for f in FORMS}
+    read = {f: weight_bytes_read(meta_state(config, f), language) for f in FORMS}
     assert 3.9 < read["none"] / read["int8"] < 4.0
+    assert 1.98 < read["none"] / read["bfloat16"] < 2.0
     assert 1.8 < read["int8"] / read["int4"] < 1.95
 
 
@@ -100,7 +107,7 @@ def test_work_of_a_tile_leaves_the_pool_head_out():
     shapes = model_shapes(config)
     # 2 * 413 million weights * 729 patches, and the scores.
     assert 0.60e12 < tile_flops(shapes, config) < 0.70e12
-    assert tile_bytes_read(form_skeleton(config, "none").state_dict()) == pytest.approx(
+    assert tile_bytes_read(meta_state(config, "none")) == pytest.approx(
         4 * (412_987_248 + 7_539_200), rel=1e-6
     )
 
@@ -111,7 +118,7 @@ def test_forms_fit_from_the_smallest(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(candidates, "available_memory", lambda: 22 * 2**30)
     chosen, skipped = fitting_forms(bench, config, FORMS)
     assert chosen == ["int4"]
-    assert list(skipped) == ["int8", "none"]
+    assert list(skipped) == ["int8", "none", "bfloat16"]
     assert "GiB beside" in skipped["none"]
     with pytest.raises(ValueError, match=r"quantization int8: .* use --layers"):
         fitting_forms(BenchConfig(model="small", forms=("int8", "int4")), config, ("int8", "int4"))
@@ -121,8 +128,8 @@ def test_forms_fit_from_the_smallest(monkeypatch: pytest.MonkeyPatch):
 def test_released_sizes_stay_under_their_bounds():
     sizes = {"small": 11, "base": 18}
     for preset, most in sizes.items():
-        shapes = model_shapes(VL2Config.preset(preset))
-        assert form_bytes(shapes, "int4", "float32") < (most - 1) * 2**30
+        state = meta_state(VL2Config.preset(preset), "int4")
+        assert form_bytes(state) < (most - 1) * 2**30
 
 
 def test_nothing_fits_is_one_line(monkeypatch: pytest.MonkeyPatch):
@@ -152,7 +159,7 @@ def test_memory_here_is_of_one_form():
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"forms": ("int2",)}, "quantization is 'int2': expected one of none, int8, int4"),
+        ({"forms": ("int2",)}, "quantization is 'int2': expected one of none, bfloat16, int8"),
         ({"dtype": "float16"}, "dtype is 'float16'"),
         ({"rounds": 0}, "rounds is 0: expected at least 1"),
         ({"model": "nano", "layers": 2}, "nano has weights of its own"),
@@ -192,6 +199,9 @@ def test_times_are_taken_in_turns_and_the_first_round_does_not_count():
     assert ratio([1.0, 8.0, 9.0], [1.0, 2.0, 3.0]) == 3.0
     with pytest.raises(ValueError, match="too busy"):
         middle([0.1, -0.1, -0.1])
+    for slow, fast in (([1.0], [-1.0]), ([-1.0], [1.0])):
+        with pytest.raises(ValueError, match="too busy"):
+            ratio(slow, fast)
 
 
 @pytest.mark.parametrize(

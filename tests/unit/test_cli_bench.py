@@ -24,6 +24,7 @@ RATIOS = {
     "batch8_over_batch1",
     "eager_prefill_over_reference",
     "eager_decode_over_reference",
+    "stored_decode_over_reference",
     "prefix_cache_ttft_over_first",
 }
 MACHINE = {"cpu", "instructions", "amx", "cores", "threads", "torch", "memory_available_gib"}
@@ -46,11 +47,11 @@ def records(capsys: pytest.CaptureFixture[str], *words: str) -> list[dict]:
 @pytest.mark.parametrize(
     ("what", "unit", "forms"),
     [
-        ("decode", "tokens", ["none", "int8", "int4"]),
-        ("prefill", "tokens", ["none", "int8", "int4"]),
-        ("vision", "tiles", ["none", "int8", "int4"]),
-        ("ttft", "tokens", ["none", "int8", "int4"]),
-        ("batch", "tokens", ["none", "none", "int8", "int8", "int4", "int4"]),
+        ("decode", "tokens", ["none", "bfloat16", "int8", "int4"]),
+        ("prefill", "tokens", ["none", "bfloat16", "int8", "int4"]),
+        ("vision", "tiles", ["none", "bfloat16", "int8", "int4"]),
+        ("ttft", "tokens", ["none", "bfloat16", "int8", "int4"]),
+        ("batch", "tokens", [f for f in ("none", "bfloat16", "int8", "int4") for _ in range(2)]),
     ],
 )
 def test_every_benchmark_prints_a_record_per_form(
@@ -71,7 +72,7 @@ def test_every_benchmark_prints_a_record_per_form(
         assert record["machine"].keys() >= MACHINE
         assert (record["layers"], record["vision_layers"], record["quick"]) == (2, 2, True)
     if what == "batch":
-        assert [record["batch"] for record in found] == [1, 8] * 3
+        assert [record["batch"] for record in found] == [1, 8] * 4
 
 
 def test_summary_has_every_ratio(capsys: pytest.CaptureFixture[str]):
@@ -128,8 +129,8 @@ def test_the_table_is_for_people(capsys: pytest.CaptureFixture[str]):
         "decode of nano, loaded weights, float32 (float32 beside int8 and int4), 4"
     )
     assert lines[2].split()[:4] == ["form", "batch", "prompt", "ms"]
-    assert [line.split()[0] for line in lines[3:6]] == ["none", "int8", "int4"]
-    assert lines[7].startswith("ceilings: ")
+    assert [line.split()[0] for line in lines[3:7]] == ["none", "bfloat16", "int8", "int4"]
+    assert lines[8].startswith("ceilings: ")
     assert "threads of" in lines[-1]
 
 

@@ -5,22 +5,18 @@ from __future__ import annotations
 from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
-from vl2.benchmarks.config import FORMS, QUICK_LAYERS, BenchConfig
+import torch
+from torch import Tensor
+
+from vl2.benchmarks.config import FIRST_TO_FIT, FORMS, QUICK_LAYERS, STORED, BenchConfig
 from vl2.benchmarks.machine import available_memory, has_amx
 from vl2.benchmarks.prompts import fitting_processor
 from vl2.benchmarks.random_weights import cut_layers, form_skeleton, random_model
 from vl2.benchmarks.work import LOOKED_UP
-from vl2.checkpoint.count import (
-    SCHEMES,
-    Shapes,
-    kv_bytes_per_token,
-    model_shapes,
-    weight_bytes,
-)
+from vl2.checkpoint.count import Shapes, kv_bytes_per_token, model_shapes
 from vl2.checkpoint.load import MODEL_DTYPES, load_model
 from vl2.checkpoint.report import find_config
 from vl2.checkpoint.sizes import format_bytes
-from vl2.checkpoint.skeleton import build_skeleton
 from vl2.config import VL2Config
 from vl2.engine.config import EngineConfig
 from vl2.engine.engine import Engine
@@ -42,14 +38,14 @@ QUESTION_TOKENS = 64
 class Candidates:
     """Engines by form, and why the others are missing.
 
-    `read` is the model of each form on the meta device: what its weights weigh, however the engine
+    `read` is the state of each form on the meta device: what its weights weigh, however the engine
     lays them out.
     """
 
     config: VL2Config
     shapes: Shapes
     engines: Mapping[str, Engine]
-    read: Mapping[str, VL2Model]
+    read: Mapping[str, Mapping[str, Tensor]]
     skipped: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -81,7 +77,7 @@ def gather(bench: BenchConfig, wide: Container[str] = ()) -> Candidates:
         config=config,
         shapes=shapes,
         engines=engines,
-        read={form: _meta_model(bench, config, form) for form in chosen},
+        read={form: form_state(bench, config, form) for form in chosen},
         skipped=skipped,
     )
 
@@ -117,15 +113,19 @@ def build_form(
         shared = other.state_dict() if other is not None else None
         return random_model(config, form, MODEL_DTYPES[dtype_of(bench, form)], shared)
     held = config.quantization_config
-    scheme = None if form == "none" or (held and held.scheme == form) else form
-    return load_model(bench.model, dtype_of(bench, form), "cpu", scheme)
+    storage = form if form == STORED else None
+    scheme = None if form in ("none", STORED) or (held and held.scheme == form) else form
+    dtype = dtype_of(bench, form)
+    return load_model(bench.model, dtype, "cpu", scheme, storage_dtype=storage)
 
 
-def _meta_model(bench: BenchConfig, config: VL2Config, form: str) -> VL2Model:
-    """The form without memory; a quantised folder says itself which layer is held how."""
-    held = None if bench.is_random else config.quantization_config
-    model = form_skeleton(config, form) if held is None else build_skeleton(config)
-    return model.to(MODEL_DTYPES[dtype_of(bench, form)])
+def form_state(bench: BenchConfig, config: VL2Config, form: str) -> dict[str, Tensor]:
+    """Tensors of a form by key, without memory."""
+    if bench.is_random:
+        config = replace(config, quantization_config=None)
+    model, dtypes = form_skeleton(config, form, MODEL_DTYPES[dtype_of(bench, form)])
+    state = model.state_dict()
+    return {k: torch.empty(state[k].shape, dtype=d, device="meta") for k, d in dtypes.items()}
 
 
 def engine_config(bench: BenchConfig, config: VL2Config, *, wide: bool = False) -> EngineConfig:
@@ -146,36 +146,38 @@ def engine_config(bench: BenchConfig, config: VL2Config, *, wide: bool = False) 
 
 def dtype_of(bench: BenchConfig, form: str) -> str:
     """What a form's floats are."""
-    if form == "none":
+    if form in ("none", STORED):
         return bench.dtype
     return bench.quantized_dtype or ("bfloat16" if has_amx() else bench.dtype)
 
 
-def form_bytes(shapes: Shapes, form: str, dtype: str) -> int:
-    """Bytes of all weights in a form."""
-    scheme = next(s for s in SCHEMES if s.name == (dtype if form == "none" else form))
-    return weight_bytes(shapes, replace(scheme, rest=_itemsize(dtype)))
+def form_bytes(state: Mapping[str, Tensor]) -> int:
+    """Bytes of all weights in a form, from its `form_state`."""
+    return sum(tensor.nbytes for tensor in state.values())
 
 
 def fitting_forms(
     bench: BenchConfig, config: VL2Config, wanted: Iterable[str], wide: Container[str] = ()
 ) -> tuple[list[str], dict[str, str]]:
-    """Forms that fit together, counted from the smallest, and why the others do not.
+    """Forms that fit together, one after the other of `FIRST_TO_FIT`, and why others do not.
 
     Raises:
         ValueError: a form that `bench` names does not fit.
     """
-    free, shapes = available_memory(), model_shapes(config)
+    free = available_memory()
     chosen, skipped, taken = [], {}, HEADROOM_BYTES
-    table = {key: shape for key, shape in shapes.items() if key == LOOKED_UP}
-    for form in sorted(set(wanted), key=FORMS.index, reverse=True):
+    tables: set[torch.dtype] = set()
+    for form in sorted(set(wanted), key=FIRST_TO_FIT.index):
         dtype = dtype_of(bench, form)
-        size = form_bytes(shapes, form, dtype)
+        state = form_state(bench, config, form)
+        table = state[LOOKED_UP]
+        size = form_bytes(state)
         size += _cache_bytes(config, engine_config(bench, config, wide=form in wide), dtype)
-        if bench.is_random and any(dtype_of(bench, other) == dtype for other in chosen):
-            size -= form_bytes(table, "none", dtype)  # forms of random weights share the table
+        if bench.is_random and table.dtype in tables:
+            size -= table.nbytes  # forms of random weights share it
         if free is None or taken + size <= free:
             chosen.append(form)
+            tables.add(table.dtype)
             taken += size
             continue
         skipped[form] = (

@@ -7,8 +7,12 @@ from dataclasses import dataclass
 from vl2.presets import PRESETS
 
 BENCHES = ("decode", "prefill", "vision", "ttft", "batch", "memory", "summary")
-FORMS = ("none", "int8", "int4")
-"""How weights are held: as floats, or quantised; most bytes first."""
+STORED = "bfloat16"
+"""Matrices as released files hold them, under the arithmetic of the form that is not quantised."""
+FORMS = ("none", STORED, "int8", "int4")
+"""How weights are held, most bytes first; none: as the model computes."""
+FIRST_TO_FIT = ("int4", "int8", "none", STORED)
+"""Whose turn it is where memory is short."""
 QUICK_LAYERS = 2
 """Layers of both towers in a quick run: one dense and one of experts."""
 QUICK_ROUNDS = 3
@@ -24,7 +28,8 @@ class BenchConfig:
         model: tiny, small, base (random weights), nano, a model folder or a hub id.
         random_weights: fill also a folder's model, or nano, with random weights.
         forms: those of `FORMS` to measure; None takes all that fit into memory.
-        dtype: floats of the form that is not quantised, activations too.
+        dtype: floats of the form that is not quantised, activations too; those of `STORED` but
+            for its matrices.
         quantized_dtype: floats beside int8 and int4 weights, activations too; None is bfloat16, as
             released checkpoints have it, where the CPU multiplies it itself (AMX), else `dtype`.
         layers: decoder layers to keep, at full width; None keeps all.

@@ -10,11 +10,11 @@ from typing import Any
 
 from vl2.benchmarks.candidates import (
     build_form,
-    dtype_of,
     engine_config,
     find_model,
     fitting_forms,
     form_bytes,
+    form_state,
     wanted_forms,
 )
 from vl2.benchmarks.config import FORMS, BenchConfig
@@ -23,7 +23,6 @@ from vl2.benchmarks.measures import answer
 from vl2.benchmarks.prompts import picture_messages
 from vl2.benchmarks.reports import describe_model
 from vl2.benchmarks.timing import seconds
-from vl2.checkpoint.count import model_shapes
 from vl2.engine.engine import Engine
 
 
@@ -50,7 +49,7 @@ def measure_memory(bench: BenchConfig) -> dict[str, Any]:
         "bench": "memory",
         **describe_model(bench, config),
         "quantization": form,
-        "weights_gib": gib(form_bytes(model_shapes(config), form, dtype_of(bench, form))),
+        "weights_gib": gib(form_bytes(form_state(bench, config, form))),
         "load_seconds": round(load_seconds, 2),
         "loaded_gib": gib(loaded),
         "load_peak_gib": gib(peak_of_load),

@@ -13,12 +13,14 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from vl2.benchmarks.config import STORED
 from vl2.checkpoint.layout import stored_dtypes
 from vl2.checkpoint.skeleton import build_skeleton
 from vl2.config import VL2Config
 from vl2.model.init import standard_deviation
 from vl2.model.quant_layers import QuantWeight
 from vl2.model.quantized import default_plan
+from vl2.model.storage import store_matrices
 from vl2.model.vl2 import VL2Model
 
 POOL_NUMBERS = 2**24 + 43
@@ -47,12 +49,23 @@ def cut_layers(config: VL2Config, layers: int | None, vision_layers: int | None)
     )
 
 
-def form_skeleton(config: VL2Config, form: str) -> VL2Model:
-    """The model on the meta device in a form of `FORMS`."""
-    plain = build_skeleton(replace(config, quantization_config=None))
-    if form == "none":
-        return plain
-    return build_skeleton(replace(config, quantization_config=default_plan(plain, form)))
+def form_skeleton(
+    config: VL2Config, form: str, dtype: torch.dtype
+) -> tuple[VL2Model, dict[str, torch.dtype]]:
+    """The model on the meta device in a form of `FORMS`, and the dtype of each tensor.
+
+    Args:
+        config: how large it is; where it is quantised, it says itself which layer is held how.
+        form: as `default_plan` lays it out where it is quantised.
+        dtype: of all that the form leaves as it is.
+    """
+    model = build_skeleton(config)
+    if form == STORED:
+        narrow = store_matrices(model)
+        return model, stored_dtypes(model, dtype) | dict.fromkeys(narrow, torch.bfloat16)
+    if form != "none" and config.quantization_config is None:
+        model = build_skeleton(replace(config, quantization_config=default_plan(model, form)))
+    return model, stored_dtypes(model, dtype)
 
 
 @torch.no_grad()
@@ -66,12 +79,12 @@ def random_model(
 
     Args:
         config: how large it is; its own quantisation does not count.
-        form: "none", "int8" or "int4", as `default_plan` lays it out.
-        dtype: of all that is not quantised.
+        form: of `FORMS`.
+        dtype: as `form_skeleton` takes it.
         shared: tensors of another form of the same model; those that are alike are taken over.
     """
-    model = form_skeleton(config, form)
-    dtypes, given = stored_dtypes(model, dtype), shared or {}
+    model, dtypes = form_skeleton(replace(config, quantization_config=None), form, dtype)
+    given = shared or {}
     norms = _norm_weights(model)
     noise, state = _Noise(), {}
     for key, meta in model.state_dict().items():

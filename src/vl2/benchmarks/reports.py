@@ -8,7 +8,7 @@ from typing import Any
 
 from vl2.benchmarks.candidates import SEQUENCES, Candidates, dtype_of, gather
 from vl2.benchmarks.ceilings import Ceiling, fastest_int8_gemm, machine_ceilings
-from vl2.benchmarks.config import FORMS, BenchConfig
+from vl2.benchmarks.config import FORMS, STORED, BenchConfig
 from vl2.benchmarks.machine import describe_machine, gib, resident_bytes
 from vl2.benchmarks.measures import (
     TILES,
@@ -23,6 +23,8 @@ from vl2.benchmarks.work import text_flops, tile_bytes_read, tile_flops, weight_
 from vl2.config import VL2Config
 
 Record = dict[str, Any]
+FLOATS = ("none", STORED)
+"""Forms that multiply floats."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -139,7 +141,7 @@ def _step(candidates: Candidates, bench: BenchConfig, form: str, batch: int) -> 
         amount=batch,
         flops=batch * text_flops(candidates.shapes, language, 1, past),
         read=_text_bytes(candidates, form, batch),
-        ceiling="stream" if form == "none" else "int8_row",
+        ceiling="stream" if form in FLOATS else "int8_row",
         more={"batch": batch, "prompt": bench.prompt_tokens, "tokens": bench.decoded},
     )
 
@@ -166,9 +168,9 @@ def _vision(candidates: Candidates, bench: BenchConfig, form: str) -> list[Figur
             unit="tiles",
             amount=TILES,
             flops=TILES * tile_flops(candidates.shapes, candidates.config),
-            read=tile_bytes_read(candidates.read[form].state_dict()),
+            read=tile_bytes_read(candidates.read[form]),
             # The tower of an int4 model is held in int8.
-            ceiling="fp32_gemm" if form == "none" else fastest_int8_gemm(),
+            ceiling="fp32_gemm" if form in FLOATS else fastest_int8_gemm(),
             more={},
         )
     ]
@@ -177,7 +179,7 @@ def _vision(candidates: Candidates, bench: BenchConfig, form: str) -> list[Figur
 def _first_token(candidates: Candidates, bench: BenchConfig, form: str) -> list[Figure]:
     engine = candidates.engines[form]
     tokens = len(engine.processor(picture_messages(engine.processor, 0)).input_ids)
-    read = tile_bytes_read(candidates.read[form].state_dict())
+    read = tile_bytes_read(candidates.read[form])
     # A picture of one tile is its own overview, so the tower sees it once.
     flops = tile_flops(candidates.shapes, candidates.config)
     flops += text_flops(candidates.shapes, candidates.config.language_config, tokens)
@@ -196,7 +198,7 @@ def _first_token(candidates: Candidates, bench: BenchConfig, form: str) -> list[
 
 def _text_bytes(candidates: Candidates, form: str, tokens: int) -> int:
     """Bytes of weights that so many tokens of one pass meet in a form."""
-    state = candidates.read[form].state_dict()
+    state = candidates.read[form]
     return weight_bytes_read(state, candidates.config.language_config, tokens)
 
 

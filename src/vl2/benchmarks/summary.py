@@ -11,6 +11,7 @@ median over the rounds, and larger is better:
     batch8_over_batch1            tokens per second of 8 answers at once / of one
     eager_prefill_over_reference  time of the official algorithm for a prompt / our fp32 time
     eager_decode_over_reference   time of the official algorithm for a token / our fp32 time
+    stored_decode_over_reference  the same / our time with matrices in bfloat16, in fp32 arithmetic
     prefix_cache_ttft_over_first  time to first token / the same once more, from the prefix cache
 
 `bounds` are what two of them could be at best, were all of a step the reading of weights:
@@ -31,7 +32,7 @@ from typing import Any
 
 from vl2.benchmarks.candidates import SEQUENCES, Candidates, gather
 from vl2.benchmarks.ceilings import machine_ceilings
-from vl2.benchmarks.config import FORMS, BenchConfig
+from vl2.benchmarks.config import FORMS, STORED, BenchConfig
 from vl2.benchmarks.machine import describe_machine, gib, resident_bytes
 from vl2.benchmarks.measures import (
     decode_timer,
@@ -108,6 +109,7 @@ def _ratios(taken: Taken, fast: str) -> dict[str, float | None]:
         "batch8_over_batch1": None if batch is None else round(SEQUENCES * batch, 3),
         "eager_prefill_over_reference": over("official_prefill", "none_prefill"),
         "eager_decode_over_reference": over("official_decode", "none_decode"),
+        "stored_decode_over_reference": over("official_decode", f"{STORED}_decode"),
         "prefix_cache_ttft_over_first": over(f"{fast}_ttft", "again_ttft"),
     }
 
@@ -120,7 +122,7 @@ def _shares(
     named = {"int8_decode_roofline_share": bounds[0], "int8_decode_fastest_share": max(bounds)}
     if "int8" not in candidates.engines:
         return dict.fromkeys(named)
-    state = candidates.read["int8"].state_dict()
+    state = candidates.read["int8"]
     read = weight_bytes_read(state, candidates.config.language_config)
     speed = read / middle(taken["int8_decode"]) / 1e9
     return {name: round(speed / bound, 3) for name, bound in named.items()}
@@ -131,12 +133,12 @@ def _bounds(
 ) -> dict[str, float | None]:
     """The most that reading weights leaves of two ratios."""
     config = candidates.config.language_config
-    state = candidates.read[fast].state_dict()
+    state = candidates.read[fast]
     one, many = (weight_bytes_read(state, config, tokens) for tokens in (1, SEQUENCES))
     found: dict[str, float | None] = {"batch8_over_batch1": round(SEQUENCES * one / many, 3)}
     found["eager_decode_over_reference"] = None
     if "none" in candidates.engines:
-        read = weight_bytes_read(candidates.read["none"].state_dict(), config)
+        read = weight_bytes_read(candidates.read["none"], config)
         fastest = max(speed or 0.0 for name, speed in speeds.items() if name.endswith("gb_per_s"))
         seconds = read / fastest / 1e9
         bound = middle(taken["official_decode"]) / seconds
@@ -146,7 +148,8 @@ def _bounds(
 
 def _reasons(candidates: Candidates, ratios: Mapping[str, float | None]) -> dict[str, str]:
     """Why a ratio is None: the first form that it lacks and what was said of that."""
-    words = {"none": ("fp32", "eager", "reference"), "int8": ("int8",), "int4": ("int4",)}
+    words = {"none": ("fp32", "eager", "reference"), STORED: ("stored",)}
+    words |= {"int8": ("int8",), "int4": ("int4",)}
     found = {}
     for key, value in ratios.items():
         lacking = [f for f, marks in words.items() if f not in candidates.engines]

@@ -44,7 +44,12 @@ def middle(taken: Sequence[float]) -> float:
 
 
 def ratio(slow: Sequence[float], fast: Sequence[float]) -> float:
-    """How many times faster the second is: the median over rounds that both took part in."""
-    middle(fast)
+    """How many times faster the second is: the median over rounds that both took part in.
+
+    Raises:
+        ValueError: noise has swallowed the times of one, see `middle`.
+    """
+    for side in (slow, fast):
+        middle(side)
     pairs = zip(slow, fast, strict=True)
     return round(statistics.median(a / b for a, b in pairs if b > 0), 3)

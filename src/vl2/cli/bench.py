@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 Record = dict[str, Any]
 
 _MODEL = "tiny, small or base (random weights), nano, a folder, a hub id."
-_COLUMNS = "{:<5} {:>5} {:>6} {:>10} {:>16} {:>8} {:>9}  {}"
-_MEMORY = "{:<5} {:>12} {:>10} {:>12} {:>12} {:>8}"
+_COLUMNS = "{:<8} {:>5} {:>6} {:>10} {:>16} {:>8} {:>9}  {}"
+_MEMORY = "{:<8} {:>12} {:>10} {:>12} {:>12} {:>8}"
 
 
 def bench(  # noqa: PLR0913 - each parameter is an option of the command
@@ -30,7 +30,9 @@ def bench(  # noqa: PLR0913 - each parameter is an option of the command
     ] = False,
     quantization: Annotated[
         list[str] | None,
-        typer.Option(help="none, int8 or int4; may be given again. By default all that fit."),
+        typer.Option(
+            help="none, bfloat16, int8, int4; may be given again. By default all that fit."
+        ),
     ] = None,
     dtype: Annotated[str, typer.Option(help="Of plain weights: float32, bfloat16.")] = "float32",
     quantized_dtype: Annotated[

@@ -1,10 +1,11 @@
 """Speed on one GPU beside what the GPU allows, and the same answers as on the CPU.
 
-    python bench/gpu.py [--model tiny --model small --model base] [--minutes 9] [--compile]
+    python bench/gpu.py [--model tiny --model small --model base] [--form none --form float8]
+                        [--minutes 9] [--compile]
 
-Released sizes with random weights in bfloat16. Prints one JSON line per figure; it ends with 1 when
-answers differ from the CPU's, and with 2 when there is no GPU. What no longer fits into `--minutes`
-is skipped, with a line that says so.
+Released sizes with random weights in bfloat16, then with matrices in float8. Prints one JSON line
+per figure; it ends with 1 when answers differ from the CPU's, and with 2 when there is no GPU. What
+no longer fits into `--minutes` is skipped, with a line that says so.
 
     machine    bandwidth (a copy of 4 GiB) and bfloat16 products (8192 cubed): the bounds
     parity     the embedded model in float32 on CPU and GPU: the same tokens?
@@ -21,6 +22,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import itertools
 import json
 import platform
 import statistics
@@ -55,6 +57,7 @@ Record = dict[str, Any]
 SEQUENCES = 64
 PROMPT, LONG_PROMPT = 480, 2000
 BLOCK = 16
+FORMS = ("none", "float8")
 MINUTES = {"tiny": 1.0, "small": 2.0, "base": 3.5}
 """Rough time of each model, made, moved and measured."""
 
@@ -72,6 +75,7 @@ class Case:
     """A model and how it is measured."""
 
     name: str
+    form: str
     config: VL2Config
     model: VL2Model
     processor: vl2.Processor
@@ -193,13 +197,16 @@ def recorded_seconds(run: Callable[[], Tensor], device: torch.device, calls: int
     return seconds_of(graph.replay, device, 10) / calls
 
 
-def build(name: str, device: torch.device, bounds: Bounds, options: argparse.Namespace) -> Case:
-    """Make a model on the CPU and move it."""
+def build(
+    name: str, form: str, device: torch.device, bounds: Bounds, options: argparse.Namespace
+) -> Case:
+    """Make a model in a form on the CPU and move it."""
     bench = BenchConfig(model=name, random_weights=True, dtype="bfloat16", layers=options.layers)
     config, processor = find_model(bench)
-    model = random_model(config, "none", torch.bfloat16).to(device)
+    model = random_model(config, form, torch.bfloat16).to(device)
     return Case(
         name=name,
+        form=form,
         config=config,
         model=model,
         processor=processor,
@@ -231,6 +238,7 @@ def measure_step(case: Case, batch: int) -> Record:
     return {
         "bench": "step",
         "model": case.name,
+        "quantization": case.form,
         "batch": batch,
         "past": PROMPT,
         "not_recorded_because": why_not_captured(case.model),
@@ -262,6 +270,7 @@ def measure_engine(case: Case) -> Iterator[Record]:
         yield {
             "bench": name,
             "model": case.name,
+            "quantization": case.form,
             "batch": batch,
             "past": past,
             "ms": round(1e3 * step, 3),
@@ -276,6 +285,7 @@ def measure_engine(case: Case) -> Iterator[Record]:
     yield {
         "bench": "prefill",
         "model": case.name,
+        "quantization": case.form,
         "prompt": LONG_PROMPT,
         "ms": round(1e3 * statistics.median(taken), 2),
         "tflops": round(reached / 1e12, 2),
@@ -312,12 +322,13 @@ def records(options: argparse.Namespace, device: torch.device, end: float) -> It
     yield measure_parity(device)
     with torch.inference_mode():
         yield from measure_attention(device, [(1, 512), (1, 4096), (64, 512), (64, 4096)])
-    for name in options.model:
+    for form, name in itertools.product(options.form, options.model):
+        shared = {"bench": "model", "model": name, "quantization": form}
         if time.monotonic() + 60 * MINUTES.get(name, 1.0) > end:
-            yield {"bench": "model", "model": name, "skipped": "no time left: raise --minutes"}
+            yield {**shared, "skipped": "no time left: raise --minutes"}
             continue
-        start, case = time.monotonic(), build(name, device, bounds, options)
-        yield {"bench": "model", "model": name, "built_s": round(time.monotonic() - start, 1)}
+        start, case = time.monotonic(), build(name, form, device, bounds, options)
+        yield {**shared, "built_s": round(time.monotonic() - start, 1)}
         yield from measure_model(case)
         del case
         gc.collect()
@@ -328,6 +339,7 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--model", action="append", choices=sorted(MINUTES), default=None)
+    parser.add_argument("--form", action="append", choices=FORMS, default=None)
     parser.add_argument("--minutes", type=float, default=9.0, help="when to begin no more models")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--sequences", type=int, default=SEQUENCES)
@@ -335,6 +347,7 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--compile", action="store_true", help="join kernels by torch.compile")
     options = parser.parse_args(words)
     options.model = options.model or list(MINUTES)
+    options.form = options.form or list(FORMS)
     return options
 
 

@@ -236,7 +236,7 @@ class QuantizationConfig:
     def __post_init__(self) -> None:
         """Check what cannot be loaded."""
         _one_of("quantization_config.quant_method", self.quant_method, ("vl2",))
-        _one_of("quantization_config.scheme", self.scheme, ("int8", "int4"))
+        _one_of("quantization_config.scheme", self.scheme, ("int8", "float8", "int4"))
         for name in (*self.modules_int8, *self.modules_to_not_convert):
             _one_of("type of a module's name in quantization_config", type(name), (str,))
 

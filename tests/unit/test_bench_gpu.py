@@ -32,22 +32,27 @@ def test_without_a_gpu_it_says_so_and_fails(bench, monkeypatch, capsys):
     assert "needs a CUDA device" in printed.err
 
 
-@pytest.mark.parametrize("preset", ["debug_tiny", "debug_base"])  # plain heads, and latent ones
-def test_every_figure_of_a_model_is_made(bench, monkeypatch, preset):
+@pytest.mark.parametrize(
+    ("preset", "form"),  # plain heads, and latent ones
+    [("debug_tiny", "none"), ("debug_base", "none"), ("debug_tiny", "float8")],
+)
+def test_every_figure_of_a_model_is_made(bench, monkeypatch, preset, form):
     monkeypatch.setattr(bench, "PROMPT", 20)
     monkeypatch.setattr(bench, "LONG_PROMPT", 40)
     options = bench.arguments(["--rounds", "1", "--sequences", "3"])
     bounds = bench.Bounds(bandwidth=1e9, flops=1e9)
-    case = bench.build(preset, CPU, bounds, options)
+    case = bench.build(preset, form, CPU, bounds, options)
     found = list(bench.measure_model(case))
     names = [record["bench"] for record in found]
     assert names == ["step", "step", "decode", "batch", "prefill"]
-    assert all(record["ms"] > 0 for record in found)
+    assert all(record["ms"] > 0 and record["quantization"] == form for record in found)
     assert found[0]["not_recorded_because"] == "cpu has no CUDA graphs"
     step, decode = found[0], found[2]
     assert step["share"] == pytest.approx(step["bound_ms"] / step["ms"], rel=0.1, abs=1e-3)
     state, language = case.model.state_dict(), VL2Config.preset(preset).language_config
-    least = 2 * sum(t.numel() for k, t in state.items() if k.startswith("language.lm_head"))
+    least = (2 if form == "none" else 1) * sum(
+        t.numel() for k, t in state.items() if k.startswith("language.lm_head")
+    )
     assert 1e6 * decode["bound_ms"] > least
     assert case.bound(1, 100) - case.bound(1, 0) == pytest.approx(
         100 * 2 * language.cache_width * language.num_hidden_layers / 1e9
@@ -77,6 +82,11 @@ def test_a_model_that_no_longer_fits_in_time_is_named(bench, monkeypatch):
     monkeypatch.setattr(bench, "measure_bounds", lambda device: bench.Bounds(bandwidth=1, flops=1))
     monkeypatch.setattr(bench, "measure_parity", lambda device: {"bench": "parity"})
     monkeypatch.setattr(bench, "measure_attention", lambda device, sizes: iter(()))
-    options = bench.arguments(["--model", "base"])
+    options = bench.arguments(["--model", "base", "--form", "float8"])
     *_, last = bench.records(options, CPU, end=0.0)
-    assert last == {"bench": "model", "model": "base", "skipped": "no time left: raise --minutes"}
+    assert last == {
+        "bench": "model",
+        "model": "base",
+        "quantization": "float8",
+        "skipped": "no time left: raise --minutes",
+    }

@@ -10,6 +10,7 @@ from tests.unit.small_engines import ATTENTION, MIXED, engine_of, random_model
 from vl2.engine.config import SamplingParams
 from vl2.engine.decode_batch import SPARE_SLOTS, DecodeBatch
 from vl2.engine.graphs import call_again, cuda_graph_capture, why_not_captured
+from vl2.engine.quantize import quantize_model
 from vl2.model.vl2 import VL2Model
 from vl2.ops.paged import BlockTables, PagedStep, Span, empty_pools
 
@@ -31,10 +32,13 @@ def attention(request) -> str:
     return request.param
 
 
-@pytest.fixture(scope="module")
-def model(attention, cuda) -> VL2Model:
-    """In bfloat16, the form in which a step can be recorded."""
-    made = random_model(attention).to(cuda, torch.bfloat16).eval()
+@pytest.fixture(scope="module", params=[None, "float8"])
+def model(attention, cuda, request) -> VL2Model:
+    """In bfloat16 and float8, the forms in which a step can be recorded."""
+    made = random_model(attention)
+    if request.param:
+        quantize_model(made, request.param)
+    made = made.to(cuda, torch.bfloat16).eval()
     reason = why_not_captured(made)
     if reason:
         pytest.skip(reason)

@@ -32,7 +32,7 @@ from vl2.model.vl2 import VL2Model
 from vl2.ops.kv_cache import KVCache
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "model"
-SCHEMES = ["int8", "int4"]
+SCHEMES = ["int8", "float8", "int4"]
 
 
 def model_of(preset: str) -> VL2Model:
@@ -65,7 +65,7 @@ def assert_same(first: VL2Model, second: VL2Model) -> None:
     assert first.config.quantization_config == second.config.quantization_config
 
 
-@pytest.mark.parametrize(("scheme", "least"), [("int8", 0.9995), ("int4", 0.95)])
+@pytest.mark.parametrize(("scheme", "least"), [("int8", 0.9995), ("float8", 0.99), ("int4", 0.95)])
 @pytest.mark.parametrize("preset", ["debug_tiny", "debug_small", "debug_base"])
 def test_quantised_models_answer_nearly_as_floats(preset: str, scheme: str, least: float):
     model = model_of(preset)
@@ -198,7 +198,9 @@ def test_casts_move_floats_only():
 
 def test_wrong_arguments_and_folders_are_refused(tmp_path: Path):
     source = GOLDEN / "base_like"
-    with pytest.raises(ValueError, match="quantization is 'int2': expected one of int8, int4"):
+    with pytest.raises(
+        ValueError, match="quantization is 'int2': expected one of int8, float8, int4"
+    ):
         load_model(source, quantization="int2")
     with pytest.raises(ValueError, match="quantization is 'int2'"):
         convert_checkpoint(source, tmp_path / "new", quantization="int2")
@@ -229,12 +231,24 @@ def test_wrong_arguments_and_folders_are_refused(tmp_path: Path):
         QuantizationConfig(quant_method="awq")
 
 
-def test_quantised_weights_must_be_integers(tmp_path: Path):
-    convert_checkpoint(GOLDEN / "base_like", tmp_path, quantization="int8", max_shard_bytes=None)
+@pytest.mark.parametrize(("scheme", "stored"), [("int8", "I8"), ("float8", "F8_E4M3")])
+def test_quantised_weights_must_be_of_their_dtype(scheme: str, stored: str, tmp_path: Path):
+    convert_checkpoint(GOLDEN / "base_like", tmp_path, quantization=scheme, max_shard_bytes=None)
     tensors = load_file(tmp_path / "model.safetensors")
-    tensors["language.lm_head.weight.int8"] = tensors["language.lm_head.weight.int8"].float()
+    key = f"language.lm_head.weight.{scheme}"
+    tensors[key] = tensors[key].float()
     save_file(tensors, tmp_path / "model.safetensors")
-    with pytest.raises(CheckpointError, match=r"lm_head\.weight\.int8.* dtype 'F32'.*expected I8"):
+    wanted = rf"lm_head\.weight\.{scheme}.* dtype 'F32'.*expected {stored}"
+    with pytest.raises(CheckpointError, match=wanted):
+        load_model(tmp_path)
+
+
+def test_float8_of_another_tool_is_not_taken_for_floats(tmp_path: Path):
+    save_model(load_model(GOLDEN / "base_like"), tmp_path, None)
+    tensors = load_file(tmp_path / "model.safetensors")
+    tensors["language.lm_head.weight"] = tensors["language.lm_head.weight"].to(torch.float8_e4m3fn)
+    save_file(tensors, tmp_path / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"lm_head\.weight.* dtype 'F8_E4M3'.*expected F32"):
         load_model(tmp_path)
 
 

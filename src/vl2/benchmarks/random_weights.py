@@ -22,11 +22,14 @@ from vl2.model.quant_layers import QuantWeight
 from vl2.model.quantized import default_plan
 from vl2.model.storage import store_matrices
 from vl2.model.vl2 import VL2Model
+from vl2.ops.quant import FLOAT8
 
 POOL_NUMBERS = 2**24 + 43
 """Random numbers that are drawn; all weights repeat them. Odd, so that rows begin anywhere."""
 INT8_SPREAD = 127 / 3**0.5
 """Standard deviation of whole numbers drawn evenly from -127 to 127."""
+FLOAT8_SPREAD = 64.0
+"""The same of the float8 numbers drawn here: seven times it is the largest of them."""
 INT4_SPREAD = ((16**2 - 1) / 12) ** 0.5
 """The same of 0 to 15."""
 
@@ -56,7 +59,7 @@ def form_skeleton(
 
     Args:
         config: how large it is; where it is quantised, it says itself which layer is held how.
-        form: as `default_plan` lays it out where it is quantised.
+        form: or "float8"; as `default_plan` lays it out where it is quantised.
         dtype: of all that the form leaves as it is.
     """
     model = build_skeleton(config)
@@ -121,6 +124,8 @@ class _Noise:
             room = flat[done : done + len(piece)]
             if spread is None:
                 room.copy_(piece)
+            elif room.dtype == FLOAT8:
+                room.copy_(piece * spread)
             else:
                 torch.mul(piece, spread, out=room)
             done += len(piece)
@@ -132,9 +137,9 @@ def _fill(tensor: Tensor, key: str, owner: nn.Module, config: VL2Config, noise: 
     if isinstance(owner, QuantWeight):
         spread = standard_deviation(key.rpartition(".")[0], torch.Size(owner.shape), config)
         if not key.endswith(".scale"):
-            noise.fill(tensor)
-        elif owner.scheme == "int8":
-            tensor.fill_(spread / INT8_SPREAD)
+            noise.fill(tensor, FLOAT8_SPREAD if owner.scheme == "float8" else None)
+        elif owner.scheme != "int4":
+            tensor.fill_(spread / (INT8_SPREAD if owner.scheme == "int8" else FLOAT8_SPREAD))
         else:
             step = spread / INT4_SPREAD
             tensor[..., 0], tensor[..., 1] = step, step / 2  # the mean of a nibble - 8 is -0.5

@@ -29,7 +29,12 @@ DTYPES: dict[str, torch.dtype] = {
     "BF16": torch.bfloat16,
 }
 """Names in a header and the dtypes they mean: the ones that weights can have."""
-QUANTIZED_DTYPES: dict[str, torch.dtype] = {**DTYPES, "I8": torch.int8, "U8": torch.uint8}
+QUANTIZED_DTYPES: dict[str, torch.dtype] = {
+    **DTYPES,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "F8_E4M3": torch.float8_e4m3fn,
+}
 """The same with those that quantised weights are held in."""
 NAMES: dict[torch.dtype, str] = {dtype: name for name, dtype in QUANTIZED_DTYPES.items()}
 
@@ -169,7 +174,7 @@ def main_dtype(tensors: Iterable[StoredTensor | OutTensor]) -> torch.dtype:
     """The dtype that most bytes of the floats have; quantised weights and their scales are none."""
     count: Counter[torch.dtype] = Counter()
     for tensor in tensors:
-        if tensor.dtype.is_floating_point and not tensor.key.endswith(".scale"):
+        if tensor.dtype in DTYPES.values() and not tensor.key.endswith(".scale"):
             count[tensor.dtype] += tensor.nbytes
     return count.most_common(1)[0][0]
 

@@ -42,8 +42,8 @@ def convert_checkpoint(
         source: "nano", a local folder or a hub id.
         target: a new or empty folder.
         dtype: "auto" keeps every tensor's own, so that only names and files change.
-        quantization: "int8" or "int4" for the linear layers and experts of a float checkpoint,
-            which then take our own form; None keeps the form of the source.
+        quantization: "int8", "float8" or "int4" for the linear layers and experts of a float
+            checkpoint, which then take our own form; None keeps the form of the source.
         layout: "released" (one tensor per expert, what other engines read) or "stacked"; what is
             quantised is always stacked.
         max_shard_bytes: as in `save_model`.

@@ -73,7 +73,8 @@ def load_model(
         dtype: "auto" (config.json's, else the files'), "float32", "bfloat16", "float16" or a
             torch.dtype. Float32 buffers (the router's correction bias) stay float32 in any of them.
         device: "auto" (CUDA when available, else the CPU) or a torch device.
-        quantization: "int8" or "int4" quantises a float checkpoint layer by layer while it is read;
+        quantization: "int8", "int4", or for cards that multiply it "float8", quantises a float
+            checkpoint layer by layer while it is read;
             None keeps the form of the files. A quantised folder needs no argument.
         storage_dtype: dtype that matrices are kept in, frozen, while the model computes in `dtype`;
             "auto" is bfloat16 where the files have it, so that a float32 model computes what a
@@ -155,11 +156,12 @@ def _match(
 
 
 def _check_kind(tensor: StoredTensor, wanted: torch.dtype) -> None:
-    """Integers are quantised weights: they must be exactly what the config expects."""
-    if tensor.dtype.is_floating_point and wanted.is_floating_point:
+    """Integers and float8 are quantised weights: exactly what the config expects."""
+    floats = DTYPES.values()
+    if tensor.dtype in floats and wanted in floats:
         return
     if tensor.dtype != wanted:
-        expected = ", ".join(DTYPES) if wanted.is_floating_point else NAMES[wanted]
+        expected = ", ".join(DTYPES) if wanted in floats else NAMES[wanted]
         raise CheckpointError(
             f"{tensor.key!r:.200} in {tensor.file} has dtype {NAMES[tensor.dtype]!r}, which cannot "
             f"be loaded: expected {expected}; convert the checkpoint with the tool that wrote it"

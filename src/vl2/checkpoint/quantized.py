@@ -11,7 +11,7 @@ from vl2.checkpoint.container import StoredTensor, iter_pieces
 from vl2.checkpoint.layout import Slot
 from vl2.model.quant_layers import quantize, store_rows
 from vl2.model.quantized import SCHEMES
-from vl2.ops.quant import INT4_ROWS, Int4Weight, Int8Weight, QuantWeightData, at_expert
+from vl2.ops.quant import INT4_ROWS, KINDS, QuantWeightData, at_expert
 
 
 def quantize_into(
@@ -23,14 +23,13 @@ def quantize_into(
     """Quantise a stored matrix, or stack of them, into the place of its slot.
 
     Args:
-        state: holds `KEY.int8` or `KEY.int4` and `KEY.scale` for the slot's key.
+        state: holds `KEY.int8` or the like and `KEY.scale` for the slot's key.
         slot: of the float model.
         stored: its values.
         on_bytes: hears the bytes of every read.
     """
     scheme = next(name for name in SCHEMES if f"{slot.key}.{name}" in state)
-    kind = Int8Weight if scheme == "int8" else Int4Weight
-    target = kind(state[f"{slot.key}.{scheme}"], state[f"{slot.key}.scale"])
+    target = KINDS[scheme](state[f"{slot.key}.{scheme}"], state[f"{slot.key}.scale"])
     if slot.expert is not None:
         target = at_expert(target, (slot.expert,))
     for index, matrix in _split_experts(stored):
@@ -47,7 +46,7 @@ def quantized_pieces(
         parts = (part for _, part in _quantized_rows(matrix, scheme, lambda _: None))
         if scales:
             # Those of int4 lie group by group, so they are put together; they are small.
-            yield torch.cat([part.scale for part in parts], dim=0 if scheme == "int8" else 1)
+            yield torch.cat([part.scale for part in parts], dim=1 if scheme == "int4" else 0)
         else:
             yield from (part.values for part in parts)
 

@@ -21,7 +21,7 @@ def convert(
         str, typer.Option(help="float32, bfloat16 or float16; auto keeps each tensor's own.")
     ] = "auto",
     quantization: Annotated[
-        str, typer.Option(help="int8 or int4 weights, in our own form; none keeps floats.")
+        str, typer.Option(help="int8, float8 or int4, in our own form; none keeps floats.")
     ] = "none",
     max_shard_size: Annotated[str, typer.Option(help="Most bytes in one file.")] = "5GB",
     layout: Annotated[

@@ -14,7 +14,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from vl2.model.quant_layers import QuantExperts
 from vl2.model.vl2 import VL2Model
+from vl2.ops.float8_linear import has_float8_experts
+from vl2.ops.quant import Float8Weight
 
 Program = Callable[[], Tensor]
 """A step on memory of its own; what it returns holds until any program runs again."""
@@ -62,13 +65,14 @@ def why_not_captured(model: VL2Model) -> str | None:
     """Why a decoding step of the model cannot be recorded, or None: it must never ask the host.
 
     PyTorch's grouped product of experts (2.13) keeps their sizes on the device for bfloat16 on
-    Hopper (9.x) and datacentre Blackwell (10.x) alone; otherwise the host reads them. Quantised
-    experts go from one to the next on the host everywhere.
+    Hopper (9.x) and datacentre Blackwell (10.x) alone, for float8 on Hopper alone; otherwise the
+    host reads them. Experts in int8 and int4 go from one to the next on the host everywhere.
     """
     flag = model.image_newline
     if flag.device.type != "cuda":
         return f"{flag.device.type} has no CUDA graphs"
-    if model.config.quantization_config is not None:
+    quantised = [module for module in model.modules() if isinstance(module, QuantExperts)]
+    if not all(map(_stay_on_device, quantised)):
         return "its weights are quantised, and the host chooses experts"
     if model.config.language_config.n_routed_experts is None:
         return None
@@ -78,6 +82,13 @@ def why_not_captured(model: VL2Model) -> str | None:
     if flag.dtype != torch.bfloat16:
         return f"{flag.dtype} has no grouped product without the host: load it as bfloat16"
     return None
+
+
+def _stay_on_device(experts: QuantExperts) -> bool:
+    """Whether the card chooses and multiplies these without the host."""
+    held = [part.data for part in (experts.gate_proj, experts.up_proj, experts.down_proj)]
+    weights = [weight for weight in held if isinstance(weight, Float8Weight)]
+    return len(weights) == len(held) and has_float8_experts(weights[0].values, *weights)
 
 
 class StepGraphs:

@@ -2,7 +2,7 @@
 
 The error of a layer is the relative distance of its output, ||quantised - float|| / ||float||, over
 the rows that calibration pictures send through it. A layer above the limit of its scheme stays
-higher: int4 falls back to int8, int8 to floats.
+higher: int4 falls back to int8, int8 and float8 to floats.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from vl2.config import QuantizationConfig
 from vl2.logs import get_logger
-from vl2.model.quantized import SCHEMES, default_plan, quantizable, quantize_modules, quantized_copy
+from vl2.model.quantized import default_plan, quantizable, quantize_modules, quantized_copy
 from vl2.model.stored_linear import StoredLinear
 from vl2.model.vl2 import VL2Model
 from vl2.ops.moe import Routing
@@ -24,7 +24,7 @@ from vl2.ops.moe import Routing
 log = get_logger(__name__)
 
 FLOAT = "float"
-MAX_ERROR = {"int8": 0.05, "int4": 0.2}
+MAX_ERROR = {"int8": 0.05, "float8": 0.1, "int4": 0.2}
 """Relative error of a layer's output from which on it stays higher."""
 MAX_ROWS = 512
 """Rows per layer that are kept of the calibration; the first ones."""
@@ -35,7 +35,7 @@ class LayerReport:
     """How a layer is held after quantisation, and why."""
 
     name: str
-    scheme: str  # int8, int4 or float
+    scheme: str  # int8, float8, int4 or float
     error: float | None  # in the scheme that was planned; None when not measured
     reason: str
 
@@ -51,7 +51,7 @@ def quantize_model(
 
     Args:
         model: changed in place; its config then says how each layer is held.
-        scheme: "int8" or "int4".
+        scheme: "int8", "float8" or "int4".
         calibrate: runs the model on representative pictures and text; without it nothing is
             measured and only what cannot be held in the scheme stays higher.
         limits: greatest error of a layer by scheme; None takes `MAX_ERROR`.
@@ -94,10 +94,10 @@ def measure_errors(
     errors: dict[str, dict[str, float]] = {}
     for name, calls in inputs.items():
         module = model.get_submodule(name)
-        schemes = SCHEMES[: SCHEMES.index(_planned(name, plan)) + 1]
+        planned = _planned(name, plan)
         wanted = torch.cat([module(*call) for call in calls])
         errors[name] = {}
-        for scheme in schemes:
+        for scheme in ("int8", "int4") if planned == "int4" else (planned,):
             copy = quantized_copy(module, scheme, name)
             found = torch.cat([copy(*call) for call in calls])
             errors[name][scheme] = _distance(found, wanted)
@@ -146,7 +146,7 @@ def _raised(
     """The plan with every layer in the lowest scheme that keeps its limit."""
     higher, kept = list(plan.modules_int8), list(plan.modules_to_not_convert)
     for name, error in errors.items():
-        fits = [scheme for scheme in SCHEMES if scheme in error and error[scheme] <= limits[scheme]]
+        fits = [scheme for scheme, size in error.items() if size <= limits[scheme]]
         wanted = fits[-1] if fits else FLOAT
         if wanted == _planned(name, plan):
             continue

@@ -1,4 +1,4 @@
-"""Linear layers and routed experts that hold their weights in int8 or int4."""
+"""Linear layers and routed experts that hold their weights in int8, float8 or int4."""
 
 from __future__ import annotations
 
@@ -9,14 +9,19 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from vl2.model.stored_linear import StoredLinear
+from vl2.ops.float8_linear import float8_expert_mlp
 from vl2.ops.moe import ExpertChange, Routing, matmul_dtype
 from vl2.ops.quant import (
+    FLOAT8,
     INT4_ROWS,
+    KINDS,
+    Float8Weight,
     Int4Weight,
     Int8Weight,
     QuantWeightData,
     at_expert,
     int4_group,
+    quantize_float8,
     quantize_int4,
     quantize_int8,
 )
@@ -44,7 +49,7 @@ class QuantWeight(nn.Module):
         values, scale = self._buffers[self.scheme], self._buffers["scale"]
         assert values is not None
         assert scale is not None
-        return Int8Weight(values, scale) if self.scheme == "int8" else Int4Weight(values, scale)
+        return KINDS[self.scheme](values, scale)
 
     def fill(self, weight: Tensor) -> None:
         """Quantise `weight` into place, some rows at a time."""
@@ -107,6 +112,10 @@ class QuantExperts(nn.Module):
             assert isinstance(up, Int8Weight)
             assert isinstance(down, Int8Weight)
             return int8_expert_mlp(x, routing, gate, up, down)
+        if isinstance(gate, Float8Weight):
+            assert isinstance(up, Float8Weight)
+            assert isinstance(down, Float8Weight)
+            return float8_expert_mlp(x, routing, gate, up, down)
         assert isinstance(up, Int4Weight)
         assert isinstance(down, Int4Weight)
         return int4_expert_mlp(x, routing, gate, up, down, inner=self.inner)
@@ -134,12 +143,13 @@ def outputs(
 
 def quantize(scheme: str, weight: Tensor) -> QuantWeightData:
     """The weight in a scheme."""
-    return quantize_int8(weight) if scheme == "int8" else quantize_int4(weight)
+    make = {"int8": quantize_int8, "float8": quantize_float8, "int4": quantize_int4}
+    return make[scheme](weight)
 
 
 def store_rows(target: QuantWeightData, part: QuantWeightData, row: int) -> None:
     """Copy quantised rows into a matrix from `row` on; in int4 that is a multiple of a block."""
-    if isinstance(target, Int8Weight):
+    if not isinstance(target, Int4Weight):
         target.values[row : row + len(part.values)] = part.values
         target.scale[row : row + len(part.scale)] = part.scale
         return
@@ -151,8 +161,9 @@ def store_rows(target: QuantWeightData, part: QuantWeightData, row: int) -> None
 def empty_weight(scheme: str, shape: tuple[int, ...]) -> QuantWeightData:
     """Unset tensors for weights of `shape`."""
     *lead, out, width = shape
-    if scheme == "int8":
-        return Int8Weight(torch.empty(shape, dtype=torch.int8), torch.empty(*lead, out))
+    if scheme != "int4":
+        dtype = torch.int8 if scheme == "int8" else FLOAT8
+        return KINDS[scheme](torch.empty(shape, dtype=dtype), torch.empty(*lead, out))
     group, blocks = int4_group(width), -(-out // INT4_ROWS)
     assert group is not None
     values = torch.empty(*lead, blocks, width, INT4_ROWS // 2, dtype=torch.uint8)

@@ -1,8 +1,9 @@
-"""How a model gets layers with weights in int8 or int4 (model/quant_layers.py).
+"""How a model gets layers with weights in int8, float8 or int4 (model/quant_layers.py).
 
 A quantised weight stands where the float one stood: key `K` of a plain model's state dict becomes
-`K.int8` or `K.int4` beside `K.scale`. Router, norms, embeddings, convolutions and biases stay
-floats, and so does MLA's `kv_b_proj`, whose matrix the absorbed form multiplies by its parts.
+`K.int8`, `K.float8` or `K.int4` beside `K.scale`. Router, norms, embeddings, convolutions and
+biases stay floats, and so does MLA's `kv_b_proj`, whose matrix the absorbed form multiplies by its
+parts.
 """
 
 from __future__ import annotations
@@ -17,10 +18,10 @@ from vl2.config import QuantizationConfig
 from vl2.model.moe import Experts
 from vl2.model.quant_layers import QuantExperts, QuantLinear, QuantWeight, empty_weight
 from vl2.model.vl2 import VL2Model
-from vl2.ops.quant import int4_group
+from vl2.ops.quant import KINDS, int4_group
 from vl2.ops.quant_backward import row_blocks
 
-SCHEMES = ("int8", "int4")
+SCHEMES = tuple(KINDS)
 """How weights can be held, most exact first."""
 KEPT_FLOAT = ("kv_b_proj",)
 """Last names of linear layers that are read as matrices."""

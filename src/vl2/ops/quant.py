@@ -1,8 +1,9 @@
-"""Weights in int8 and int4: how they are held, made and read.
+"""Weights in int8, float8 and int4: how they are held, made and read.
 
-int8: one row-major copy with a float32 scale per output row. int4: unsigned nibbles with a bfloat16
-scale and zero point per group along the row. Stacked experts carry a leading axis in every tensor.
-Products with them are in ops/quant_linear.py.
+int8, float8: one row-major copy with a float32 scale per output row. int4: unsigned nibbles with a
+bfloat16 scale and zero point per group along the row. Stacked experts carry a leading axis in every
+tensor.
+Products with them are in ops/quant_linear.py and ops/float8_linear.py.
 """
 
 from __future__ import annotations
@@ -39,11 +40,27 @@ class Int4Weight(NamedTuple):
     scale: Tensor  # bfloat16 [*experts, groups, blocks * 64, 2]: scale, zero
 
 
-QuantWeightData = Int8Weight | Int4Weight
-W = TypeVar("W", bound=Int8Weight | Int4Weight)
+class Float8Weight(NamedTuple):
+    """A matrix, or one per expert, as values * scale[..., None]; also rows of activations."""
+
+    values: Tensor  # float8 (e4m3) [*experts, out, in]
+    scale: Tensor  # float32 [*experts, out]
 
 
-def at_expert(weight: W, index: int | tuple[int, ...]) -> W:
+QuantWeightData = Int8Weight | Float8Weight | Int4Weight
+KINDS: dict[str, type[QuantWeightData]] = {
+    "int8": Int8Weight,
+    "float8": Float8Weight,
+    "int4": Int4Weight,
+}
+"""What holds a weight, by the name of its scheme."""
+FLOAT8 = torch.float8_e4m3fn
+FLOAT8_MOST = 448.0
+"""The largest number of it."""
+W = TypeVar("W", bound=Int8Weight | Float8Weight | Int4Weight)
+
+
+def at_expert(weight: W, index: int | tuple[int | Tensor, ...]) -> W:
     """Views of one expert's tensors; () is the whole."""
     return type(weight)(weight.values[index], weight.scale[index])
 
@@ -69,6 +86,33 @@ def quantize_int8_ref(weight: Float[Tensor, "*lead i"]) -> Int8Weight:
 
 def dequantize_int8(
     weight: Int8Weight, dtype: torch.dtype = torch.float32
+) -> Float[Tensor, "*lead i"]:
+    """The floats that the weight stands for."""
+    return (weight.values.float() * weight.scale[..., None]).to(dtype)
+
+
+def quantize_float8(weight: Float[Tensor, "*lead i"]) -> Float8Weight:
+    """Nearest float8 of each number, rows scaled to +-448; an all-zero row keeps zeros."""
+    weight = weight.float()
+    largest = torch.maximum(weight.amax(dim=-1), weight.amin(dim=-1).neg_())
+    scale = largest.div_(FLOAT8_MOST).clamp_(min=1e-30)
+    return Float8Weight((weight / scale[..., None]).to(FLOAT8), scale)
+
+
+def quantize_float8_ref(weight: Float[Tensor, "*lead i"]) -> Float8Weight:
+    """The plain twin of `quantize_float8`: the nearest of all 254 finite float8, searched for."""
+    every = torch.arange(256, dtype=torch.uint8).view(FLOAT8).float()
+    every = every[every.isfinite()]
+    rows = weight.float().flatten(0, -2)
+    scale = torch.tensor([max(float(row.abs().max()) / FLOAT8_MOST, 1e-30) for row in rows])
+    shares = rows / scale[:, None]
+    nearest = [every[(share[:, None] - every).abs().argmin(dim=1)] for share in shares]
+    values = torch.stack(nearest).to(FLOAT8)
+    return Float8Weight(values.view(weight.shape), scale.view(weight.shape[:-1]))
+
+
+def dequantize_float8(
+    weight: Float8Weight, dtype: torch.dtype = torch.float32
 ) -> Float[Tensor, "*lead i"]:
     """The floats that the weight stands for."""
     return (weight.values.float() * weight.scale[..., None]).to(dtype)

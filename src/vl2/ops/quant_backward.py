@@ -1,12 +1,12 @@
-"""Products with int8 and int4 weights that gradients pass; the weights stay as they are.
+"""Products with quantised weights that gradients pass; the weights stay as they are.
 
 Going backward, x @ W.T with a frozen W needs `gradient @ W` and nothing else. So neither inputs,
 unless an activation is applied to them, nor floats of W are kept: W is dequantised once more,
-`DEQUANTIZE_NUMBERS` of it at a time. The rounding of activations to int8 counts as the identity
+`DEQUANTIZE_NUMBERS` of it at a time. The rounding of activations counts as the identity
 (straight-through estimator, arXiv 1308.3432).
 
-Forward passes are those of ops/quant_linear.py, bit for bit. Each function has a plain twin
-(`*_ref`) on whole matrices, whose gradients are autograd's.
+Forward passes are those of ops/quant_linear.py and ops/float8_linear.py, bit for bit. Each function
+has a plain twin (`*_ref`) on whole matrices, whose gradients are autograd's.
 """
 
 from __future__ import annotations
@@ -22,14 +22,18 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from vl2.ops.float8_linear import float8_linear, float8_linear_ref
 from vl2.ops.moe import ExpertChange, LowRank, Routing, combine_experts, sort_by_expert
 from vl2.ops.quant import (
     DEQUANTIZE_NUMBERS,
+    FLOAT8,
     INT4_ROWS,
+    Float8Weight,
     Int4Weight,
     Int8Weight,
     QuantWeightData,
     at_expert,
+    dequantize_float8,
     dequantize_int4,
     dequantize_int8,
 )
@@ -60,7 +64,7 @@ def quant_linear(
         dtype: of the products going backward; None takes that of x.
         activation: applied to x first, see `activated`.
     """
-    if isinstance(weight, Int4Weight):  # nothing is rounded, so nothing has to happen inside
+    if not isinstance(weight, Int8Weight):  # which alone applies it inside, in float32
         x, activation = activated(x, activation), "none"
     if not gradients_pass(x, bias):
         return _product(x, weight, bias, out_features, activation)
@@ -79,15 +83,19 @@ def quant_linear_ref(
     out = F.linear(x, dequantize(weight, out_features).to(x.dtype), bias)
     if isinstance(weight, Int4Weight):
         return out
-    rounded = int8_linear_ref(x.detach(), weight, None if bias is None else bias.detach())
+    given = x.detach(), None if bias is None else bias.detach()
+    if isinstance(weight, Int8Weight):
+        rounded = int8_linear_ref(given[0], weight, given[1])
+    else:
+        rounded = float8_linear_ref(given[0], weight, given[1])
     return out + (rounded - out.detach())
 
 
 def dequantize(weight: QuantWeightData, out_features: int) -> Float[Tensor, "*lead o i"]:
     """The float32 matrix, or stack of them, that a weight stands for, without padded rows."""
-    if isinstance(weight, Int8Weight):
-        return dequantize_int8(weight)
-    return dequantize_int4(weight)[..., :out_features, :]
+    if isinstance(weight, Int4Weight):
+        return dequantize_int4(weight)[..., :out_features, :]
+    return _dequantize_rows(weight, torch.float32)
 
 
 def input_gradient(
@@ -116,7 +124,7 @@ def quant_expert_mlp(
 ) -> Float[Tensor, "n h"]:
     """Weighted sum of each token's expert SwiGLUs, with gradients of x, routing and change.
 
-    Without a change the result is that of `int8_expert_mlp` or `int4_expert_mlp`, bit for bit.
+    Without a change the result is that of `int8_expert_mlp` and the like, bit for bit.
 
     Args:
         x: activations.
@@ -178,10 +186,10 @@ def quant_expert_mlp_ref(
 
 def row_blocks(weight: QuantWeightData, dtype: torch.dtype) -> Iterable[Float[Tensor, "r i"]]:
     """Rows of a matrix as floats, at most `DEQUANTIZE_NUMBERS` at a time."""
-    if isinstance(weight, Int8Weight):
+    if not isinstance(weight, Int4Weight):
         count = max(1, DEQUANTIZE_NUMBERS // weight.values.shape[1])
         parts = zip(weight.values.split(count), weight.scale.split(count), strict=True)
-        return (dequantize_int8(Int8Weight(*part), dtype) for part in parts)
+        return (_dequantize_rows(type(weight)(*part), dtype) for part in parts)
     count = max(1, DEQUANTIZE_NUMBERS // (INT4_ROWS * weight.values.shape[1]))
     scales = weight.scale.split(count * INT4_ROWS, dim=1)
     parts = zip(weight.values.split(count), scales, strict=True)
@@ -268,10 +276,22 @@ def _product(
 ) -> Tensor:
     if isinstance(weight, Int8Weight):
         return int8_linear(x, weight, bias, activation=activation)
+    assert activation == "none"
+    if isinstance(weight, Float8Weight):
+        return float8_linear(x, weight, bias)
     return int4_linear(x, weight, bias, out_features=out_features)
 
 
 def _weight(values: Tensor, scale: Tensor) -> QuantWeightData:
-    """The scheme is told by the integers."""
-    kind = Int8Weight if values.dtype == torch.int8 else Int4Weight
-    return kind(values, scale)
+    """The scheme is told by the dtype of the values."""
+    kinds = {torch.int8: Int8Weight, FLOAT8: Float8Weight, torch.uint8: Int4Weight}
+    return kinds[values.dtype](values, scale)
+
+
+def _dequantize_rows(
+    weight: Int8Weight | Float8Weight, dtype: torch.dtype
+) -> Float[Tensor, "*lead i"]:
+    """Floats of a weight with a scale per row."""
+    if isinstance(weight, Int8Weight):
+        return dequantize_int8(weight, dtype)
+    return dequantize_float8(weight, dtype)

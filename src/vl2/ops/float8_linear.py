@@ -1,0 +1,141 @@
+"""Products with float8 (e4m3) weights: linear layers and experts, for cards that multiply float8.
+
+Activations are rounded on the way, one scale per token, so that both sides of a product are float8
+with a scale per row (arXiv 2209.05433). Cards without such products, and CPUs, multiply the same
+rounded numbers as floats: the answers are the same but for the order of sums.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from vl2.ops.moe import (
+    Routing,
+    combine_experts,
+    group_rows,
+    in_order,
+    sort_by_expert,
+    split_rows,
+)
+from vl2.ops.native.kernels import Groups
+from vl2.ops.quant import (
+    DEQUANTIZE_NUMBERS,
+    Float8Weight,
+    at_expert,
+    dequantize_float8,
+    quantize_float8,
+)
+
+aten = torch.ops.aten
+
+ALIGNED = 16
+"""What the widths of a product on a card are multiples of."""
+
+
+def has_float8_products(x: Tensor, weight: Float8Weight) -> bool:
+    """Whether the card multiplies float8: CUDA from compute capability 8.9 on."""
+    aligned = all(width % ALIGNED == 0 for width in weight.values.shape[-2:])
+    if x.device.type != "cuda" or not aligned:
+        return False
+    return torch.cuda.get_device_capability(x.device) >= (8, 9)
+
+
+def has_float8_experts(x: Tensor, *weights: Float8Weight) -> bool:
+    """Whether PyTorch (2.13) has a grouped product of float8 rows for the card: Hopper (9.x)."""
+    if not all(has_float8_products(x, weight) for weight in weights):
+        return False
+    return torch.cuda.get_device_capability(x.device)[0] == 9
+
+
+def float8_linear(
+    x: Float[Tensor, "*lead i"], weight: Float8Weight, bias: Float[Tensor, " o"] | None = None
+) -> Float[Tensor, "*lead o"]:
+    """Return x @ weight.T + bias with x rounded per token; the result has the dtype of x."""
+    out = _product(quantize_float8(x.flatten(0, -2)), weight).to(x.dtype)
+    return (out if bias is None else out + bias.to(x.dtype)).unflatten(0, x.shape[:-1])
+
+
+def float8_linear_ref(
+    x: Float[Tensor, "*lead i"], weight: Float8Weight, bias: Float[Tensor, " o"] | None = None
+) -> Float[Tensor, "*lead o"]:
+    """The plain twin of `float8_linear`: both sides dequantised, one float64 product."""
+    rounded = dequantize_float8(quantize_float8(x)).double()
+    out = rounded @ dequantize_float8(weight).double().T
+    return (out if bias is None else out + bias).to(x.dtype)
+
+
+def _product(rows: Float8Weight, weight: Float8Weight) -> Float[Tensor, "n o"]:
+    """Rounded rows times a matrix: bfloat16 from a card's own product, else float32."""
+    if has_float8_products(rows.values, weight):
+        return scaled_product(rows, weight)
+    count = max(1, DEQUANTIZE_NUMBERS // weight.values.shape[1])
+    parts = zip(weight.values.split(count), weight.scale.split(count), strict=True)
+    x = rows.values.float()
+    outs = [F.linear(x, values.float()) * scale for values, scale in parts]
+    return (torch.cat(outs, dim=1) if len(outs) > 1 else outs[0]) * rows.scale[:, None]
+
+
+def scaled_product(rows: Float8Weight, weight: Float8Weight) -> Float[Tensor, "n o"]:
+    """The product of float8 as PyTorch has it, in bfloat16."""
+    return aten._scaled_mm(
+        rows.values,
+        weight.values.t(),
+        scale_a=rows.scale[:, None],
+        scale_b=weight.scale[None],
+        out_dtype=torch.bfloat16,
+    )
+
+
+def float8_expert_mlp(
+    x: Float[Tensor, "n h"],
+    routing: Routing,
+    gate: Float8Weight,
+    up: Float8Weight,
+    down: Float8Weight,
+) -> Float[Tensor, "n h"]:
+    """Weighted sum of each token's expert SwiGLUs; the host learns of no choice on Hopper."""
+    if has_float8_experts(x, gate, up, down):
+        return _grouped_experts(x, routing, gate, up, down)
+    order, groups = group_rows(routing, len(gate.values))
+    both = [_each(x, weight, groups) for weight in (gate, up)]
+    out = _each(F.silu(both[0]).mul_(both[1]), down, in_order(groups))
+    return combine_experts(out, order, routing.weights).to(x.dtype)
+
+
+def _each(x: Float[Tensor, "n i"], weight: Float8Weight, groups: Groups) -> Float[Tensor, "m o"]:
+    """One expert after the other."""
+    parts = split_rows(x, groups)
+    return torch.cat([float8_linear(rows, at_expert(weight, expert)) for rows, expert in parts])
+
+
+def _grouped_experts(
+    x: Float[Tensor, "n h"],
+    routing: Routing,
+    gate: Float8Weight,
+    up: Float8Weight,
+    down: Float8Weight,
+) -> Float[Tensor, "n h"]:
+    """All experts in one product; their sizes stay on the card."""
+    order, counts = sort_by_expert(routing.experts, len(gate.values))
+    ends = counts.cumsum(0).to(torch.int32)
+    rows = at_expert(quantize_float8(x), (order // routing.experts.shape[1],))
+    hidden = F.silu(_grouped(rows, gate, ends)) * _grouped(rows, up, ends)
+    out = _grouped(quantize_float8(hidden), down, ends)
+    return combine_experts(out, order, routing.weights).to(x.dtype)
+
+
+def _grouped(
+    rows: Float8Weight, weight: Float8Weight, ends: Int[Tensor, " e"]
+) -> Float[Tensor, "m o"]:
+    """Each row times its expert's matrix, in bfloat16."""
+    return aten._scaled_grouped_mm(
+        rows.values,
+        weight.values.transpose(-1, -2),
+        rows.scale,
+        weight.scale,
+        offs=ends,
+        out_dtype=torch.bfloat16,
+    )

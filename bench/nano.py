@@ -23,6 +23,7 @@ from PIL import Image
 
 import vl2
 from vl2.data.synthetic import Question, ask, draw_scene, fetch_fonts, font_split
+from vl2.model.quantized import SCHEMES
 from vl2.processing.grounding import iou, parse_grounding
 from vl2.recipes.nano import scene_recipe
 
@@ -129,7 +130,7 @@ def main() -> None:
     parser.add_argument("--pictures", type=int, default=400, help="scenes of each kind")
     parser.add_argument("--split", choices=("heldout", "train"), default="heldout")
     parser.add_argument("--dtype", default="auto")
-    parser.add_argument("--quantization", choices=("int8", "int4"), help="quantise on loading")
+    parser.add_argument("--quantization", choices=SCHEMES, help="quantise on loading")
     arguments = parser.parse_args()
     model = vl2.load_model(
         arguments.model, arguments.dtype, "cpu", quantization=arguments.quantization

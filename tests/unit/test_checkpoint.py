@@ -161,7 +161,9 @@ def test_dtype_follows_argument_config_and_files(tmp_path: Path):
 
 def test_wrong_arguments_name_the_remedy():
     folder = GOLDEN / "base_like"
-    with pytest.raises(ValueError, match="quantization is 'int2': expected one of int8, int4"):
+    with pytest.raises(
+        ValueError, match="quantization is 'int2': expected one of int8, float8, int4"
+    ):
         load_model(folder, quantization="int2")
     with pytest.raises(ValueError, match="dtype is int8: expected auto, float32"):
         load_model(folder, dtype="int8")

@@ -95,8 +95,8 @@ class Language(nn.Module):
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
 
     def embed(self, input_ids: Int[Tensor, "b t"]) -> Float[Tensor, "b t h"]:
-        """Token embeddings, in the dtype that the model computes in."""
-        return self.model.embed_tokens(input_ids).to(self.model.norm.weight.dtype)
+        """Token embeddings."""
+        return self.model.embed_tokens(input_ids)
 
     def logits(self, hidden: Float[Tensor, "b t h"]) -> Float[Tensor, "b t v"]:
         """Float32 logits; pass only the positions that are needed."""

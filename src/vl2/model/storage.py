@@ -1,8 +1,9 @@
 """A model that computes in one dtype and keeps its matrices in another, as its file holds them.
 
 A checkpoint in bfloat16 that is loaded so computes in float32 from half the bytes: what a decoded
-token costs on a CPU is the reading of its weights. Norms, router, biases, convolutions and MLA's
-`kv_b_proj`, which is read by its parts, are held as the model computes; names do not change.
+token costs on a CPU is the reading of its weights. Embeddings, norms, router, biases, convolutions
+and MLA's `kv_b_proj`, which is read by its parts, are held as the model computes; names do not
+change.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ def store_matrices(model: VL2Model) -> frozenset[str]:
     """Let the matrices of a plain model on the meta device be of any dtype, and freeze them.
 
     Returns:
-        Their keys in the state dict, the embedding table's among them.
+        Their keys in the state dict.
     """
     keys = set()
     for name, module in list(model.named_modules()):
@@ -33,7 +34,4 @@ def store_matrices(model: VL2Model) -> frozenset[str]:
         elif isinstance(module, Experts):
             module.requires_grad_(False)
             keys |= {f"{name}.{key}" for key, _ in module.named_parameters()}
-        elif isinstance(module, nn.Embedding):
-            module.requires_grad_(False)
-            keys.add(f"{name}.weight")
     return frozenset(keys)

@@ -5,7 +5,8 @@
 
 Released sizes with random weights in bfloat16, then with matrices in float8. Prints one JSON line
 per figure; it ends with 1 when answers differ from the CPU's, and with 2 when there is no GPU. What
-no longer fits into `--minutes` is skipped, with a line that says so.
+no longer fits into `--minutes` is skipped, with a line that says so; a second call with
+`--form float8` measures the rest.
 
     machine    bandwidth (a copy of 4 GiB) and bfloat16 products (8192 cubed): the bounds
     parity     the embedded model in float32 on CPU and GPU: the same tokens?

@@ -122,6 +122,14 @@ def test_a_quantised_folder_is_measured_in_its_own_form(
     assert "is quantised to int8 already" in capsys.readouterr().err
 
 
+def test_a_float8_folder_is_measured_as_it_is(capsys: pytest.CaptureFixture[str], tmp_path: Path):
+    folder = str(tmp_path / "nano-float8")
+    assert main(["convert", "nano", folder, "--quantization", "float8"]) == 0
+    capsys.readouterr()
+    [record] = records(capsys, "decode", "--model", folder, *SMALL)
+    assert (record["quantization"], record["weights"]) == ("float8", "loaded")
+
+
 def test_the_table_is_for_people(capsys: pytest.CaptureFixture[str]):
     assert main(["bench", "decode", "--model", "nano", *SMALL]) == 0
     lines = capsys.readouterr().out.splitlines()

@@ -87,8 +87,8 @@ def test_plan_shows_what_fits(stdout: Read):
     plan("base", memory="24GiB")
     text = stdout()
     assert "most exact that fits: int4\n" in text
-    assert [line.split()[0] for line in text.splitlines()[3:7]] == [
-        "float32", "bfloat16", "int8", "int4",
+    assert [line.split()[0] for line in text.splitlines()[3:8]] == [
+        "float32", "bfloat16", "int8", "float8", "int4",
     ]  # fmt: skip
     plan("tiny", memory="24GiB", context=9000)
     assert "9,000 tokens (trained for 4,096)" in (text := stdout())

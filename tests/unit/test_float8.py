@@ -7,6 +7,8 @@ import torch
 from tests.unit.quant_samples import matrix, relative
 
 from vl2.config import VL2Config
+from vl2.engine import graphs
+from vl2.model.quant_layers import QuantExperts
 from vl2.ops import float8_linear as products
 from vl2.ops.float8_linear import (
     float8_expert_mlp,
@@ -19,6 +21,7 @@ from vl2.ops.float8_linear import (
 from vl2.ops.moe import Routing, expert_mlp_ref
 from vl2.ops.quant import (
     FLOAT8,
+    KINDS,
     Float8Weight,
     at_expert,
     dequantize_float8,
@@ -157,6 +160,15 @@ def test_pytorch_takes_the_layouts_of_released_experts(preset: str):
         assert scaled_product(x, at_expert(gate, 0)).shape == (rows, inner)
         with pytest.raises(RuntimeError, match="scale_a"):
             products._grouped(x._replace(scale=x.scale[:, None]), gate, ends)
+
+
+def test_only_float8_experts_stay_on_the_card(monkeypatch: pytest.MonkeyPatch):
+    shape = {"experts": 2, "hidden": 64, "inner": 32}
+    monkeypatch.setattr(graphs, "has_float8_experts", lambda *inputs: True)
+    stay = [graphs._stay_on_device(QuantExperts(scheme, **shape)) for scheme in KINDS]
+    assert dict(zip(KINDS, stay, strict=True)) == {"int8": False, "float8": True, "int4": False}
+    monkeypatch.setattr(graphs, "has_float8_experts", lambda *inputs: False)
+    assert not graphs._stay_on_device(QuantExperts("float8", **shape))
 
 
 def test_a_cpu_has_no_float8_products():

@@ -116,7 +116,7 @@ def test_products_in_bfloat16_err_as_autograd_s(scheme: str):
 @pytest.mark.usefixtures("small_blocks")
 def test_no_more_floats_than_a_block_are_made_at_a_time(monkeypatch: pytest.MonkeyPatch):
     sizes = []
-    for name in ("dequantize_int8", "dequantize_int4"):
+    for name in ("dequantize_int8", "dequantize_float8", "dequantize_int4"):
         original = getattr(quant_backward, name)
 
         def counted(weight, dtype=torch.float32, original=original):
@@ -128,7 +128,7 @@ def test_no_more_floats_than_a_block_are_made_at_a_time(monkeypatch: pytest.Monk
     for scheme in SCHEMES:
         weight = quantize(scheme, torch.randn(512, 128))
         input_gradient(torch.randn(2, 512), weight, torch.float32)
-    assert sizes == [64 * 128] * 16
+    assert sizes == [64 * 128] * 24
 
 
 Stacks = tuple[QuantWeightData, QuantWeightData, QuantWeightData]

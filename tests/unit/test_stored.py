@@ -6,12 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tests.unit.native_paths import use_path
 from tests.unit.quant_samples import relative
 from tests.unit.small_engines import MIXED
 
 import vl2
-from vl2.checkpoint.hf import load_model, save_model
+from vl2.checkpoint.hf import convert_checkpoint, load_model, save_model
 from vl2.cli.loading import load_engine
 from vl2.engine import cores
 from vl2.engine.quantize import quantize_model
@@ -46,7 +47,9 @@ def test_products_equal_their_twin(
         x.double(), [w.double() for w in weights], None if bias is None else bias.double()
     )
     assert relative(found, twin) < 1e-6
-    assert relative(stored_linears(x.bfloat16(), weights), stored_linears_ref(x, weights)) < 1e-2
+    half = stored_linears(x.bfloat16(), weights, bias)
+    assert half.dtype == torch.bfloat16
+    assert relative(half, stored_linears_ref(x.bfloat16().float(), weights, bias)) < 4e-3
 
 
 @pytest.mark.parametrize("path", ["native", "portable"], indirect=True)
@@ -73,11 +76,15 @@ def test_stored_experts_equal_their_twin(tokens: int, hidden: int, inner: int, p
     assert relative(found, twin) < 1e-6
 
 
-def test_a_product_of_another_width_is_refused():
+def test_matrices_that_do_not_fit_are_refused():
     if kernels.functions() is None:
         pytest.skip("there is no C compiler")
+    x, matrix = torch.randn(1, 8), torch.randn(8, 8)
     with pytest.raises(ValueError, match="rows are 7 wide and the matrix takes 8"):
-        kernels.wide_linear(torch.randn(1, 7), (torch.randn(3, 8),))
+        kernels.wide_linear(x[:, :7], (matrix,))
+    for wrong in ((matrix.T,), (matrix, matrix.bfloat16())):
+        with pytest.raises(ValueError, match="expected one dtype, by rows"):
+            kernels.wide_linear(x, wrong)
 
 
 def in_bfloat16(name: str, folder: Path) -> Path:
@@ -128,6 +135,27 @@ def test_matrices_are_stored_and_the_rest_computes(tmp_path: Path):
     assert {state[key].dtype for key in kept} == {torch.float32}
 
 
+def test_auto_keeps_what_the_files_hold_in_more(tmp_path: Path):
+    """One matrix of the queries and one expert's are float32 in the file."""
+    model = load_model(GOLDEN / "tiny_like", "bfloat16", "cpu")
+    save_model(model, tmp_path, None)
+    tensors = load_file(tmp_path / "model.safetensors")
+    layer = "language.model.layers.1"
+    exact = (f"{layer}.self_attn.q_proj.weight", f"{layer}.mlp.experts.2.up_proj.weight")
+    for key in exact:
+        tensors[key] = torch.randn(tensors[key].shape) * 0.1
+    save_file(tensors, tmp_path / "model.safetensors")
+    wanted = load_model(tmp_path, "float32", "cpu")
+    model = load_model(tmp_path, "float32", "cpu", storage_dtype="auto")
+    state = model.state_dict()
+    assert state[exact[0]].dtype == state[f"{layer}.mlp.experts.up_proj"].dtype == torch.float32
+    assert state[f"{layer}.self_attn.k_proj.weight"].dtype == torch.bfloat16
+    assert state[f"{layer}.mlp.experts.gate_proj"].dtype == torch.bfloat16
+    ids = torch.randint(3, 60, (1, 5))
+    with torch.inference_mode():
+        assert relative(model(ids).logits, wanted(ids).logits) < 1e-5
+
+
 def test_a_stored_model_is_saved_as_it_is(tmp_path: Path):
     model = load_model(in_bfloat16("tiny_like", tmp_path / "a"), "float32", storage_dtype="auto")
     save_model(model, tmp_path / "b")
@@ -152,19 +180,51 @@ def stored_ones(model: torch.nn.Module) -> list[StoredLinear]:
 
 
 @pytest.mark.parametrize(
-    ("emulated", "compiled", "dtype"),
-    [(True, True, "float32"), (False, True, "bfloat16"), (True, False, "float32")],
+    ("asked", "emulated", "compiled", "dtype", "kept"),
+    [
+        ("auto", True, True, "float32", "bfloat16"),
+        ("auto", False, True, "bfloat16", "bfloat16"),
+        ("auto", True, False, "bfloat16", None),
+        ("bfloat16", True, True, "bfloat16", "bfloat16"),
+        ("float32", False, False, "float32", None),
+        ("float16", True, True, "float16", None),
+    ],
 )
 def test_commands_load_what_suits_the_processor(
-    emulated: bool, compiled: bool, dtype: str, monkeypatch: pytest.MonkeyPatch
-):
+    asked: str, emulated: bool, compiled: bool, dtype: str, kept: str | None,
+    monkeypatch: pytest.MonkeyPatch,
+):  # fmt: skip
     monkeypatch.setattr(cores, "emulates_bfloat16", lambda: emulated)
     monkeypatch.setattr(kernels, "functions", lambda: object() if compiled else None)
-    model = load_engine("nano", dtype="auto", device="cpu").model
+    model = load_engine("nano", dtype=asked, device="cpu").model
     assert model.image_newline.dtype == getattr(torch, dtype)
-    assert bool(stored_ones(model)) == compiled
-    head = model.language.lm_head.weight
-    assert head.dtype == (torch.bfloat16 if compiled else torch.float32)
+    assert bool(stored_ones(model)) == (kept is not None)
+    assert model.language.lm_head.weight.dtype == getattr(torch, kept or dtype)
+
+
+def test_commands_load_other_files_as_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(cores, "emulates_bfloat16", lambda: True)
+    convert_checkpoint("nano", tmp_path / "int8", quantization="int8")
+    model = load_engine(str(tmp_path / "int8"), dtype="auto", device="cpu").model
+    assert model.image_newline.dtype == torch.bfloat16
+    assert not stored_ones(model)
+    with pytest.raises(ValueError, match="matrices are quantised to int8: choose one of the two"):
+        load_model(tmp_path / "int8", storage_dtype="auto")
+    convert_checkpoint("nano", tmp_path / "wide", "float32")
+    model = load_engine(str(tmp_path / "wide"), dtype="auto", device="cpu").model
+    assert model.image_newline.dtype == torch.float32
+    assert not stored_ones(model)
+
+
+@pytest.mark.compiled
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+def test_a_stored_model_compiles():
+    model = load_model("nano", "float32", "cpu", storage_dtype="auto")
+    processor = vl2.Processor.from_pretrained("nano")
+    prompts = [processor(talk) for talk in MIXED]
+    check = SelfCheck(model=model, processor=processor, prompts=prompts, max_tokens=6)
+    *_, found = check.run()
+    assert (found.name, found.passed) == ("compiled = eager", True)
 
 
 def test_gradients_pass_to_the_input_and_nothing_trains(tmp_path: Path):

@@ -8,7 +8,14 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from vl2.benchmarks.config import FIRST_TO_FIT, FORMS, QUICK_LAYERS, STORED, BenchConfig
+from vl2.benchmarks.config import (
+    FIRST_TO_FIT,
+    FORMS,
+    QUICK_LAYERS,
+    STORED,
+    USUAL_FORMS,
+    BenchConfig,
+)
 from vl2.benchmarks.machine import available_memory, has_amx
 from vl2.benchmarks.prompts import fitting_processor
 from vl2.benchmarks.random_weights import cut_layers, form_skeleton, random_model
@@ -68,7 +75,7 @@ def gather(bench: BenchConfig, wide: Container[str] = ()) -> Candidates:
     models: dict[str, VL2Model] = {}
     for form in chosen:
         log.info("building %s with quantization %s", bench.model, form)
-        models[form] = build_form(bench, config, form, next(iter(models.values()), None))
+        models[form] = build_form(bench, config, form, next(reversed(models.values()), None))
     engines = {
         form: Engine(model, processor, engine_config(bench, config, wide=form in wide))
         for form, model in models.items()
@@ -85,7 +92,7 @@ def gather(bench: BenchConfig, wide: Container[str] = ()) -> Candidates:
 def wanted_forms(bench: BenchConfig, config: VL2Config) -> tuple[str, ...]:
     """Those that are named; else all, or the one that a quantised folder is held in."""
     held = None if bench.is_random else config.quantization_config
-    return bench.forms or ((held.scheme,) if held else FORMS)
+    return bench.forms or ((held.scheme,) if held else USUAL_FORMS)
 
 
 def find_model(bench: BenchConfig) -> tuple[VL2Config, Processor]:
@@ -108,7 +115,7 @@ def find_model(bench: BenchConfig) -> tuple[VL2Config, Processor]:
 def build_form(
     bench: BenchConfig, config: VL2Config, form: str, other: VL2Model | None = None
 ) -> VL2Model:
-    """The model in one form; `other` is another form, whose equal tensors are shared."""
+    """The model in one form; `other` is the form before it, whose equal tensors are shared."""
     if bench.is_random:
         shared = other.state_dict() if other is not None else None
         return random_model(config, form, MODEL_DTYPES[dtype_of(bench, form)], shared)

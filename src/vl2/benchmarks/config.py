@@ -9,9 +9,11 @@ from vl2.presets import PRESETS
 BENCHES = ("decode", "prefill", "vision", "ttft", "batch", "memory", "summary")
 STORED = "bfloat16"
 """Matrices as released files hold them, under the arithmetic of the form that is not quantised."""
-FORMS = ("none", STORED, "int8", "int4")
+FORMS = ("none", STORED, "int8", "float8", "int4")
 """How weights are held, most bytes first; none: as the model computes."""
-FIRST_TO_FIT = ("int4", "int8", "none", STORED)
+USUAL_FORMS = ("none", STORED, "int8", "int4")
+"""Those that are measured where none is named: float8 is for cards."""
+FIRST_TO_FIT = ("int4", "float8", "int8", "none", STORED)
 """Whose turn it is where memory is short."""
 QUICK_LAYERS = 2
 """Layers of both towers in a quick run: one dense and one of experts."""
@@ -27,7 +29,7 @@ class BenchConfig:
     Attributes:
         model: tiny, small, base (random weights), nano, a model folder or a hub id.
         random_weights: fill also a folder's model, or nano, with random weights.
-        forms: those of `FORMS` to measure; None takes all that fit into memory.
+        forms: those of `FORMS` to measure; None takes all of `USUAL_FORMS` that fit into memory.
         dtype: floats of the form that is not quantised, activations too; those of `STORED` but
             for its matrices.
         quantized_dtype: floats beside int8 and int4 weights, activations too; None is bfloat16, as

@@ -59,7 +59,7 @@ def form_skeleton(
 
     Args:
         config: how large it is; where it is quantised, it says itself which layer is held how.
-        form: or "float8"; as `default_plan` lays it out where it is quantised.
+        form: as `default_plan` lays it out where it is quantised.
         dtype: of all that the form leaves as it is.
     """
     model = build_skeleton(config)
@@ -82,7 +82,7 @@ def random_model(
 
     Args:
         config: how large it is; its own quantisation does not count.
-        form: of `FORMS`.
+        form: as `form_skeleton` takes it.
         dtype: as `form_skeleton` takes it.
         shared: tensors of another form of the same model; those that are alike are taken over.
     """

@@ -170,7 +170,7 @@ def _vision(candidates: Candidates, bench: BenchConfig, form: str) -> list[Figur
             flops=TILES * tile_flops(candidates.shapes, candidates.config),
             read=tile_bytes_read(candidates.read[form]),
             # The tower of an int4 model is held in int8.
-            ceiling="fp32_gemm" if form in FLOATS else fastest_int8_gemm(),
+            ceiling=fastest_int8_gemm() if form in ("int8", "int4") else "fp32_gemm",
             more={},
         )
     ]

@@ -53,6 +53,7 @@ SCHEMES = (
     Scheme(name="float32", weight_bytes=4, rest=4, loadable=True),
     Scheme(name="bfloat16", weight_bytes=2, rest=2, loadable=True),
     Scheme(name="int8", weight_bytes=1, rest=2, row_bytes=INT8_ROW_BYTES, loadable=True),
+    Scheme(name="float8", weight_bytes=1, rest=2, row_bytes=INT8_ROW_BYTES, loadable=True),
     Scheme(name="int4", weight_bytes=0.5, rest=2, group_bytes=4, loadable=True),
 )
 """Forms that weights can be held in, largest first."""
@@ -131,7 +132,7 @@ def weight_bytes(shapes: Shapes, scheme: Scheme) -> int:
 
     A matrix [out, in] of a linear layer or an expert takes
 
-        int8    out * in + out * row_bytes
+        int8    out * in + out * row_bytes; float8 the same
         int4    out64 * (in / 2 + in / group * group_bytes)
 
     that is, in int8 one byte per weight and a float32 scale per output row, in int4 half a byte per

@@ -29,7 +29,7 @@ def bench(  # noqa: PLR0913 - each parameter is an option of the command
         bool, typer.Option("--random-weights", help="Made-up weights for nano or a folder, too.")
     ] = False,
     quantization: Annotated[
-        list[str] | None, typer.Option(help="none, bfloat16, int8, int4, repeatable; else all.")
+        list[str] | None, typer.Option(help="none, bfloat16, int8, float8, int4; repeatable.")
     ] = None,
     dtype: Annotated[str, typer.Option(help="Of plain weights: float32, bfloat16.")] = "float32",
     quantized_dtype: Annotated[

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from rich.progress import Progress
 
     from vl2.engine.engine import Engine
@@ -13,18 +15,16 @@ if TYPE_CHECKING:
 def load_engine(model: str, *, dtype: str, device: str) -> Engine:
     """The engine of an embedded, local or hub model, in the dtypes that suit this machine.
 
-    On a CPU, matrices stay as the files hold them where C functions multiply them, and "auto" is
-    float32 where the processor would emulate products in bfloat16.
+    On a CPU, matrices stay in bfloat16 where C functions multiply them, and "auto" is then float32
+    if the processor would emulate products in bfloat16.
 
     Raises:
         ValueError: there is no such model, or its files cannot be read.
     """
     from vl2.checkpoint.hf import load_model, resolve
     from vl2.checkpoint.load import choose_device
-    from vl2.config import VL2Config
-    from vl2.engine.cores import choose_threads, emulates_bfloat16
+    from vl2.engine.cores import choose_threads
     from vl2.engine.engine import Engine
-    from vl2.ops.native import kernels
     from vl2.processing.processor import Processor
 
     choose_threads(None)
@@ -32,11 +32,7 @@ def load_engine(model: str, *, dtype: str, device: str) -> Engine:
     processor = Processor.from_pretrained(folder)
     storage = None
     if choose_device(device).type == "cpu":
-        if dtype == "auto" and emulates_bfloat16():
-            dtype = "float32"
-        held = VL2Config.from_pretrained(folder).quantization_config
-        if held is None and kernels.functions() is not None:
-            storage = "auto"
+        dtype, storage = _cpu_dtypes(folder, dtype)
     with _bar() as bar:
         task = bar.add_task(f"loading {model}", total=None)
         weights = load_model(
@@ -47,6 +43,25 @@ def load_engine(model: str, *, dtype: str, device: str) -> Engine:
             on_progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
     return Engine(weights, processor)
+
+
+def _cpu_dtypes(folder: Path, dtype: str) -> tuple[str, str | None]:
+    """The dtypes that a CPU computes in and keeps matrices in: `dtype` and `storage_dtype`."""
+    import torch
+
+    from vl2.checkpoint.container import main_dtype
+    from vl2.checkpoint.folder import scan_folder
+    from vl2.config import VL2Config
+    from vl2.engine.cores import emulates_bfloat16
+    from vl2.ops.native import kernels
+
+    config = VL2Config.from_pretrained(folder)
+    held = config.torch_dtype if dtype == "auto" else dtype
+    if config.quantization_config is not None or held not in ("float32", "bfloat16"):
+        return dtype, None
+    if kernels.functions() is None or main_dtype(scan_folder(folder).values()) != torch.bfloat16:
+        return dtype, None
+    return "float32" if dtype == "auto" and emulates_bfloat16() else dtype, "auto"
 
 
 def _bar() -> Progress:

@@ -66,7 +66,8 @@ def why_not_captured(model: VL2Model) -> str | None:
 
     PyTorch's grouped product of experts (2.13) keeps their sizes on the device for bfloat16 on
     Hopper (9.x) and datacentre Blackwell (10.x) alone, for float8 on Hopper alone; otherwise the
-    host reads them. Experts in int8 and int4 go from one to the next on the host everywhere.
+    host reads them. Experts in int8 and int4 go from one to the next on the host everywhere;
+    quantised linear layers never ask it.
     """
     flag = model.image_newline
     if flag.device.type != "cuda":

@@ -81,7 +81,7 @@ def _product(rows: Float8Weight, weight: Float8Weight) -> Float[Tensor, "n o"]:
 def scaled_product(rows: Float8Weight, weight: Float8Weight) -> Float[Tensor, "n o"]:
     """The product of float8 as PyTorch has it, in bfloat16."""
     return aten._scaled_mm(
-        rows.values,
+        rows.values.contiguous(),
         weight.values.t(),
         scale_a=rows.scale[:, None],
         scale_b=weight.scale[None],
@@ -132,7 +132,7 @@ def _grouped(
 ) -> Float[Tensor, "m o"]:
     """Each row times its expert's matrix, in bfloat16."""
     return aten._scaled_grouped_mm(
-        rows.values,
+        rows.values.contiguous(),
         weight.values.transpose(-1, -2),
         rows.scale,
         weight.scale,

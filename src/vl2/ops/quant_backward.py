@@ -5,8 +5,9 @@ unless an activation is applied to them, nor floats of W are kept: W is dequanti
 `DEQUANTIZE_NUMBERS` of it at a time. The rounding of activations counts as the identity
 (straight-through estimator, arXiv 1308.3432).
 
-Forward passes are those of ops/quant_linear.py and ops/float8_linear.py, bit for bit. Each function
-has a plain twin (`*_ref`) on whole matrices, whose gradients are autograd's.
+Forward passes are those of ops/quant_linear.py and ops/float8_linear.py, bit for bit but for float8
+experts on Hopper, which go one by one here. Each function has a plain twin (`*_ref`) on whole
+matrices, whose gradients are autograd's.
 """
 
 from __future__ import annotations
@@ -124,7 +125,7 @@ def quant_expert_mlp(
 ) -> Float[Tensor, "n h"]:
     """Weighted sum of each token's expert SwiGLUs, with gradients of x, routing and change.
 
-    Without a change the result is that of `int8_expert_mlp` and the like, bit for bit.
+    Without a change the result is that of `int8_expert_mlp` and the like, see above.
 
     Args:
         x: activations.

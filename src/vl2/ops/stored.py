@@ -34,13 +34,8 @@ def stored_linears(
     if len(rows) <= kernels.FEW_ROWS and small.takes(rows, *weights):
         out = kernels.wide_linear(rows, weights, bias=bias).to(x.dtype)
     else:
-        most = [max(1, DEQUANTIZE_NUMBERS // weight.shape[1]) for weight in weights]
-        parts = [
-            p for weight, count in zip(weights, most, strict=True) for p in weight.split(count)
-        ]
-        outs = [F.linear(rows, part.to(rows.dtype)) for part in parts]
+        outs = [_widened(rows, weight, bias) for weight in weights]
         out = torch.cat(outs, dim=1) if len(outs) > 1 else outs[0]
-        out = out if bias is None else out + bias
     return out.unflatten(0, x.shape[:-1])
 
 
@@ -51,3 +46,18 @@ def stored_linears_ref(
 ) -> Float[Tensor, "*lead total"]:
     """The plain twin of `stored_linears`: one product with everything widened."""
     return F.linear(x, torch.cat(list(weights)).to(x.dtype), bias)
+
+
+def _widened(
+    rows: Float[Tensor, "n i"], weight: Float[Tensor, "o i"], bias: Float[Tensor, " o"] | None
+) -> Float[Tensor, "n o"]:
+    """The product with a matrix of which some rows are widened at a time."""
+    bias = None if bias is None else bias.to(rows.dtype)
+    if weight.dtype == rows.dtype:
+        return F.linear(rows, weight, bias)
+    count = max(1, DEQUANTIZE_NUMBERS // weight.shape[1])
+    parts = weight.split(count)
+    shifts = [None] * len(parts) if bias is None else bias.split(count)
+    pairs = zip(parts, shifts, strict=True)
+    outs = [F.linear(rows, part.to(rows.dtype), shift) for part, shift in pairs]
+    return torch.cat(outs, dim=1) if len(outs) > 1 else outs[0]

@@ -197,14 +197,17 @@ def wide_linear(
 
     Args:
         x: float32 or bfloat16.
-        matrices: [out, in] or stacked per expert, all float32 or all bfloat16, rows as they lie.
+        matrices: [out, in] or stacked per expert, contiguous, all float32 or all bfloat16.
         bias: of the only matrix.
         activation: as `int8_linear`, but nothing is rounded.
         groups: as `int8_linear`.
 
     Raises:
-        ValueError: a matrix has another width.
+        ValueError: a matrix has another width or dtype than the others, or is not contiguous.
     """
+    dtypes = {matrix.dtype for matrix in matrices}
+    if len(dtypes) > 1 or not all(matrix.is_contiguous() for matrix in matrices):
+        raise ValueError(f"matrices are of {dtypes} or not contiguous: expected one dtype, by rows")
     x = x.contiguous()
     count, inputs = x.shape
     width = inputs // 2 if activation == "swiglu" else inputs

@@ -121,7 +121,7 @@ def _grouped_experts(
     """All experts in one product; their sizes stay on the card."""
     order, counts = sort_by_expert(routing.experts, len(gate.values))
     ends = counts.cumsum(0).to(torch.int32)
-    rows = at_expert(quantize_float8(x), (order // routing.experts.shape[1],))
+    rows = quantize_float8(x[order // routing.experts.shape[1]])
     hidden = F.silu(_grouped(rows, gate, ends)) * _grouped(rows, up, ends)
     out = _grouped(quantize_float8(hidden), down, ends)
     return combine_experts(out, order, routing.weights).to(x.dtype)

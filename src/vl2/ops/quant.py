@@ -60,7 +60,7 @@ FLOAT8_MOST = 448.0
 W = TypeVar("W", bound=Int8Weight | Float8Weight | Int4Weight)
 
 
-def at_expert(weight: W, index: int | tuple[int | Tensor, ...]) -> W:
+def at_expert(weight: W, index: int | tuple[int, ...]) -> W:
     """Views of one expert's tensors; () is the whole."""
     return type(weight)(weight.values[index], weight.scale[index])
 

@@ -169,11 +169,7 @@ def int8_linear(
     rows = _rows(count, groups)
     out = torch.empty((rows, sum(matrix.out for matrix in found)), dtype=made)
     failed = ready().int8_linear(
-        x.data_ptr(),
-        DTYPES.index(x.dtype),
-        count,
-        inputs,
-        ACTIVATIONS.index(activation),
+        *_activations(x, activation),
         *_pointers(groups),
         found,
         len(matrices),
@@ -215,11 +211,7 @@ def wide_linear(
     found = _matrices([(matrix, None) for matrix in matrices], shift, width)
     out = torch.empty((_rows(count, groups), sum(matrix.out for matrix in found)))
     failed = ready().wide_linear(
-        x.data_ptr(),
-        DTYPES.index(x.dtype),
-        count,
-        inputs,
-        ACTIVATIONS.index(activation),
+        *_activations(x, activation),
         *_pointers(groups),
         found,
         len(matrices),
@@ -312,6 +304,12 @@ def ready() -> ctypes.CDLL:
     found = functions()
     assert found is not None, "ask `runs` first"
     return found
+
+
+def _activations(x: Tensor, activation: str) -> tuple[int, int, int, int, int]:
+    """Rows and what happens to them before they are multiplied."""
+    rows, inputs = x.shape
+    return x.data_ptr(), DTYPES.index(x.dtype), rows, inputs, ACTIVATIONS.index(activation)
 
 
 def _pointers(groups: Groups | None) -> tuple[int | None, int | None, int | None, int]:

@@ -34,7 +34,7 @@ def layer_seconds(run: Callable[..., Any], calls: Sequence[tuple[Any, ...]], tur
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description="Time routed experts on this CPU.")
-    parser.add_argument("--model", default="tiny")
+    parser.add_argument("--model", default="tiny", choices=("tiny", "small", "base"))
     parser.add_argument("--rounds", type=int, default=9)
     arguments = parser.parse_args()
     config = VL2Config.preset(arguments.model).language_config

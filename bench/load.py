@@ -110,7 +110,10 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
-    model = vl2.load_model(arguments.model, device="cpu")
+    try:
+        model = vl2.load_model(arguments.model, device="cpu")
+    except ValueError as error:
+        parser.error(str(error))
     config = vl2.EngineConfig(vision_cache_gib=0.01, num_blocks=1024, speculative_tokens=3)
     engine = vl2.Engine(model, vl2.Processor.from_pretrained(arguments.model), config)
     rng = random.Random(arguments.seed)

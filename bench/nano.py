@@ -132,9 +132,12 @@ def main() -> None:
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--quantization", choices=SCHEMES, help="quantise on loading")
     arguments = parser.parse_args()
-    model = vl2.load_model(
-        arguments.model, arguments.dtype, "cpu", quantization=arguments.quantization
-    )
+    try:
+        model = vl2.load_model(
+            arguments.model, arguments.dtype, "cpu", quantization=arguments.quantization
+        )
+    except ValueError as error:
+        parser.error(str(error))
     engine = vl2.Engine(
         model, vl2.Processor.from_pretrained(arguments.model), vl2.EngineConfig(max_num_seqs=32)
     )

@@ -165,7 +165,7 @@ def _one_by_one(number: int, query: torch.Tensor, pool: torch.Tensor) -> torch.T
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description="Time our C functions on this CPU.")
-    parser.add_argument("--model", default="tiny")
+    parser.add_argument("--model", default="tiny", choices=("tiny", "small", "base"))
     parser.add_argument("--rounds", type=int, default=15)
     arguments = parser.parse_args()
     if kernels.functions() is None:

@@ -19,7 +19,7 @@ from vl2.checkpoint.count import count_parameters, model_shapes
 from vl2.config import VL2Config
 from vl2.engine import cores as available
 from vl2.model.quant_layers import QuantWeight
-from vl2.ops.quant import Int8Weight, dequantize_int4, dequantize_int8
+from vl2.ops.quant import Int8Weight, dequantize_int4, dequantize_rows
 
 
 def meta_state(config: VL2Config, form: str) -> dict[str, torch.Tensor]:
@@ -54,7 +54,7 @@ def test_quantised_weights_have_the_spread_of_fresh_ones(form: str):
     held = model.get_submodule("language.model.layers.1.mlp.experts.gate_proj")
     assert isinstance(held, QuantWeight)
     data = held.data
-    floats = dequantize_int8(data) if isinstance(data, Int8Weight) else dequantize_int4(data)
+    floats = dequantize_rows(data) if isinstance(data, Int8Weight) else dequantize_int4(data)
     assert float(floats.std()) == pytest.approx(config.language_config.initializer_range, rel=0.05)
     assert abs(float(floats.mean())) < 0.1 * float(floats.std())
 

@@ -24,7 +24,7 @@ from vl2.ops.quant import (
     KINDS,
     Float8Weight,
     at_expert,
-    dequantize_float8,
+    dequantize_rows,
     quantize_float8,
     quantize_float8_ref,
 )
@@ -41,7 +41,7 @@ def test_weights_equal_the_twin_and_are_near():
     torch.testing.assert_close(found.scale, twin.scale, rtol=1e-6, atol=0)
     same = found.values.float() == twin.values.float()
     assert float(same.float().mean()) > 0.999  # a tie may fall either way
-    back = dequantize_float8(found)
+    back = dequantize_rows(found)
     largest = weight.abs().amax(1, keepdim=True)
     assert bool(((back - weight).abs() <= weight.abs() * STEP + largest * 2**-18).all())
     assert bool((back[20] == 0).all())
@@ -62,7 +62,7 @@ def test_a_linear_layer_equals_its_twin(dtype: torch.dtype, tokens: int, blocks:
     found = float8_linear(x, weight, bias)
     assert found.dtype == dtype
     assert relative(found, float8_linear_ref(x, weight, bias)) < 4 * torch.finfo(dtype).eps
-    exact = x.double() @ dequantize_float8(weight).double().T + bias
+    exact = x.double() @ dequantize_rows(weight).double().T + bias
     assert relative(found, exact) < 0.04
 
 
@@ -116,18 +116,18 @@ def test_a_product_of_float8_is_that_of_its_floats(tokens: int):
     rows, weight = quantize_float8(torch.randn(tokens, 96)), quantize_float8(matrix(80, 96))
     found = scaled_product(rows, weight)
     assert found.dtype == torch.bfloat16
-    exact = dequantize_float8(rows).double() @ dequantize_float8(weight).double().T
+    exact = dequantize_rows(rows).double() @ dequantize_rows(weight).double().T
     assert relative(found, exact) < 4e-3
 
 
 def grouped_twin(rows: Float8Weight, weight: Float8Weight, ends: torch.Tensor) -> torch.Tensor:
     parts = zip(
-        dequantize_float8(rows).tensor_split(ends[:-1].long()),
+        dequantize_rows(rows).tensor_split(ends[:-1].long()),
         weight.values,
         weight.scale,
         strict=True,
     )
-    outs = [part @ dequantize_float8(Float8Weight(*matrix)).T for part, *matrix in parts]
+    outs = [part @ dequantize_rows(Float8Weight(*matrix)).T for part, *matrix in parts]
     return torch.cat(outs).bfloat16()
 
 

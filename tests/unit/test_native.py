@@ -25,7 +25,7 @@ from vl2.ops.moe import (
 from vl2.ops.native import build, kernels, small
 from vl2.ops.norm import rms_norm, rms_norm_ref
 from vl2.ops.paged import Singles, Span, paged_decode_attention_ref, paged_single_attention
-from vl2.ops.quant import dequantize_int4, dequantize_int8, quantize_int4, quantize_int8
+from vl2.ops.quant import dequantize_int4, dequantize_rows, quantize_int4, quantize_int8
 from vl2.ops.quant_linear import activated, int8_linear_ref
 from vl2.ops.rope import apply_rope, apply_rope_ref
 
@@ -114,7 +114,7 @@ def test_the_swiglu_is_nearly_pytorch_s(dtype: torch.dtype, path: str):
     weight = quantize_int8(torch.randn(64, 96))
     found = kernels.int8_linear(x, [weight], activation="swiglu")
     assert relative(found, int8_linear_ref(x.float(), weight, activation="swiglu")) < 1e-3
-    exact = activated(x.double(), "swiglu") @ dequantize_int8(weight).double().T
+    exact = activated(x.double(), "swiglu") @ dequantize_rows(weight).double().T
     assert relative(found[2:], exact[2:]) < 0.02
 
 

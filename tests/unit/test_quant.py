@@ -8,7 +8,7 @@ from tests.unit.quant_samples import matrix, relative
 
 from vl2.ops.quant import (
     dequantize_int4,
-    dequantize_int8,
+    dequantize_rows,
     int4_group,
     quantize_int4,
     quantize_int4_ref,
@@ -22,9 +22,9 @@ def test_int8_weights_equal_the_twin_and_are_near():
     found, twin = quantize_int8(weight), quantize_int8_ref(weight)
     torch.testing.assert_close(found.scale, twin.scale, rtol=1e-6, atol=0)
     assert int((found.values.int() - twin.values.int()).abs().max()) <= 1
-    error = (dequantize_int8(found) - weight).abs()
+    error = (dequantize_rows(found) - weight).abs()
     assert bool((error <= 0.5001 * found.scale[:, None]).all())
-    assert bool((dequantize_int8(found)[20] == 0).all())
+    assert bool((dequantize_rows(found)[20] == 0).all())
 
 
 @pytest.mark.parametrize(("out", "width"), [(64, 128), (80, 96), (130, 64)])

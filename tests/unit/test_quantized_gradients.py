@@ -116,7 +116,7 @@ def test_products_in_bfloat16_err_as_autograd_s(scheme: str):
 @pytest.mark.usefixtures("small_blocks")
 def test_no_more_floats_than_a_block_are_made_at_a_time(monkeypatch: pytest.MonkeyPatch):
     sizes = []
-    for name in ("dequantize_int8", "dequantize_float8", "dequantize_int4"):
+    for name in ("dequantize_rows", "dequantize_int4"):
         original = getattr(quant_backward, name)
 
         def counted(weight, dtype=torch.float32, original=original):

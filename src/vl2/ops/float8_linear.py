@@ -25,7 +25,7 @@ from vl2.ops.quant import (
     DEQUANTIZE_NUMBERS,
     Float8Weight,
     at_expert,
-    dequantize_float8,
+    dequantize_rows,
     quantize_float8,
 )
 
@@ -62,8 +62,8 @@ def float8_linear_ref(
     x: Float[Tensor, "*lead i"], weight: Float8Weight, bias: Float[Tensor, " o"] | None = None
 ) -> Float[Tensor, "*lead o"]:
     """The plain twin of `float8_linear`: both sides dequantised, one float64 product."""
-    rounded = dequantize_float8(quantize_float8(x)).double()
-    out = rounded @ dequantize_float8(weight).double().T
+    rounded = dequantize_rows(quantize_float8(x)).double()
+    out = rounded @ dequantize_rows(weight).double().T
     return (out if bias is None else out + bias).to(x.dtype)
 
 

@@ -68,8 +68,7 @@ def at_expert(weight: W, index: int | tuple[int, ...]) -> W:
 def quantize_int8(weight: Float[Tensor, "*lead i"]) -> Int8Weight:
     """Nearest of 255 steps between +-max of each row; an all-zero row keeps zeros."""
     weight = weight.float()
-    largest = torch.maximum(weight.amax(dim=-1), weight.amin(dim=-1).neg_())
-    scale = largest.div_(127).clamp_(min=1e-30)
+    scale = _row_scale(weight, 127)
     return Int8Weight((weight / scale[..., None]).round_().to(torch.int8), scale)
 
 
@@ -84,18 +83,23 @@ def quantize_int8_ref(weight: Float[Tensor, "*lead i"]) -> Int8Weight:
     )
 
 
-def dequantize_int8(
-    weight: Int8Weight, dtype: torch.dtype = torch.float32
+def _row_scale(weight: Float[Tensor, "*lead i"], most: float) -> Float[Tensor, "*lead"]:
+    """What takes the largest number of each row to `most`."""
+    largest = torch.maximum(weight.amax(dim=-1), weight.amin(dim=-1).neg_())
+    return largest.div_(most).clamp_(min=1e-30)
+
+
+def dequantize_rows(
+    weight: Int8Weight | Float8Weight, dtype: torch.dtype = torch.float32
 ) -> Float[Tensor, "*lead i"]:
-    """The floats that the weight stands for."""
+    """The floats that a weight with a scale per row stands for."""
     return (weight.values.float() * weight.scale[..., None]).to(dtype)
 
 
 def quantize_float8(weight: Float[Tensor, "*lead i"]) -> Float8Weight:
     """Nearest float8 of each number, rows scaled to +-448; an all-zero row keeps zeros."""
     weight = weight.float()
-    largest = torch.maximum(weight.amax(dim=-1), weight.amin(dim=-1).neg_())
-    scale = largest.div_(FLOAT8_MOST).clamp_(min=1e-30)
+    scale = _row_scale(weight, FLOAT8_MOST)
     return Float8Weight((weight / scale[..., None]).to(FLOAT8), scale)
 
 
@@ -109,13 +113,6 @@ def quantize_float8_ref(weight: Float[Tensor, "*lead i"]) -> Float8Weight:
     nearest = [every[(share[:, None] - every).abs().argmin(dim=1)] for share in shares]
     values = torch.stack(nearest).to(FLOAT8)
     return Float8Weight(values.view(weight.shape), scale.view(weight.shape[:-1]))
-
-
-def dequantize_float8(
-    weight: Float8Weight, dtype: torch.dtype = torch.float32
-) -> Float[Tensor, "*lead i"]:
-    """The floats that the weight stands for."""
-    return (weight.values.float() * weight.scale[..., None]).to(dtype)
 
 
 def int4_group(width: int) -> int | None:

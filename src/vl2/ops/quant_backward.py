@@ -34,9 +34,8 @@ from vl2.ops.quant import (
     Int8Weight,
     QuantWeightData,
     at_expert,
-    dequantize_float8,
     dequantize_int4,
-    dequantize_int8,
+    dequantize_rows,
 )
 from vl2.ops.quant_linear import activated, int4_linear, int8_linear, int8_linear_ref
 
@@ -96,7 +95,7 @@ def dequantize(weight: QuantWeightData, out_features: int) -> Float[Tensor, "*le
     """The float32 matrix, or stack of them, that a weight stands for, without padded rows."""
     if isinstance(weight, Int4Weight):
         return dequantize_int4(weight)[..., :out_features, :]
-    return _dequantize_rows(weight, torch.float32)
+    return dequantize_rows(weight)
 
 
 def input_gradient(
@@ -190,7 +189,7 @@ def row_blocks(weight: QuantWeightData, dtype: torch.dtype) -> Iterable[Float[Te
     if not isinstance(weight, Int4Weight):
         count = max(1, DEQUANTIZE_NUMBERS // weight.values.shape[1])
         parts = zip(weight.values.split(count), weight.scale.split(count), strict=True)
-        return (_dequantize_rows(type(weight)(*part), dtype) for part in parts)
+        return (dequantize_rows(type(weight)(*part), dtype) for part in parts)
     count = max(1, DEQUANTIZE_NUMBERS // (INT4_ROWS * weight.values.shape[1]))
     scales = weight.scale.split(count * INT4_ROWS, dim=1)
     parts = zip(weight.values.split(count), scales, strict=True)
@@ -287,12 +286,3 @@ def _weight(values: Tensor, scale: Tensor) -> QuantWeightData:
     """The scheme is told by the dtype of the values."""
     kinds = {torch.int8: Int8Weight, FLOAT8: Float8Weight, torch.uint8: Int4Weight}
     return kinds[values.dtype](values, scale)
-
-
-def _dequantize_rows(
-    weight: Int8Weight | Float8Weight, dtype: torch.dtype
-) -> Float[Tensor, "*lead i"]:
-    """Floats of a weight with a scale per row."""
-    if isinstance(weight, Int8Weight):
-        return dequantize_int8(weight, dtype)
-    return dequantize_float8(weight, dtype)

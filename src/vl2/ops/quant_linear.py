@@ -29,7 +29,7 @@ from vl2.ops.quant import (
     Int8Weight,
     at_expert,
     dequantize_int4,
-    dequantize_int8,
+    dequantize_rows,
     quantize_int8,
     quantize_int8_ref,
 )
@@ -67,8 +67,8 @@ def int8_linear_ref(
     activation: str = "none",
 ) -> Float[Tensor, "*lead o"]:
     """The plain twin of `int8_linear`: both sides dequantised, one float64 product."""
-    rounded = dequantize_int8(quantize_int8_ref(activated(x.float(), activation)))
-    out = rounded.double() @ dequantize_int8(weight).double().T
+    rounded = dequantize_rows(quantize_int8_ref(activated(x.float(), activation)))
+    out = rounded.double() @ dequantize_rows(weight).double().T
     return (out if bias is None else out + bias).to(x.dtype)
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import math
+import os
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -15,13 +17,24 @@ from torch import Tensor
 log = logging.getLogger(__name__)
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Hide the card from tests that did not ask for it: "auto" means the CPU in all of them.
+
+    It is asked for by `-m gpu`. PyTorch looks for cards when it is first asked about CUDA, which
+    importing it is not, and processes that tests start inherit the environment.
+    """
+    marks = str(config.getoption("markexpr"))
+    if not re.search(r"(?<!not )\bgpu\b", marks):
+        os.environ["CUDA_VISIBLE_DEVICES"] = "-1"  # Windows takes an empty value for none
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip tests marked `gpu` on a machine without CUDA, and say so in the summary."""
+    """Skip tests marked `gpu` where no card is seen, and say so in the summary."""
     if torch.cuda.is_available():
         return
-    without_gpu = pytest.mark.skip(reason="needs a CUDA device")
+    without_gpu = pytest.mark.skip(reason="needs a CUDA device and -m gpu")
     for item in items:
-        if "gpu" in item.keywords:
+        if item.get_closest_marker("gpu"):  # keywords hold the names of cases, too
             item.add_marker(without_gpu)
 
 

@@ -7,6 +7,7 @@ import shlex
 from pathlib import Path
 
 import pytest
+import torch
 import typer
 from typer.core import TyperGroup
 
@@ -54,8 +55,24 @@ def test_make_targets_exist():
             assert f"\n{target}:" in makefile, f"{page.name}: make {target}"
 
 
-def test_the_python_example_runs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
-    [example] = blocks(README, "python")
+def run_readme() -> dict[str, object]:
+    """Run the Python of README, one block after the other; the names that it leaves."""
+    names: dict[str, object] = {}
+    for block in blocks(README, "python"):
+        exec(compile(block, "README.md", "exec"), names)
+    return names
+
+
+def test_the_python_examples_run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
     monkeypatch.chdir(ROOT)
-    exec(compile(example, "README.md", "exec"), {})
+    names = run_readme()
     assert capsys.readouterr().out.strip()
+    assert torch.isfinite(names["out"].logits).all()
+
+
+@pytest.mark.gpu
+def test_the_python_examples_run_where_auto_is_a_card(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(ROOT)
+    names = run_readme()
+    assert names["model"].device.type == names["batch"].images.device.type == "cuda"
+    assert torch.isfinite(names["out"].logits).all()

@@ -246,7 +246,8 @@ def test_batch_is_what_a_model_takes():
     assert set(batch) == names
     assert set({**batch}) == names
     assert len(batch) == 6
-    assert batch.to("meta").images.device.type == "meta"
+    moved = batch.to("meta")
+    assert {name: moved[name].device.type for name in moved} == dict.fromkeys(names, "meta")
     assert batch.to("meta").image_sizes == batch.image_sizes
     with pytest.raises(KeyError):
         batch["image_sizes"]

@@ -51,6 +51,11 @@ class VL2Model(nn.Module):
         self.image_newline = nn.Parameter(torch.empty(hidden))
         self.view_seperator = nn.Parameter(torch.empty(hidden))  # sic: the released name
 
+    @property
+    def device(self) -> torch.device:
+        """Where the weights lie, and where a batch must be: `model(**batch.to(model.device))`."""
+        return self.image_newline.device
+
     @torch.no_grad()
     def init_weights(self, generator: torch.Generator | None = None) -> None:
         """Fill every parameter and buffer by the table in model/init.py."""

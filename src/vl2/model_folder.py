@@ -8,6 +8,7 @@ from pathlib import Path
 
 from huggingface_hub import snapshot_download
 
+from vl2.folders import expand, names_something
 from vl2.logs import get_logger
 
 log = get_logger(__name__)
@@ -35,10 +36,10 @@ def resolve(path: str | Path, *, weights: bool = True) -> Path:
     name = str(path)
     if name == EMBEDDED:
         return embedded_folder()
-    folder = Path(path).expanduser()
-    if folder.is_dir():
-        return folder
-    if folder.exists():
+    folder = expand(path)
+    if names_something(folder):
+        if folder.is_dir():
+            return folder
         raise ValueError(f"{name} is a file: give the folder that holds config.json")
     if isinstance(path, str) and _HUB_ID.fullmatch(path):
         return _fetch(path, _WEIGHTS if weights else _DESCRIPTION)

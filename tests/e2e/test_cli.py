@@ -3,12 +3,15 @@
 import io
 import json
 import math
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image, ImageChops
 
 import vl2
@@ -17,8 +20,10 @@ from vl2.cli.ask import content_of, query_of, split_words
 from vl2.cli.chat import Talk
 from vl2.cli.loading import load_engine
 from vl2.cli.terminal import printable
+from vl2.folders import names_something
 from vl2.ops.native import kernels
 
+ask_file = sys.modules["vl2.cli.ask"]
 BOX_TEXT = "<|ref|>the square<|/ref|><|det|>[[100, 200, 300, 600]]<|/det|>"
 
 
@@ -50,7 +55,7 @@ def says_box(engine: vl2.Engine, monkeypatch: pytest.MonkeyPatch) -> vl2.Engine:
         return logits
 
     monkeypatch.setattr(engine.model.language, "logits", head)
-    monkeypatch.setattr(sys.modules["vl2.cli.ask"], "load_engine", lambda *_, **__: engine)
+    monkeypatch.setattr(ask_file, "load_engine", lambda *_, **__: engine)
     return engine
 
 
@@ -394,6 +399,50 @@ def test_a_reader_that_leaves_is_no_error_message():
 def test_words_are_pictures_and_a_question():
     assert split_words(["a.png", "b.jpg", "What?"]) == ([Path("a.png"), Path("b.jpg")], "What?")
     assert split_words(["What?"]) == ([], "What?")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "no question: put it after the pictures"),
+        (["a.png"], "no question: a.png is the name"),
+        (["a.png", "b.JPEG"], "no question: b.JPEG is the name"),
+        (["a.png", "src"], "no question: src is the name"),
+        (["a.png", ""], "the question is empty"),
+        (["What", "is", "it?"], "What: no such file"),
+        (["看图" * 200, "What?"], "no such file"),
+    ],
+)
+def test_words_without_a_question_are_told(tmp_path, monkeypatch, words, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "src").mkdir()
+    with pytest.raises(ValueError, match=re.escape(message)):
+        split_words(words)
+
+
+@given(
+    stem=st.sampled_from(["请仔细看这张图片", "ё", "👀", "a/", "~nobody ", "\0", "what\n"]),
+    count=st.integers(1, 700),
+)
+@settings(max_examples=60, deadline=None)
+def test_long_text_is_never_taken_for_a_name(stem, count):
+    question = f"{stem * count}?"
+    assert split_words(["a.png", question]) == ([Path("a.png")], question)
+    assert not names_something(question)
+
+
+@pytest.mark.parametrize("question", ["docs", "a.png", "-q", "--json", "请" * 100])
+def test_any_question_can_be_asked(vl2_command, engine, picture, tmp_path, monkeypatch, question):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "docs").mkdir()
+    asked = []
+    monkeypatch.setattr(ask_file, "load_engine", lambda *_, **__: engine)
+    monkeypatch.setattr(ask_file, "content_of", lambda *words, **_: len(asked.append(words)))
+    for words in (["-q", question, picture], ["--", picture, question], [picture, "--", question]):
+        with pytest.raises(TypeError):
+            vl2_command("ask", "--ground", *words)
+    assert [words[1] for words in asked] == [question] * 3
+    assert all(len(words[0]) == 1 for words in asked)
 
 
 def test_terminals_get_no_control_characters():

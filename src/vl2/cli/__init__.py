@@ -12,7 +12,7 @@ import typer
 from typer.exceptions import TyperException
 
 import vl2
-from vl2.cli.ask import ask
+from vl2.cli.ask import AskCommand, ask
 from vl2.cli.bench import bench
 from vl2.cli.chat import chat
 from vl2.cli.convert import convert
@@ -29,7 +29,8 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode=None,  # rich takes longer to import than the help may to appear
 )
-for command in (ask, chat, tiles, inspect, train, convert, bench, doctor):
+app.command(cls=AskCommand)(ask)
+for command in (chat, tiles, inspect, train, convert, bench, doctor):
     app.command()(command)
 app.add_typer(plans, name="plan")
 

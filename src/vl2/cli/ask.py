@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from vl2.cli import options
 from vl2.cli.answering import answer_one
 from vl2.cli.loading import load_engine
 from vl2.cli.pictures import check_target, open_picture, save_png, side_by_side
 from vl2.cli.terminal import note, show, show_delta, show_remarks
+from vl2.folders import expand, names_something
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -24,15 +26,17 @@ if TYPE_CHECKING:
     from vl2.engine.config import Completion, StructuredOutputsParams
 
 PICTURE_NAME = re.compile(r"\S+\.(png|jpe?g|webp|gif|bmp|tiff?)", re.IGNORECASE)
+"""A word of this form is meant as a picture, whether there is such a file or not."""
 _MARK = re.compile(r"<\|(?:ref|grounding)\|>")
 _LOCATE = re.compile(r"^\s*(?:locate|find|detect|show me)\s+", re.IGNORECASE)
 
 
 def ask(  # noqa: PLR0913 - each parameter is an option of the command
     words: Annotated[
-        list[str],
+        list[str] | None,
         typer.Argument(metavar="IMAGE... QUESTION", help="Picture files, then the question."),
-    ],
+    ] = None,
+    question: options.Question = None,
     model: options.Model = "nano",
     ground: Annotated[
         bool, typer.Option("--ground", help="Locate what the question names; boxes in pixels.")
@@ -59,7 +63,7 @@ def ask(  # noqa: PLR0913 - each parameter is an option of the command
     """
     from vl2.engine.config import SamplingParams
 
-    paths, question = split_words(words)
+    paths, question = split_words(words or (), question)
     params = SamplingParams(
         max_tokens=max_tokens,
         temperature=temperature,
@@ -102,8 +106,8 @@ def form_of(
     if schema is None and regex is None and not choice and not strict:
         return None
     if schema is not None and not schema.lstrip().startswith("{"):
-        file = Path(schema)
-        if not file.is_file():
+        file = expand(schema)
+        if not names_something(file) or not file.is_file():
             raise ValueError(f"--schema {schema}: no such file, and no JSON object either")
         schema = file.read_text(encoding="utf-8")
     return StructuredOutputsParams(
@@ -111,23 +115,46 @@ def form_of(
     )
 
 
-def split_words(words: Sequence[str]) -> tuple[list[Path], str]:
-    """Pictures and the question behind them.
+def split_words(words: Sequence[str], question: str | None = None) -> tuple[list[Path], str]:
+    """Pictures and the question after them.
+
+    The last word is the question, unless it names a picture: it has the form of a picture's name,
+    or is the name of a file or folder that is there. Such a question comes as `question`.
 
     Raises:
         ValueError: there is no question, or it was not put in quotes.
     """
-    *names, question = words
+    names = list(words)
+    if question is None:
+        if not names:
+            raise ValueError(
+                "no question: put it after the pictures, in quotes; see vl2 ask --help"
+            )
+        question = names.pop()
+        if PICTURE_NAME.fullmatch(question) or names_something(question):
+            raise ValueError(
+                f"no question: {question} is the name of a picture, a file or a folder; put the "
+                "question last, in quotes, or give it with --question"
+            )
     if not question.strip():
-        raise ValueError("the question is empty: put it behind the pictures, in quotes")
-    if PICTURE_NAME.fullmatch(question) or (len(question) < 256 and Path(question).exists()):
-        raise ValueError(f"no question: {question} is a file; put the question last, in quotes")
+        raise ValueError("the question is empty: put it after the pictures, in quotes")
     for name in names:
-        if not PICTURE_NAME.fullmatch(name) and not Path(name).exists():
+        if not PICTURE_NAME.fullmatch(name) and not names_something(name):
             raise ValueError(
                 f"{name}: no such file: put pictures first and the whole question in quotes"
             )
     return [Path(name) for name in names], question
+
+
+class AskCommand(TyperCommand):
+    """Takes the last word after `--` as the question, whatever it looks like."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Write `-- WORD... QUESTION` as `--question=QUESTION -- WORD...`."""
+        if "--" in args[:-1]:
+            *args, question = args
+            args = [f"--question={question}", *args]
+        return super().parse_args(ctx, args)
 
 
 def content_of(

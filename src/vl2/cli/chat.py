@@ -15,6 +15,7 @@ from vl2.cli.ask import content_of
 from vl2.cli.loading import load_engine
 from vl2.cli.pictures import open_picture
 from vl2.cli.terminal import note, show, show_delta, show_remarks
+from vl2.folders import expand
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -103,7 +104,7 @@ class Talk:
     def _add_picture(self, name: str) -> None:
         if not name:
             raise ValueError("/image needs a file: /image PATH")
-        picture = open_picture(Path(name).expanduser())
+        picture = open_picture(expand(name))
         self.waiting.append(picture)
         note(f"{name}: {picture.width} x {picture.height} pixels, goes with the next question")
 

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
 from vl2.checkpoint.sizes import format_bytes, parse_bytes
+from vl2.folders import expand, names_something
 
 
 def convert(
@@ -68,7 +69,8 @@ def convert(
 
 
 def _is_run(src: str) -> bool:
-    if not Path(src).expanduser().is_dir():
+    folder = expand(src)
+    if not names_something(folder) or not folder.is_dir():
         return False
     from vl2.train.origin import is_run
 

@@ -9,11 +9,15 @@ import typer
 
 _MODEL = "The embedded model nano, a model folder, or a hub id (organisation/name)."
 _SCHEMA = "The answer is JSON of this schema: a file, or text."
+_QUESTION = "The question, if it could be taken for the name of a file; so does `-- QUESTION`."
 _CHOICE = "The answer is one of these; give it several times."
 _STRICT = "With --ground: the answer has at least one box."
 _SEED = "Makes sampled answers repeatable."
 
 Model = Annotated[str, typer.Option("--model", "-m", metavar="MODEL", help=_MODEL)]
+Question = Annotated[
+    str | None, typer.Option("--question", "-q", help=_QUESTION, show_default=False)
+]
 Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 MaxTokens = Annotated[int, typer.Option(help="Most tokens of an answer.")]

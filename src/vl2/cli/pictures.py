@@ -8,6 +8,8 @@ from pathlib import Path
 
 from PIL import Image
 
+from vl2.folders import names_something
+
 GAP = 8
 
 
@@ -19,7 +21,7 @@ def open_picture(path: Path) -> Image.Image:
     """
     from vl2.processing.image_gate import ImageError, admit
 
-    if not path.exists():
+    if not names_something(path):
         raise ValueError(f"{path}: no such file: give the path of a picture")
     if path.is_dir():
         raise ValueError(f"{path}: this is a folder: give the path of a picture")

@@ -15,6 +15,7 @@ import typer
 
 from vl2.checkpoint.sizes import format_bytes
 from vl2.cli.terminal import note
+from vl2.folders import expand, names_something
 
 if TYPE_CHECKING:
     from vl2.train.config import TrainConfig
@@ -120,11 +121,12 @@ def find_recipe(name: str) -> TrainConfig:
 
     if name in RECIPES:
         return RECIPES[name]()
-    path = Path(name).expanduser()
-    if path.is_dir() and (path / SETTINGS).is_file():
-        path = path / SETTINGS
-    if path.is_file():
-        return read_yaml(path, TrainConfig)
+    path = expand(name)
+    if names_something(path):
+        if path.is_dir() and (path / SETTINGS).is_file():
+            path = path / SETTINGS
+        if path.is_file():
+            return read_yaml(path, TrainConfig)
     raise ValueError(f"no recipe and no file {name!r}: recipes are {', '.join(RECIPES)}")
 
 

@@ -105,6 +105,46 @@ def test_wrong_tensors(change: Change, pattern: str, folder: Path, monkeypatch: 
     refuse(folder, pattern, monkeypatch)
 
 
+def renamed(change: Callable[[str], str]) -> Change:
+    """All keys by other names."""
+
+    def apply(tensors: dict[str, torch.Tensor]) -> None:
+        for key in list(tensors):
+            tensors[change(key)] = tensors.pop(key)
+
+    return apply
+
+
+@pytest.mark.parametrize(
+    ("change", "pattern"),
+    [
+        (lambda k: f"_orig_mod.{k}", r"133 of 133 keys have '_orig_mod\.' .*torch\.compile"),
+        (lambda k: f"module.{k}", r"133 of 133 keys have 'module\.' .*DataParallel"),
+        (lambda k: f"model.{k}", r"133 of 133 keys have 'model\.' .*take 'model\.' out"),
+        (lambda k: f"module._orig_mod.{k}", r"have 'module\._orig_mod\.' before"),
+        (lambda k: f"student.vl.{k}", r"have 'student\.vl\.' before .* a wrapper writes"),
+        (
+            lambda k: k.replace(".mlp.", "._checkpoint_wrapped_module.mlp."),
+            r" of 133 keys have '_checkpoint_wrapped_module\.' .*activation checkpointing",
+        ),
+        (
+            lambda k: f"model.{k.replace('self_attn.', 'self_attn._fsdp_wrapped_module.')}",
+            r"have 'model\.' before",
+        ),
+        (lambda k: k.replace("q_proj.", "q_proj.base_layer."), "adapters that are not merged"),
+        (lambda k: k.replace("q_proj.weight", "q_proj.qweight"), "another tool quantised it"),
+    ],
+)
+def test_names_that_tell_the_cause(
+    change: Callable[[str], str], pattern: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    file = folder / "model.safetensors"
+    tensors = load_file(file)
+    renamed(change)(tensors)
+    save_file(tensors, file)
+    refuse(folder, pattern, monkeypatch)
+
+
 def overlap(header: dict[str, Any]) -> None:
     begin, end = header[BIAS]["data_offsets"]
     header[BIAS]["data_offsets"] = [begin - 256, end - 256]

@@ -209,7 +209,30 @@ DAMAGE: dict[str, tuple[Change, str]] = {
         lambda t: {k: v for k, v in t.items() if k != f"{PREFIX}{EXPERT}.lora_B.weight"},
         "only one of .*up_proj's two factors",
     ),
-    "prefix": (lambda t: {k.removeprefix("base_model."): v for k, v in t.items()}, "no adapter"),
+    "prefix": (
+        lambda t: {k.removeprefix("base_model."): v for k, v in t.items()},
+        r"no adapter as peft names it: its keys begin with 'base_model\.model\.'",
+    ),
+    "named": (
+        lambda t: {k.replace(".weight", ".default.weight"): v for k, v in t.items()},
+        r"no adapter as peft names it: .*take '\.default' out of the keys",
+    ),
+    "compiled": (
+        lambda t: {k.replace("language.", "_orig_mod.language."): v for k, v in t.items()},
+        r"inside of the wrapper, or take '_orig_mod\.' out of the keys",
+    ),
+    "parallel": (
+        lambda t: {f"module.{k}": v for k, v in t.items()},
+        r"inside of the wrapper, or take 'module\.' out of the keys",
+    ),
+    "whole": (
+        lambda t: {**t, f"{PREFIX}language.lm_head.weight": torch.zeros(4, 4)},
+        "lm_head.weight' in .* is a whole tensor beside the adapters",
+    ),
+    "saved_module": (
+        lambda t: {**t, f"{PREFIX}language.lm_head.modules_to_save.weight": torch.zeros(4, 4)},
+        "is a whole tensor beside the adapters",
+    ),
     "expert": (
         lambda t: {k.replace("experts.3.", "experts.03."): v for k, v in t.items()},
         "no adapter of a linear layer",
@@ -253,6 +276,8 @@ def test_files_that_do_not_fit_are_refused(case: str, saved: Path):
         ({"use_rslora": True}, "sets use_rslora"),
         ({"rank_pattern": {"q_proj": 16}}, "sets rank_pattern"),
         ({"bias": "all"}, "sets bias to 'all'"),
+        ({"modules_to_save": ["lm_head"]}, r"sets modules_to_save to \['lm_head'\]: whole tensors"),
+        ({"target_parameters": ["mlp.experts"]}, "sets target_parameters to .* whole tensors"),
         ({"init_lora_weights": "pissa"}, "sets init_lora_weights to 'pissa'"),
         ({"r": "8"}, "r = '8'"),
         ({"r": True}, "r = True"),
@@ -275,5 +300,9 @@ def test_missing_and_cut_files_are_refused(saved: Path, tmp_path: Path):
     refused(small_model(), saved, "cut short|ends? at")
     weights.unlink()
     refused(small_model(), saved, "cannot be read")
+    (saved / "adapter_model.bin").write_bytes(b"PK")
+    refused(
+        small_model(), saved, r"holds only pickled adapters \(adapter_model\.bin\).*safetensors"
+    )
     (saved / "adapter_config.json").write_text("{")
     refused(small_model(), saved, "is no JSON")

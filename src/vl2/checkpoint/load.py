@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from vl2.checkpoint.causes import cause_in_names
 from vl2.checkpoint.container import DTYPES, NAMES, StoredTensor, main_dtype, read_tensors
 from vl2.checkpoint.errors import CheckpointError
 from vl2.checkpoint.folder import scan_folder
@@ -132,7 +133,10 @@ def _match(
 ) -> tuple[tuple[StoredTensor, Slot], ...]:
     places: list[tuple[StoredTensor, Slot]] = []
     state = skeleton.state_dict()
-    for key, slot in table(state, layout_of(stored)):
+    slots = dict(table(state, layout_of(stored)))
+    if stored.keys() != slots.keys() and (cause := cause_in_names(stored, slots)):
+        raise CheckpointError(f"{folder} cannot be loaded: {cause}")
+    for key, slot in slots.items():
         tensor = stored.get(key)
         if tensor is None:
             raise CheckpointError(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any
 
 from torch import Tensor
 
+from vl2.checkpoint.causes import unwrapped
 from vl2.checkpoint.container import (
     CheckpointError,
     OutTensor,
@@ -34,6 +36,7 @@ log = get_logger(__name__)
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
+PICKLED = "adapter_model.bin"
 PREFIX = "base_model.model."
 FACTORS = (".lora_A.weight", ".lora_B.weight")
 PARTIAL = ".vl2-partial"
@@ -58,6 +61,8 @@ OTHER_KINDS = (
     *("alpha_pattern", "layer_replication", "trainable_token_indices", "alora_invocation_tokens"),
 )
 """Settings that turn LoRA into something else; all of them must be off."""
+UNREAD = ("modules_to_save", "target_parameters")
+"""Settings that keep more in the file than the two factors of linear layers."""
 STARTS = (True, False, None, "gaussian", "orthogonal", "eva")
 """`init_lora_weights` that leave the base as it was; others (PiSSA, OLoRA ...) change it too."""
 
@@ -119,7 +124,7 @@ def load_lora(model: VL2Model, folder: str | Path) -> list[str]:
         raise ValueError("the model has adapters already: merge them, or load the model anew")
     folder = Path(folder)
     config = read_adapter_config(folder)
-    file = folder / WEIGHTS
+    file = _weights(folder)
     stored = read_header(file)
     pairs = _match(model, stored, config.rank, file)
     attach(model, _places(pairs), config.rank, config.alpha)
@@ -157,6 +162,13 @@ def read_adapter_config(folder: Path) -> AdapterConfig:
             f"{file} sets {wrong[0]} to {data[wrong[0]]!r:.80}: only plain LoRA can be loaded; "
             "merge these adapters into their base with the tool that made them"
         )
+    for key in UNREAD:
+        if data.get(key):
+            raise CheckpointError(
+                f"{file} sets {key} to {data[key]!r:.80}: whole tensors are trained beside the "
+                "adapters of linear layers, which cannot be loaded; merge them into their base "
+                "with the tool that made them"
+            )
     rank, alpha, base = data.get("r"), data.get("lora_alpha"), data.get("base_model_name_or_path")
     if not isinstance(rank, int) or isinstance(rank, bool) or rank < 1:
         raise CheckpointError(f"{file} has r = {rank!r:.80}: expected a whole number above 0")
@@ -178,10 +190,7 @@ def _match(
         name = _module(key)
         shape = shapes.get(f"{name}.weight")
         if name is None or shape is None or not _adaptable(model, name):
-            raise CheckpointError(
-                f"{key!r:.200} in {file} is no adapter of a linear layer of this model: "
-                "the adapters are of another model"
-            )
+            raise CheckpointError(f"{key!r:.200} in {file} is {_foreign(key, shapes)}")
         first, second = (stored.get(PREFIX + name + factor) for factor in FACTORS)
         if first is None or second is None:
             raise CheckpointError(f"{file} has only one of {name}'s two factors: fetch it again")
@@ -204,6 +213,42 @@ def _module(key: str) -> str | None:
         if key.startswith(PREFIX) and key.endswith(factor):
             return key[len(PREFIX) : -len(factor)]
     return None
+
+
+def _foreign(key: str, shapes: Mapping[str, object]) -> str:
+    """Why a stored key is no factor of an adapter of the model, with the remedy."""
+    _, wrapper = unwrapped(key)
+    start, factor, end = key.partition(".lora_")
+    named = re.fullmatch(r"[AB]\.(\w+)\.weight", end)
+    if wrapper:
+        word, remedy = wrapper, "save the adapters of the model inside of the wrapper"
+    elif named:
+        word, remedy = f".{named[1]}", "save with peft's save_pretrained"
+    elif factor and not key.startswith(PREFIX):
+        return f"no adapter as peft names it: its keys begin with {PREFIX!r}; save it with peft"
+    elif start.removeprefix(PREFIX) in shapes or ".modules_to_save." in key:
+        return (
+            "a whole tensor beside the adapters, which cannot be loaded: merge them into their "
+            "base with the tool that made them"
+        )
+    else:
+        return "no adapter of a linear layer of this model: the adapters are of another model"
+    return f"no adapter as peft names it: {remedy}, or take {word!r} out of the keys"
+
+
+def _weights(folder: Path) -> Path:
+    """The file of the factors.
+
+    Raises:
+        CheckpointError: it is missing; pickled adapters beside it are named.
+    """
+    file = folder / WEIGHTS
+    if not file.is_file() and (folder / PICKLED).is_file():
+        raise CheckpointError(
+            f"{folder} holds only pickled adapters ({PICKLED}), which can run code and are not "
+            "loaded: save them as safetensors with peft's save_pretrained"
+        )
+    return file
 
 
 def _adaptable(model: VL2Model, name: str) -> bool:

@@ -31,6 +31,7 @@ from vl2.checkpoint.layout import table
 from vl2.model.moe import Experts
 from vl2.model.quant_layers import QuantExperts, QuantLinear, QuantWeight
 from vl2.model.quantized import SCHEMES
+from vl2.model.stored_linear import StoredLinear
 from vl2.model.vl2 import VL2Model
 from vl2.ops.moe import ExpertChange, LowRank, Routing, matmul_dtype
 from vl2.train.routing_profile import chosen_experts, load_profile
@@ -43,7 +44,7 @@ TARGETS: dict[str, re.Pattern[str]] = {
     "projector": re.compile(r"projector(_high)?\..+"),
     "vision": re.compile(r"vision(_high)?\.(?!attn_pool).+"),
 }
-"""What can be adapted: every linear layer with such a name, and the routed experts. Embeddings,
+"""What gets adapters by name: linear layers and routed experts (`Linears`, `Stacked`). Embeddings,
 output head, norms and routers stay as they are."""
 
 RANK_STEP = 8
@@ -82,7 +83,9 @@ class LoraConfig:
 class LoraLinear(nn.Module):
     """A linear layer with an adapter; a new one changes nothing."""
 
-    def __init__(self, base: nn.Linear | QuantLinear, rank: int, alpha: float) -> None:
+    def __init__(
+        self, base: nn.Linear | StoredLinear | QuantLinear, rank: int, alpha: float
+    ) -> None:
         super().__init__()
         self.base, self.rank, self.alpha = base, rank, alpha
         device = next(itertools.chain(base.parameters(), base.buffers())).device
@@ -92,8 +95,9 @@ class LoraLinear(nn.Module):
     @property
     def weight(self) -> Float[Tensor, "o i"]:
         """The changed weight, for those who need the matrix itself (absorbed attention)."""
-        assert isinstance(self.base, nn.Linear), "layers that are read as matrices stay floats"
-        return _changed(self.base.weight, self.lora_A, self.lora_B, self.alpha / self.rank)
+        weight = self.base.weight
+        assert isinstance(weight, Tensor), "layers that are read as matrices stay floats"
+        return _changed(weight, self.lora_A, self.lora_B, self.alpha / self.rank)
 
     def forward(self, x: Float[Tensor, "*lead i"]) -> Float[Tensor, "*lead o"]:
         """The layer's output with the change."""
@@ -150,8 +154,9 @@ class LoraExperts(nn.Module):
 
 
 Layer = LoraLinear | LoraExperts
-Linears = (nn.Linear, QuantLinear)
+Linears = (nn.Linear, StoredLinear, QuantLinear)
 Stacked = (Experts, QuantExperts)
+"""What can be adapted, in whatever form weights are held: linear layers, and stacks of experts."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -209,8 +214,7 @@ def attach(model: VL2Model, places: Mapping[str, Sequence[int]], rank: int, alph
 
     Args:
         model: without adapters.
-        places: paths of linear layers and of experts, quantised or not, and which of the latter to
-            adapt.
+        places: paths of linear layers and of experts, and which of the latter to adapt.
         rank: of every adapter.
         alpha: the change is scaled by alpha / rank.
 
@@ -245,7 +249,8 @@ def adapters(model: nn.Module) -> Iterator[Adapter]:
     for path, layer in lora_layers(model).items():
         scale = layer.alpha / layer.rank
         if isinstance(layer, LoraLinear):
-            weight = layer.base.weight.detach() if isinstance(layer.base, nn.Linear) else None
+            held = layer.base.weight
+            weight = held.detach() if isinstance(held, Tensor) else None
             a, b = layer.lora_A.detach(), layer.lora_B.detach()
             yield Adapter(name=path, weight=weight, a=a, b=b, scale=scale)
             continue

@@ -48,7 +48,7 @@ from vl2.train.origin import (
 )
 from vl2.train.report import estimate, trained_parts
 from vl2.train.routing_profile import profile_routing
-from vl2.train.select import select
+from vl2.train.select import check_targets, select
 from vl2.train.task import LanguageTask
 from vl2.train.trainer import Trainer, check_fingerprint, seed_all
 
@@ -79,6 +79,7 @@ def prepare(config: TrainConfig, layout: Layout = ONE) -> Prepared:
             raise ValueError(f"no data: give data.sources.{number}.path=FILE")
     if not config.data.sources:
         raise ValueError("data.sources is empty: give at least one source")
+    check_targets(config)
     if config.lora is not None and config.balance.bias_step:
         raise ValueError(
             f"balance.bias_step is {config.balance.bias_step} with lora: it would move the frozen "

@@ -15,7 +15,7 @@ QUESTION := Locate the red circle.
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test check format bench-gpu clean
+.PHONY: help demo test check check-all check-long format bench-gpu clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/'
@@ -30,12 +30,20 @@ test: $(DEV) ## run the tests, with shape and type checks at run time
 	JAXTYPING_DISABLE=1 $(BIN)/pytest -q -m compiled || [ $$? -eq 5 ]
 	$(BIN)/pytest -m "not compiled"
 
-check: $(DEV) ## format, lint, types, imports, tests: what a change must pass
+check: $(DEV) ## format, lint, types, imports, tests: what a change must pass; says how long it took
+	@begun=$$(date +%s); $(MAKE) --no-print-directory check-all; code=$$?; \
+	taken=$$(( $$(date +%s) - begun )); [ $$code -eq 0 ] && end=passed || end=failed; \
+	echo "make check $$end after $$(( taken / 60 )) min $$(( taken % 60 )) s"; exit $$code
+
+check-all:
 	$(BIN)/ruff format --check $(CODE)
 	$(BIN)/ruff check $(CODE)
 	$(BIN)/basedpyright
 	$(BIN)/lint-imports
 	$(MAKE) test
+
+check-long: $(DEV) ## full counts, kills, soaks and latencies, for hours; a second call goes on
+	$(BIN)/python scripts/check_long.py
 
 format: $(DEV) ## rewrite the code in the one format and sort imports
 	$(BIN)/ruff check --select I --fix $(CODE)

@@ -9,12 +9,21 @@ import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
+from hypothesis import is_hypothesis_test, settings
 from torch import Tensor
 
 log = logging.getLogger(__name__)
+
+# Property tests draw the same examples each time, so that a failure is the change's; `make
+# check-long` draws MORE_EXAMPLES times as many, other ones each time.
+settings.register_profile("check", derandomize=True, deadline=None)
+settings.register_profile("long", deadline=None, print_blob=True)
+settings.load_profile("check")
+MORE_EXAMPLES = 30
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -28,14 +37,25 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ["CUDA_VISIBLE_DEVICES"] = "-1"  # Windows takes an empty value for none
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip tests marked `gpu` where no card is seen, and say so in the summary."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Skip tests marked `gpu` where no card is seen, and draw more examples under `long`."""
+    if config.getoption("--hypothesis-profile") == "long":
+        tests = {item.function for item in items if isinstance(item, pytest.Function)}
+        for test in filter(is_hypothesis_test, tests):  # cases of one test share its function
+            draw_more(test)
     if torch.cuda.is_available():
         return
     without_gpu = pytest.mark.skip(reason="needs a CUDA device and -m gpu")
     for item in items:
         if item.get_closest_marker("gpu"):  # keywords hold the names of cases, too
             item.add_marker(without_gpu)
+
+
+def draw_more(test: Any) -> None:
+    """Multiply the examples of a property test, also where it states their number itself."""
+    given = test._hypothesis_internal_use_settings  # a second decorator `settings` is refused
+    more = settings(given, max_examples=MORE_EXAMPLES * given.max_examples)
+    test._hypothesis_internal_use_settings = more
 
 
 @pytest.fixture(autouse=True)

@@ -1,26 +1,41 @@
 """Model configuration in the released config.json format.
 
 Frozen dataclasses with the released field names. A field that a file omits takes the default of the
-official configuration class; a field that we do not know is kept in `extra`, reported, and written
-back. Sources: released config.json files; DeepSeek-VL2 `configuration_deepseek.py`.
+official configuration class. A field that we do not know is refused unless it changes nothing, then
+it is kept in `extra`, reported, and written back (`config_fields`).
+Sources: released config.json files; DeepSeek-VL2 `configuration_deepseek.py`.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from vl2 import geometry
-from vl2.config_json import read_section, unknown_fields, write_section
+from vl2.config_checks import (
+    check_attention,
+    check_experts,
+    check_ranges,
+    check_resolutions,
+    check_tiles,
+    equal,
+    multiple,
+    one_of,
+)
+from vl2.config_fields import check_unknown, check_widths, released_words
+from vl2.config_json import read_section, sections_of, write_section
 from vl2.geometry import Resolution
 from vl2.logs import get_logger
-from vl2.model_folder import resolve
+from vl2.model_folder import no_model, resolve
 from vl2.presets import PRESETS, RELEASED_RESOLUTIONS
 
 log = get_logger(__name__)
+
+KIND = "deepseek_vl_v2"
+"""The `model_type` of every DeepSeek-VL2."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,6 +53,12 @@ class SamConfig:
     neck_channels: int = 256
     downsample_channels: tuple[int, ...] = (512, 1024)
     extra: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Check what the tower cannot be built from."""
+        check_ranges("sam", self)
+        check_tiles("sam", self.image_size, self.patch_size)
+        multiple("sam.width", self.width, "heads", self.heads)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -65,9 +86,15 @@ class VisionConfig:
 
     def __post_init__(self) -> None:
         """Check what the tower cannot be built from."""
-        _one_of("vision_config.tower", self.tower, ("siglip", "hybrid"))
-        _one_of("vision_config.class_token", self.class_token, (False,))
-        _multiple("vision_config.width", self.width, "heads", self.heads)
+        check_ranges("vision_config", self)
+        check_tiles("vision_config", self.image_size, self.patch_size)
+        one_of("vision_config.model_type", self.model_type, ("vision",))
+        one_of("vision_config.tower", self.tower, ("siglip", "hybrid"))
+        one_of("vision_config.class_token", self.class_token, (False,))
+        one_of("vision_config.global_pool", self.global_pool, ("map", ""))
+        one_of("vision_config.ignore_head", self.ignore_head, (True,))
+        one_of("vision_config.num_classes", self.num_classes, (0,))
+        multiple("vision_config.width", self.width, "heads", self.heads)
         if (self.tower == "hybrid") != (self.sam is not None):
             raise ValueError(
                 f"vision_config.tower is {self.tower!r} but vision_config.sam is "
@@ -102,8 +129,10 @@ class ProjectorConfig:
 
     def __post_init__(self) -> None:
         """Check what the adaptor cannot be built from."""
-        _one_of("projector_config.projector_type", self.projector_type, ("downsample_mlp_gelu",))
-        _one_of("projector_config.token_pooling", self.token_pooling, (False,))
+        check_ranges("projector_config", self)
+        one_of("projector_config.model_type", self.model_type, ("mlp_projector",))
+        one_of("projector_config.projector_type", self.projector_type, ("downsample_mlp_gelu",))
+        one_of("projector_config.token_pooling", self.token_pooling, (False,))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -120,8 +149,13 @@ class RopeScaling:
     extra: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Check the kind of scaling."""
-        _one_of("rope_scaling.type", self.type, ("yarn",))
+        """Check the kind of scaling and its numbers."""
+        one_of("rope_scaling.type", self.type, ("yarn",))
+        check_ranges("rope_scaling", self)
+        if self.beta_fast <= self.beta_slow:
+            raise ValueError(
+                f"rope_scaling.beta_fast is {self.beta_fast}: expected above beta_slow"
+            )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -164,35 +198,23 @@ class LanguageConfig:
     attention_bias: bool = False
     attention_dropout: float = 0.0
     tie_word_embeddings: bool = False
-    bos_token_id: int = 100000
-    eos_token_id: int = 100001
+    bos_token_id: int | None = 100000
+    eos_token_id: int | tuple[int, ...] | None = 100001
     extra: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Check what the language model cannot be built from."""
-        _one_of(
-            "language_config.topk_method",
-            self.topk_method,
-            ("greedy", "group_limited_greedy", "noaux_tc"),
-        )
-        _one_of("language_config.scoring_func", self.scoring_func, ("softmax", "sigmoid"))
-        _one_of("language_config.hidden_act", self.hidden_act, ("silu",))
-        _one_of("language_config.tie_word_embeddings", self.tie_word_embeddings, (False,))
-        _one_of("language_config.attention_bias", self.attention_bias, (False,))
-        _one_of("language_config.attention_dropout", self.attention_dropout, (0, 0.0))
-        if self.use_mla and self.kv_lora_rank is None:
-            raise ValueError(
-                "language_config.kv_lora_rank is null but use_mla is true: give a rank"
-            )
-        if not self.use_mla:
-            _multiple(
-                "language_config.hidden_size",
-                self.hidden_size,
-                "num_attention_heads",
-                self.num_attention_heads,
-            )
-        if self.n_routed_experts is not None:
-            _check_experts(self)
+        check_ranges("language_config", self)
+        one_of("language_config.model_type", self.model_type, ("deepseek_v2", "deepseek_v3"))
+        methods = ("greedy", "group_limited_greedy", "noaux_tc")
+        one_of("language_config.topk_method", self.topk_method, methods)
+        one_of("language_config.scoring_func", self.scoring_func, ("softmax", "sigmoid"))
+        one_of("language_config.hidden_act", self.hidden_act, ("silu",))
+        one_of("language_config.tie_word_embeddings", self.tie_word_embeddings, (False,))
+        one_of("language_config.attention_bias", self.attention_bias, (False,))
+        one_of("language_config.attention_dropout", self.attention_dropout, (0, 0.0))
+        check_attention(self)
+        check_experts(self)
 
     @property
     def head_dim(self) -> int:
@@ -235,10 +257,10 @@ class QuantizationConfig:
 
     def __post_init__(self) -> None:
         """Check what cannot be loaded."""
-        _one_of("quantization_config.quant_method", self.quant_method, ("vl2",))
-        _one_of("quantization_config.scheme", self.scheme, ("int8", "float8", "int4"))
+        one_of("quantization_config.quant_method", self.quant_method, ("vl2",))
+        one_of("quantization_config.scheme", self.scheme, ("int8", "float8", "int4"))
         for name in (*self.modules_int8, *self.modules_to_not_convert):
-            _one_of("type of a module's name in quantization_config", type(name), (str,))
+            one_of("type of a module's name in quantization_config", type(name), (str,))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -248,7 +270,7 @@ class VL2Config:
     vision_config: VisionConfig = field(default_factory=VisionConfig)
     projector_config: ProjectorConfig = field(default_factory=ProjectorConfig)
     language_config: LanguageConfig = field(default_factory=LanguageConfig)
-    model_type: str = "deepseek_vl_v2"
+    model_type: str = KIND
     architectures: tuple[str, ...] | None = None
     tile_tag: str = "2D"
     global_view_pos: str = "head"
@@ -259,24 +281,17 @@ class VL2Config:
 
     def __post_init__(self) -> None:
         """Check that the parts fit each other."""
-        _one_of("model_type", self.model_type, ("deepseek_vl_v2",))
-        _one_of("tile_tag", self.tile_tag, ("2D",))
-        _one_of("global_view_pos", self.global_view_pos, ("head", "tail"))
-        _one_of("torch_dtype", self.torch_dtype, ("float32", "bfloat16", "float16"))
+        one_of("model_type", self.model_type, (KIND,))
+        one_of("tile_tag", self.tile_tag, ("2D",))
+        one_of("global_view_pos", self.global_view_pos, ("head", "tail"))
+        one_of("torch_dtype", self.torch_dtype, ("float32", "bfloat16", "float16"))
+        check_resolutions(self.candidate_resolutions)
         for canvas in self.candidate_resolutions:
             geometry.grid_of(canvas, self.vision_config.image_size)
-        _equal(
-            "projector_config.input_dim",
-            self.projector_config.input_dim,
-            "vision_config.width",
-            self.vision_config.width,
-        )
-        _equal(
-            "projector_config.n_embed",
-            self.projector_config.n_embed,
-            "language_config.hidden_size",
-            self.language_config.hidden_size,
-        )
+        projector, hidden = self.projector_config, self.language_config.hidden_size
+        width = self.vision_config.width
+        equal("projector_config.input_dim", projector.input_dim, "vision_config.width", width)
+        equal("projector_config.n_embed", projector.n_embed, "language_config.hidden_size", hidden)
 
     @property
     def tokens_per_side(self) -> int:
@@ -286,15 +301,26 @@ class VL2Config:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> VL2Config:
-        """Read the released JSON form; unknown fields are kept and reported once.
+        """Read the released JSON form; unknown fields that change nothing are kept and reported.
 
         Raises:
-            ValueError: a value of the wrong type or out of range, named with its field.
+            ValueError: a value of the wrong type or out of range, or a field that asks for what is
+                not implemented; each is named.
         """
-        config = read_section(cls, data, "config.json", _SECTIONS)
-        unknown = sorted(unknown_fields(config, _SECTIONS))
-        if unknown:
-            log.info("config.json: kept but not used: %s", ", ".join(unknown))
+        one_of("config.json: model_type", data.get("model_type", KIND), (KIND,))
+        if isinstance(canvases := data.get("candidate_resolutions"), list):
+            check_resolutions(canvases)
+        config = read_section(cls, released_words(data), "config.json", _SECTIONS)
+        language = config.language_config
+        check_widths(language.extra, language.head_dim, language.rope_dim)
+        kept = []
+        for name, section in sections_of(config, _SECTIONS):
+            owner = section if name else language
+            known = {f.name: getattr(owner, f.name) for f in fields(owner)}
+            check_unknown(name, section.extra, known)
+            kept += [f"{name}.{each}".removeprefix(".") for each in section.extra]
+        if kept:
+            log.info("config.json: kept but not used: %s", ", ".join(sorted(kept)))
         return config
 
     @classmethod
@@ -308,10 +334,10 @@ class VL2Config:
         if not file.is_file():
             file = resolve(path, weights=False) / "config.json"
         try:
-            data = json.loads(file.read_text(encoding="utf-8"))
+            data = json.loads(file.read_text(encoding="utf-8-sig"))
         except FileNotFoundError:
-            raise ValueError(f"no config.json at {file}: give a model folder") from None
-        except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+            raise ValueError(no_model(file.parent)) from None
+        except (OSError, ValueError, RecursionError) as error:
             raise ValueError(f"{file} cannot be read as JSON: {error}") from None
         if not isinstance(data, dict):
             raise ValueError(f"{file} holds {type(data).__name__}: expected a JSON object")
@@ -366,34 +392,3 @@ _SECTIONS: dict[str, type] = {
     "sam": SamConfig,
     "quantization_config": QuantizationConfig,
 }
-
-
-def _one_of(name: str, value: object, allowed: tuple[object, ...]) -> None:
-    if value not in allowed:
-        raise ValueError(f"{name} is {value!r}: expected one of {', '.join(map(repr, allowed))}")
-
-
-def _multiple(name: str, value: int, of: str, unit: int) -> None:
-    if unit < 1 or value < 1 or value % unit:
-        raise ValueError(f"{name} is {value}: expected a positive multiple of {of} = {unit}")
-
-
-def _equal(name: str, value: int, other: str, wanted: int) -> None:
-    if value != wanted:
-        raise ValueError(f"{name} is {value} but {other} is {wanted}: they must be equal")
-
-
-def _check_experts(c: LanguageConfig) -> None:
-    experts, top_k = c.n_routed_experts, c.num_experts_per_tok
-    assert experts is not None
-    if top_k is None or not 1 <= top_k <= experts:
-        raise ValueError(
-            f"language_config.num_experts_per_tok is {top_k}: "
-            f"expected 1..{experts} (n_routed_experts)"
-        )
-    if c.topk_method != "greedy":
-        _multiple("language_config.n_routed_experts", experts, "n_group", c.n_group or 0)
-        if not 1 <= (c.topk_group or 0) <= (c.n_group or 0):
-            raise ValueError(
-                f"language_config.topk_group is {c.topk_group}: expected 1..{c.n_group} (n_group)"
-            )

@@ -5,8 +5,9 @@ A field that the dataclass does not know goes into its `extra` and is written ba
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, Field, fields
+from sys import float_info
 from typing import Any
 
 Sections = Mapping[str, type]
@@ -55,30 +56,33 @@ def write_section(config: Any, sections: Sections) -> dict[str, Any]:
     return {**data, **config.extra}
 
 
-def unknown_fields(config: Any, sections: Sections, prefix: str = "") -> list[str]:
-    """Dotted names of everything that was kept without being known."""
-    names = [prefix + name for name in config.extra]
+def sections_of(config: Any, sections: Sections, name: str = "") -> Iterator[tuple[str, Any]]:
+    """A dataclass and the sections in it, each with its dotted name."""
+    yield name, config
     for f in fields(config):
         value = getattr(config, f.name)
         if f.name in sections and value is not None:
-            names += unknown_fields(value, sections, f"{prefix}{f.name}.")
-    return names
+            yield from sections_of(value, sections, f"{name}.{f.name}" if name else f.name)
 
 
 def _checked(where: str, value: Any, f: Field[Any]) -> Any:
     """Convert lists to tuples and refuse a JSON type that the field cannot hold."""
-    annotation = str(f.type)
     if isinstance(value, list):
         value = tuple(tuple(v) if isinstance(v, list) else v for v in value)
-    if value is None and "None" in annotation:
-        return None
-    kinds = {"int": int, "float": (int, float), "bool": bool, "str": str, "tuple": tuple}
-    kind = annotation.split(" | ")[0].split("[")[0]
-    if (
-        value is None
-        or not isinstance(value, kinds[kind])
-        or (kind != "bool" and isinstance(value, bool))
-    ):
-        default = f.default if f.default_factory is MISSING else f.default_factory()
-        raise ValueError(f"{where} is {value!r}: expected {kind} (for instance {default!r})")
-    return float(value) if kind == "float" else value
+    kinds = [kind.split("[")[0] for kind in str(f.type).split(" | ")]
+    if any(_is_a(kind, value) for kind in kinds):
+        return float(value) if kinds[0] == "float" and value is not None else value
+    default = f.default if f.default_factory is MISSING else f.default_factory()
+    wanted = "a finite number" if kinds[0] == "float" else kinds[0]
+    raise ValueError(f"{where} is {value!r:.80}: expected {wanted} (for instance {default!r})")
+
+
+def _is_a(kind: str, value: Any) -> bool:
+    """Whether a JSON value fits a kind of field; no number is infinite, none of float too large."""
+    if kind == "None" or value is None:
+        return kind == "None" and value is None
+    if isinstance(value, bool):
+        return kind == "bool"
+    if kind == "float":
+        return isinstance(value, int | float) and abs(value) <= float_info.max
+    return isinstance(value, {"int": int, "bool": bool, "str": str, "tuple": tuple}[kind])

@@ -67,6 +67,31 @@ def has_embedded() -> bool:
     return (_assets() / "config.json").is_file()
 
 
+def no_model(folder: Path) -> str:
+    """Why a folder without config.json is no model, and what to give instead, in one line."""
+    if not folder.is_dir():
+        return f"no folder {folder}: give a model folder"
+    names = sorted(file.name for file in folder.iterdir())
+    inner = [name for name in names if (folder / name / "config.json").is_file()]
+    state = next((f for f in (folder, folder.parent.parent) if (f / "checkpoints").is_dir()), None)
+    if not names:
+        return f"{folder} is empty: give a model folder"
+    if state is not None and (state / "config.yaml").is_file():
+        if (state / "model" / "config.json").is_file():
+            return f"{folder} is of a training run: give a model folder, {state / 'model'}"
+        return (
+            f"{folder} is of a training run that has written no model yet: go on with the run, or "
+            f"write its newest state with `vl2 convert {state} FOLDER` and give that folder"
+        )
+    if inner:
+        return f"no config.json in {folder}: give a model folder, such as {folder / inner[0]}"
+    if "adapter_config.json" in names:
+        return f"{folder} holds adapters and no model: give a model folder, that of their base"
+    if any(name.endswith(".gguf") for name in names):
+        return f"{folder} holds GGUF, which is not read: give a model folder with safetensors"
+    return f"no config.json in {folder}: give a model folder"
+
+
 def _assets() -> Path:
     return Path(str(resources.files("vl2") / "assets" / EMBEDDED))
 

@@ -29,6 +29,7 @@ from vl2.checkpoint.hf import (
 from vl2.checkpoint.skeleton import build_skeleton
 from vl2.config import SamConfig, VL2Config
 from vl2.model.vl2 import VL2Model
+from vl2.processing import Processor
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "model"
 FOLDERS = sorted(folder for folder in GOLDEN.iterdir() if folder.is_dir())
@@ -375,3 +376,44 @@ def test_only_json_and_safetensors_are_fetched(monkeypatch: pytest.MonkeyPatch):
 def test_no_such_model_says_what_to_give(path: str):
     with pytest.raises(ValueError, match=r"give a folder, a hub id|no config\.json"):
         load_model(path)
+
+
+def write(*files: Path) -> None:
+    for file in files:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("{}")
+
+
+@pytest.mark.parametrize(
+    ("names", "asked", "words"),
+    [
+        ((), "", "is empty: give a model folder"),
+        (("notes.txt",), "", "no config.json in .*: give a model folder$"),
+        (("a.gguf",), "", "holds GGUF, which is not read"),
+        (("adapter_config.json",), "", "holds adapters and no model: .* their base"),
+        (("v1/config.json",), "", "such as .*/v1$"),
+        (
+            ("config.yaml", "checkpoints/step-1/x", "model/config.json"),
+            "",
+            "is of a training run: give a model folder, .*/model$",
+        ),
+        (
+            ("config.yaml", "checkpoints/step-1/x", "model/config.json"),
+            "checkpoints/step-1",
+            "is of a training run: give a model folder, .*/model$",
+        ),
+        (
+            ("config.yaml", "checkpoints/step-1/x"),
+            "",
+            "has written no model yet: go on with the run, or .*vl2 convert",
+        ),
+    ],
+)
+def test_a_folder_without_a_model_says_what_it_is(
+    names: tuple[str, ...], asked: str, words: str, tmp_path: Path
+):
+    write(*(tmp_path / name for name in names))
+    for load in (load_model, Processor.from_pretrained, VL2Config.from_pretrained):
+        with pytest.raises(ValueError, match=words) as caught:
+            load(tmp_path / asked)
+        assert "\n" not in str(caught.value)

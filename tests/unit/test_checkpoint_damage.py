@@ -345,9 +345,12 @@ def test_config_of_another_model(folder: Path, monkeypatch: pytest.MonkeyPatch):
     shutil.copy(GOLDEN / "tiny_like" / "config.json", folder)
     refuse(folder, "config.json describes another model|different models", monkeypatch)
     config = json.loads((GOLDEN / "base_like" / "config.json").read_text())
-    config["language_config"]["num_hidden_layers"] = 10**12
+    config["language_config"]["num_hidden_layers"] = 900
     (folder / "config.json").write_text(json.dumps(config))
-    refuse(folder, "asks for 1000000000000 layers but the files hold 133", monkeypatch)
+    refuse(folder, "asks for 900 layers but the files hold 133", monkeypatch)
+    config["language_config"] |= {"num_hidden_layers": 3, "n_routed_experts": 65536}
+    (folder / "config.json").write_text(json.dumps(config))
+    refuse(folder, "asks for 65536 experts but the files hold 133", monkeypatch)
 
 
 def test_float16_does_not_overflow_silently(folder: Path, tmp_path: Path):

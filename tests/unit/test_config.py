@@ -73,7 +73,7 @@ def _language(**changes):
         (_language(num_experts_per_tok=99), ["num_experts_per_tok", "99", "72"]),
         (_language(n_group=5), ["n_routed_experts", "n_group"]),
         (_language(kv_lora_rank=None), ["kv_lora_rank", "use_mla"]),
-        (_language(rope_scaling={"type": "linear"}), ["rope_scaling.type", "linear", "yarn"]),
+        (_language(rope_scaling={"type": "linear"}), ["rope_scaling", "linear", "yarn"]),
     ],
 )
 def test_a_bad_value_is_named_with_what_is_expected(data, words):

@@ -115,13 +115,16 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     """
     config = VL2Config.from_pretrained(folder)
     stored = scan_folder(folder)
-    # Every layer has tensors, so this ends the building of an absurd config before it begins.
-    layers = max(config.language_config.num_hidden_layers, config.vision_config.layers)
-    if layers > len(stored):
-        raise CheckpointError(
-            f"{folder / 'config.json'} asks for {layers} layers but the files hold {len(stored)} "
-            "tensors: config and weights are of different models"
-        )
+    language = config.language_config
+    layers = max(language.num_hidden_layers, config.vision_config.layers)
+    experts = language.n_routed_experts or 0 if layout_of(stored) == "released" else 0
+    # Every layer and expert has tensors: this ends the building of an absurd config early.
+    for count, parts in ((layers, "layers"), (experts, "experts")):
+        if count > len(stored):
+            raise CheckpointError(
+                f"{folder / 'config.json'} asks for {count} {parts} but the files hold "
+                f"{len(stored)} tensors: config and weights are of different models"
+            )
     skeleton = build_skeleton(config)
     return Checkpoint(
         folder=folder, config=config, skeleton=skeleton, places=_match(skeleton, stored, folder)

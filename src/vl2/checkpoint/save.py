@@ -189,7 +189,7 @@ def _saved_config(config: VL2Config, tensors: Sequence[OutTensor]) -> VL2Config:
     """The config with the architecture's name and the dtype that the weights really have."""
     dtype = str(main_dtype(tensors)).removeprefix("torch.")
     language = config.language_config
-    extra = {k: dtype if k == "torch_dtype" else v for k, v in language.extra.items()}
+    extra = {k: dtype if k in ("torch_dtype", "dtype") else v for k, v in language.extra.items()}
     return replace(
         config,
         architectures=(ARCHITECTURE,),

@@ -11,6 +11,7 @@ from typing import Any
 from vl2.config import VL2Config
 from vl2.geometry import Resolution
 from vl2.logs import get_logger
+from vl2.model_folder import no_model
 from vl2.processing.tokenizer import SPECIAL_TOKENS
 
 FILE = "processor_config.json"
@@ -86,14 +87,12 @@ class ProcessorConfig:
             ValueError: the file cannot be used, contradicts the model, or both are missing.
         """
         try:
-            data = json.loads((folder / FILE).read_text(encoding="utf-8"))
+            data = json.loads((folder / FILE).read_text(encoding="utf-8-sig"))
         except FileNotFoundError:
             if model is None:
-                raise ValueError(
-                    f"neither {FILE} nor config.json in {folder}: give a model folder"
-                ) from None
+                raise ValueError(no_model(folder)) from None
             return cls.for_model(model)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise ValueError(f"{folder / FILE} cannot be read as JSON: {error}") from None
         if not isinstance(data, dict):
             raise ValueError(f"{folder / FILE} holds {type(data).__name__}: expected a JSON object")

@@ -9,7 +9,10 @@ import pytest
 import torch
 from PIL import Image
 
+import vl2
 from vl2.checkpoint.hf import save_model
+from vl2.cli import main
+from vl2.cli.loading import load_engine
 from vl2.config import VL2Config
 from vl2.model.vl2 import VL2Model
 from vl2.processing.processor import Processor
@@ -43,3 +46,19 @@ def picture(tmp_path: Path) -> Path:
     image.paste((255, 255, 255), (20, 20, 60, 60))
     image.save(file)
     return file
+
+
+@pytest.fixture
+def vl2_command(capfd: pytest.CaptureFixture[str]):
+    """Run a command in this process: its exit code, stdout and stderr."""
+
+    def run(*words: object) -> tuple[int, str, str]:
+        code = main([str(word) for word in words])
+        return code, *capfd.readouterr()
+
+    return run
+
+
+@pytest.fixture
+def engine(model_folder: Path) -> vl2.Engine:
+    return load_engine(str(model_folder), dtype="auto", device="cpu")

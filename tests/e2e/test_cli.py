@@ -3,142 +3,19 @@
 import io
 import json
 import math
-import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from PIL import Image, ImageChops
+from PIL import Image
 
 import vl2
-from vl2.cli import main
-from vl2.cli.ask import content_of, query_of, split_words
 from vl2.cli.chat import Talk
-from vl2.cli.loading import load_engine
 from vl2.cli.terminal import printable
-from vl2.folders import names_something
 from vl2.ops.native import kernels
 
-ask_file = sys.modules["vl2.cli.ask"]
 BOX_TEXT = "<|ref|>the square<|/ref|><|det|>[[100, 200, 300, 600]]<|/det|>"
-
-
-@pytest.fixture
-def vl2_command(capfd: pytest.CaptureFixture[str]):
-    """Run a command in this process: its exit code, stdout and stderr."""
-
-    def run(*words: object) -> tuple[int, str, str]:
-        code = main([str(word) for word in words])
-        return code, *capfd.readouterr()
-
-    return run
-
-
-@pytest.fixture
-def engine(model_folder: Path) -> vl2.Engine:
-    return load_engine(str(model_folder), dtype="auto", device="cpu")
-
-
-@pytest.fixture
-def says_box(engine: vl2.Engine, monkeypatch: pytest.MonkeyPatch) -> vl2.Engine:
-    """`vl2 ask` with a model that always answers with one box."""
-    tokenizer = engine.processor.tokenizer
-    script = iter([*tokenizer.encode_trusted(BOX_TEXT), tokenizer.eos_id])
-
-    def head(hidden: torch.Tensor) -> torch.Tensor:
-        logits = torch.zeros(1, 1, tokenizer.vocab_size)
-        logits[..., next(script)] = 20.0
-        return logits
-
-    monkeypatch.setattr(engine.model.language, "logits", head)
-    monkeypatch.setattr(ask_file, "load_engine", lambda *_, **__: engine)
-    return engine
-
-
-def test_ask_prints_the_answer_alone(vl2_command, picture, model_folder):
-    words = ("ask", picture, "What is it?", "--model", model_folder, "--max-tokens", 5)
-    code, out, err = vl2_command(*words)
-    assert code == 0
-    assert out.endswith("\n")
-    assert err == "the answer was cut after 5 tokens, by --max-tokens or the end of the context\n"
-    assert vl2_command(*words)[1] == out
-
-
-def test_ask_prints_json(vl2_command, picture, model_folder):
-    common = ("--model", model_folder, "--max-tokens", 5, "--json")
-    code, out, err = vl2_command("ask", picture, picture, "What is it?", *common)
-    data = json.loads(out)
-    assert (code, err) == (0, "")
-    assert set(data) == {"model", "text", "boxes", "finish_reason", "usage"}
-    assert data["finish_reason"] == "length"
-    assert data["usage"]["completion_tokens"] == 5
-    assert data["usage"]["prompt_tokens"] > data["usage"]["image_tokens"] > 0
-
-
-def test_ask_samples_repeatably_with_a_seed(vl2_command, picture, model_folder):
-    common = ("--model", model_folder, "--max-tokens", 8, "--temperature", 2, "--top-k", 100)
-    outs = [vl2_command("ask", picture, "x", *common, "--seed", s)[1] for s in (1, 1, 2)]
-    assert outs[0] == outs[1] != outs[2]
-
-
-def test_ask_gives_boxes_in_pixels_and_draws_them(vl2_command, says_box, picture, tmp_path):
-    target = tmp_path / "out.png"
-    code, out, err = vl2_command("ask", picture, "the square", "--ground", "--save", target)
-    assert (code, out) == (0, BOX_TEXT + "\n")
-    assert err.splitlines() == [
-        "the square: (20, 20) to (60, 60) in picture 1, score 1.00",
-        f"wrote {target}",
-    ]
-    with Image.open(picture) as source, Image.open(target) as drawn:
-        assert drawn.format == "PNG"
-        assert ImageChops.difference(source, drawn).getbbox() is not None
-
-
-def test_ask_gives_boxes_in_json(vl2_command, says_box, picture):
-    code, out, _ = vl2_command("ask", picture, "the square", "--ground", "--json")
-    [box] = json.loads(out)["boxes"]
-    assert code == 0
-    assert (box["label"], box["image_index"]) == ("the square", 0)
-    assert [box[side] for side in ("x1", "y1", "x2", "y2")] == [20, 20, 60, 60]
-    assert 0.9 < box["score"] <= 1
-
-
-def test_ask_streams_to_a_terminal(vl2_command, says_box, picture, monkeypatch):
-    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
-    code, out, _ = vl2_command("ask", picture, "the square")
-    assert (code, out) == (0, BOX_TEXT + "\n")
-
-
-@pytest.mark.parametrize(
-    "question", ["the red circle", "Locate the red circle.", " find the red circle "]
-)
-def test_ground_asks_in_the_official_form(engine, question):
-    image = Image.new("RGB", (50, 50))
-    content = content_of([image], question, ground=True)
-    ids = engine.processor([{"role": "user", "content": content}]).input_ids.tolist()
-    tokenizer = engine.processor.tokenizer
-    official = engine.processor.from_conversation(
-        [
-            {
-                "role": "<|User|>",
-                "content": "<image>\nLocate <|ref|>the red circle<|/ref|> in the given image.",
-            },
-            {"role": "<|Assistant|>", "content": ""},
-        ],
-        [image],
-    ).input_ids.tolist()
-    assert query_of(question) == "the red circle"
-    assert tokenizer.decode(ids) == tokenizer.decode(official)
-    assert ids == official
-
-
-def test_ground_leaves_a_question_with_marks_alone():
-    marked = "<|grounding|>Describe the picture."
-    assert content_of([], marked, ground=True) == [{"type": "text", "text": marked}]
 
 
 def test_tiles_prints_and_draws_both_layouts(vl2_command, picture, model_folder, tmp_path):
@@ -178,39 +55,6 @@ def test_plan_train_lists_the_layouts_that_fit(vl2_command):
     assert layout["layout"] == {"pipeline": 2, "replicate": 1, "shard": 1, "expert": 2}
     rows = [line.split() for line in out.splitlines()[6:11]]
     assert all(math.prod(map(int, row[:4])) == 4 for row in rows)
-
-
-def test_ask_answers_in_the_form_that_is_asked_for(vl2_command, picture, tmp_path):
-    code, out, _ = vl2_command("ask", str(picture), "Which?", "--choice", "left", "--choice", "up")
-    assert (code, out.strip() in ("left", "up")) == (0, True)
-    schema = tmp_path / "answer.json"
-    schema.write_text(
-        '{"type": "object", "properties": {"n": {"type": "integer", "maximum": 9}}, '
-        '"required": ["n"], "additionalProperties": false}'
-    )
-    code, out, _ = vl2_command("ask", str(picture), "How many?", "--schema", str(schema))
-    assert code == 0
-    assert json.loads(out)["n"] <= 9
-    code, out, err = vl2_command("ask", str(picture), "the circle", "--ground", "--strict")
-    assert code == 0
-    assert out.startswith("<|ref|>")
-    assert "in picture 1, score" in err
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (["--schema", "nothing.json"], "no such file, and no JSON object either"),
-        (["--regex", "("], "regex cannot be used"),
-        (["--regex", "a", "--strict"], "exactly one of json, regex, choice, grounding"),
-    ],
-)
-def test_a_bad_form_is_one_clear_line(vl2_command, picture, options, message):
-    code, out, err = vl2_command("ask", str(picture), "What?", *options)
-    assert code != 0
-    assert out == ""
-    assert message in err
-    assert len(err.strip().splitlines()) == 1
 
 
 def test_doctor_reports(vl2_command):
@@ -356,12 +200,6 @@ def test_wrong_input_is_one_line_and_code_2(
     assert err.count("\n") == 1
 
 
-def test_a_drawing_that_cannot_be_written_is_one_line(vl2_command, says_box, picture):
-    code, _, err = vl2_command("ask", picture, "x", "--save", "/proc/out.png")
-    assert code == 1
-    assert err.splitlines()[-1] == "error: /proc/out.png: No such file or directory"
-
-
 def test_version_and_help(vl2_command):
     assert vl2_command("--version") == (0, f"vl2 {vl2.__version__}\n", "")
     code, out, _ = vl2_command("--help")
@@ -394,55 +232,6 @@ def test_a_reader_that_leaves_is_no_error_message():
     command = f"{sys.executable} -m vl2 --help | true"
     run = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
     assert run.stderr == ""
-
-
-def test_words_are_pictures_and_a_question():
-    assert split_words(["a.png", "b.jpg", "What?"]) == ([Path("a.png"), Path("b.jpg")], "What?")
-    assert split_words(["What?"]) == ([], "What?")
-
-
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        ([], "no question: put it after the pictures"),
-        (["a.png"], "no question: a.png is the name"),
-        (["a.png", "b.JPEG"], "no question: b.JPEG is the name"),
-        (["a.png", "src"], "no question: src is the name"),
-        (["a.png", ""], "the question is empty"),
-        (["What", "is", "it?"], "What: no such file"),
-        (["看图" * 200, "What?"], "no such file"),
-    ],
-)
-def test_words_without_a_question_are_told(tmp_path, monkeypatch, words, message):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "src").mkdir()
-    with pytest.raises(ValueError, match=re.escape(message)):
-        split_words(words)
-
-
-@given(
-    stem=st.sampled_from(["请仔细看这张图片", "ё", "👀", "a/", "~nobody ", "\0", "what\n"]),
-    count=st.integers(1, 700),
-)
-@settings(max_examples=60, deadline=None)
-def test_long_text_is_never_taken_for_a_name(stem, count):
-    question = f"{stem * count}?"
-    assert split_words(["a.png", question]) == ([Path("a.png")], question)
-    assert not names_something(question)
-
-
-@pytest.mark.parametrize("question", ["docs", "a.png", "-q", "--json", "请" * 100])
-def test_any_question_can_be_asked(vl2_command, engine, picture, tmp_path, monkeypatch, question):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "docs").mkdir()
-    asked = []
-    monkeypatch.setattr(ask_file, "load_engine", lambda *_, **__: engine)
-    monkeypatch.setattr(ask_file, "content_of", lambda *words, **_: len(asked.append(words)))
-    for words in (["-q", question, picture], ["--", picture, question], [picture, "--", question]):
-        with pytest.raises(TypeError):
-            vl2_command("ask", "--ground", *words)
-    assert [words[1] for words in asked] == [question] * 3
-    assert all(len(words[0]) == 1 for words in asked)
 
 
 def test_terminals_get_no_control_characters():

@@ -204,10 +204,13 @@ def choose_device(device: str | torch.device) -> torch.device:
         found = torch.device(device)
     except RuntimeError:
         raise ValueError(f"device is {device!r}: expected auto, cpu, cuda or cuda:N") from None
-    if found.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(
-            f"device is {device!r} but this PyTorch sees no CUDA device: use cpu or auto"
-        )
+    if found.type == "cpu":
+        return torch.device("cpu")
+    there = torch.accelerator.current_accelerator(check_available=True)
+    count = torch.accelerator.device_count() if there and there.type == found.type else 0
+    if (found.index or 0) >= count:
+        seen = f"{count} of this kind" if count else f"no {found.type.upper()} device"
+        raise ValueError(f"device is {str(device)!r} but PyTorch sees {seen}: use cpu or auto")
     return found
 
 

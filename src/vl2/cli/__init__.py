@@ -18,6 +18,7 @@ from vl2.cli.chat import chat
 from vl2.cli.convert import convert
 from vl2.cli.doctor import doctor
 from vl2.cli.inspect import inspect
+from vl2.cli.memory import OUT_OF_MEMORY, is_out_of_memory
 from vl2.cli.plan import plans
 from vl2.cli.tiles import tiles
 from vl2.cli.train import train
@@ -79,10 +80,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         return _fail(f"{where}{error.strerror or error}", 1)
-    except (ArithmeticError, MemoryError) as error:
-        return _fail(str(error) or "out of memory: choose a smaller model or dtype", 1)
+    except ArithmeticError as error:
+        return _fail(str(error), 1)
     except typer.Abort:
         return _fail("stopped", 130)
+    except (MemoryError, RuntimeError, ImportError) as error:
+        if not is_out_of_memory(error):
+            raise
+        return _fail(OUT_OF_MEMORY, 1)
 
 
 def _usage(error: TyperException) -> str:

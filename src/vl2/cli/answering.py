@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from vl2.cli.memory import is_out_of_memory
+
 if TYPE_CHECKING:
     from vl2.engine.config import Completion, SamplingParams
     from vl2.engine.engine import Engine, OnToken
@@ -16,9 +18,12 @@ def answer_one(
     """The engine's answer.
 
     Raises:
-        ValueError: the request failed; the message is the engine's.
+        MemoryError: memory ran out on the way.
+        ValueError: the request failed otherwise; the message is the engine's.
     """
     [answer] = engine.generate([inputs], params, on_token=on_token)
     if answer.error is not None:
+        if is_out_of_memory(answer.error):
+            raise MemoryError(answer.error)
         raise ValueError(answer.error)
     return answer

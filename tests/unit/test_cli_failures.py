@@ -1,0 +1,95 @@
+"""Memory that runs out and devices that are not there: one line and the right code."""
+
+from __future__ import annotations
+
+import resource
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from vl2.cli import main
+from vl2.cli.answering import answer_one
+
+SAMPLE = Path(__file__).parents[2] / "examples" / "sample.png"
+ASK = ["ask", str(SAMPLE), "x", "--max-tokens", "1", "--device"]
+
+
+@pytest.mark.parametrize("device", ["mps", "xpu", "hip", "vulkan", "meta", "mtia", "cuda:99"])
+def test_a_device_that_is_not_there_is_wrong_use(device: str, capsys: pytest.CaptureFixture[str]):
+    for command in (
+        [*ASK, device],
+        ["chat", "--device", device],
+        ["doctor", "nano", *ASK[-1:], device],
+    ):
+        assert main(command) == 2
+        [line] = capsys.readouterr().err.splitlines()
+        assert line.startswith(f"error: device is '{device}' but PyTorch sees ")
+        assert line.endswith(": use cpu or auto")
+
+
+def allocate(size: int) -> torch.Tensor:
+    return torch.empty(size)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+        RuntimeError("MPS backend out of memory (MPS allocated: 9 GB)"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate(handle)"),
+        RuntimeError("std::bad_alloc"),
+        RuntimeError("could not create a primitive"),
+        RuntimeError("can't start new thread"),
+        ImportError("libtorch_cpu.so: failed to map segment from shared object"),
+        lambda: allocate(10**15),
+        lambda: allocate(2**62),
+    ],
+    ids=str,
+)
+def test_memory_that_ran_out_is_one_line(
+    error: object, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    def fail(*_: object, **__: object) -> None:
+        if isinstance(error, Exception):
+            raise error
+        error()  # pyright: ignore[reportCallIssue]
+
+    monkeypatch.setattr("vl2.checkpoint.report.describe", fail)
+    assert main(["inspect", "tiny"]) == 1
+    assert capsys.readouterr().err.startswith("error: out of memory: use a smaller model")
+
+
+def test_other_failures_are_not_called_memory(monkeypatch: pytest.MonkeyPatch):
+    def fail(*_: object) -> None:
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    monkeypatch.setattr("vl2.checkpoint.report.describe", fail)
+    with pytest.raises(RuntimeError, match="mat1"):
+        main(["inspect", "tiny"])
+
+
+def test_memory_that_ran_out_inside_a_request_is_told():
+    failed = SimpleNamespace(error="RuntimeError: could not create a primitive")
+    engine = SimpleNamespace(generate=lambda *_, **__: [failed])
+    with pytest.raises(MemoryError):
+        answer_one(engine, None, None)  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="address space is limited on Linux alone")
+def test_a_process_with_little_memory_says_so():
+    bench = ["bench", "decode", "--model", "tiny", "--random-weights", "--layers", "2", "--quick"]
+    done = subprocess.run(
+        [sys.executable, "-m", "vl2", *bench],
+        capture_output=True,
+        text=True,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (2_500_000 * 1024,) * 2),
+    )
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("error: out of memory")
+    assert "Traceback" not in done.stderr

@@ -15,10 +15,15 @@ from __future__ import annotations
 import hashlib
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
-from itertools import groupby
+from itertools import islice
+
+from vl2.engine.free_runs import FreeRuns
 
 Name = bytes
 """SHA-256 of everything up to the end of a block."""
+
+FORGOTTEN = 8
+"""Shared blocks that are forgotten at most for each block that is wanted in one run with others."""
 
 
 class BlockManager:
@@ -30,7 +35,7 @@ class BlockManager:
         self._names: list[Name | None] = [None] * num_blocks
         self._published: dict[Name, int] = {}
         self._unowned: OrderedDict[int, None] = OrderedDict()  # published, oldest first
-        self._clean = set(range(num_blocks))
+        self._clean = FreeRuns(num_blocks)
 
     @property
     def free(self) -> int:
@@ -62,14 +67,19 @@ class BlockManager:
         if count > self.free:
             return None
         taken: list[int] = []
+        forgettable = FORGOTTEN * count
         last = owned[-1] if owned else None
         while len(taken) < count:
-            following = None if last is None else last + 1
-            last = following if following is not None and self._is_free(following) else None
-            if last is None:
-                last = self._start(count - len(taken))
-            self._take(last)
-            taken.append(last)
+            run, skip = -1 if last is None else last + 1, 0
+            if run in self._unowned:
+                self.forget([run])
+            if not self._clean.size_at(run):
+                forgettable -= self._make_room(count - len(taken), forgettable)
+                run, skip = self._start(count - len(taken))
+            taken += self._clean.take(run, skip, count - len(taken))
+            last = taken[-1]
+        for block in taken:
+            self._owners[block] = 1
         return taken
 
     def publish(self, block: int, name: Name) -> None:
@@ -101,36 +111,27 @@ class BlockManager:
             else:
                 self._unowned[block] = None
 
-    def _is_free(self, block: int) -> bool:
-        return block in self._clean or block in self._unowned
+    def _make_room(self, count: int, most: int) -> int:
+        """Forget old shared blocks until so many clean ones are one run; how many are forgotten.
 
-    def _take(self, block: int) -> None:
-        if block in self._unowned:
-            self.forget([block])
-        self._clean.remove(block)
-        self._owners[block] = 1
-
-    def _start(self, count: int) -> int:
-        """Where the next run starts; old shared blocks make room when no clean run suffices."""
-        runs = _runs(self._clean)
-        while self._unowned and max((size for _, size in runs), default=0) < count:
-            oldest = list(self._unowned)[: max(1, len(self._unowned) // 2)]
+        At most `most` are, then scattered clean blocks must do.
+        """
+        forgotten = 0
+        while self._unowned and self._clean.longest()[1] < count:
+            if forgotten >= most and len(self._clean):
+                break
+            at_once = max(1, min(len(self._unowned) // 2, most - forgotten))
+            oldest = list(islice(self._unowned, at_once))
             self.forget(oldest)
-            runs = _runs(self._clean)
-        first, size = max(runs, key=lambda run: run[1])
+            forgotten += len(oldest)
+        return forgotten
+
+    def _start(self, count: int) -> tuple[int, int]:
+        """The run where so many blocks start, and how many of its blocks stay free before them."""
+        first, size = self._clean.longest()
         if first == 0:  # no neighbour before it
-            return first
-        return first + min(size // 2, max(0, size - count))
-
-
-def _runs(blocks: Iterable[int]) -> list[tuple[int, int]]:
-    """(first, size) of the runs of consecutive numbers, in ascending order."""
-    counted = enumerate(sorted(blocks))
-    members = [
-        [block for _, block in run]
-        for _, run in groupby(counted, key=lambda pair: pair[1] - pair[0])
-    ]
-    return [(run[0], len(run)) for run in members]
+            return first, 0
+        return first, min(size // 2, max(0, size - count))
 
 
 def block_name(before: Name, token_ids: Iterable[int], pictures: Iterable[bytes]) -> Name:

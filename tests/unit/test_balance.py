@@ -13,6 +13,7 @@ from vl2.config import VL2Config
 from vl2.model.vl2 import VL2Model
 from vl2.ops.moe import Routing
 from vl2.parallel.pipeline_stage import keep_units
+from vl2.recipes.stages import RECIPES
 from vl2.train.balance import Balancer, evenness, imbalance, loss_scale
 
 EXPERTS = 8
@@ -182,3 +183,10 @@ def test_the_weight_of_the_balance_loss_is_the_one_that_is_asked_for():
         ValueError, match=r"loss_weight is 0\.01, .* aux_loss_alpha 0 in its config"
     ):
         loss_scale(0.01, without)
+
+
+def test_recipes_give_the_balance_loss_the_weight_of_their_routing():
+    """Paper, table 2: 0.0001 for Base, whose sigmoids the embedded and debug models share."""
+    for name, make in RECIPES.items():
+        sigmoid = name.startswith(("base", "nano", "debug"))
+        assert make().balance.loss_weight == (0.0001 if sigmoid else 0.001), name

@@ -224,6 +224,38 @@ def test_balance_loss_is_alpha_when_even_and_grows_when_skewed():
     assert balance_loss(skewed, mask, config).item() == pytest.approx(8.0)
 
 
+def test_balance_loss_of_sigmoids_follows_the_report_of_deepseek_v3():
+    """arXiv 2412.19437, eq. 17 to 20, spelled out for two sequences."""
+    config = moe_config(aux_loss_alpha=0.25)
+    tokens, chosen, experts = 6, 3, 8
+    routing = route(torch.randn(2 * tokens, experts), config)
+    wanted = 0.0
+    for rows in range(0, 2 * tokens, tokens):
+        scores = routing.scores[rows : rows + tokens].double()
+        picks = routing.experts[rows : rows + tokens].flatten().tolist()
+        shares = torch.stack([token / token.sum() for token in scores]).mean(dim=0)
+        often = [experts / (chosen * tokens) * picks.count(expert) for expert in range(experts)]
+        wanted += 0.25 * sum(f * p for f, p in zip(often, shares.tolist(), strict=True)) / 2
+    found = balance_loss(routing, torch.ones(2, tokens, dtype=torch.bool), config)
+    assert found.item() == pytest.approx(wanted, rel=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["sigmoid", "softmax"])
+def test_small_scores_do_not_stand_for_balance(kind: str):
+    """Shrinking every score of a skewed choice changes no share of it, and no loss."""
+    config = moe_config(scoring_func=kind, topk_method="greedy", aux_loss_alpha=1.0)
+    logits = torch.randn(12, 8) + torch.arange(8.0)
+    routing, mask = route(logits, config), torch.ones(2, 6, dtype=torch.bool)
+    whole = balance_loss(routing, mask, config)
+    if kind == "softmax":  # scores are shares already: the official code's numbers, bit for bit
+        scores = routing.scores.view(2, 6, 8).mean(dim=1)
+        often = [torch.bincount(e.flatten(), minlength=8) for e in routing.experts.view(2, 6, 3)]
+        assert torch.equal(whole, (torch.stack(often) / 6 * (8 / 3) * scores).sum(dim=1).mean())
+        return
+    small = balance_loss(routing._replace(scores=routing.scores * 1e-3), mask, config)
+    torch.testing.assert_close(small, whole, rtol=1e-6, atol=0)
+
+
 def test_padding_does_not_count_in_balance_or_load():
     config = moe_config()
     routing = route(torch.randn(12, 8), config)

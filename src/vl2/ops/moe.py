@@ -344,11 +344,13 @@ def _changed(
 def balance_loss(
     routing: Routing, mask: Bool[Tensor, "b t"], config: LanguageConfig
 ) -> Float[Tensor, ""]:
-    """DeepSeek-V2's balance loss of one layer, times `aux_loss_alpha`; padding does not count.
+    """DeepSeek's balance loss of one layer, times `aux_loss_alpha`; padding does not count.
 
     Sequence-wise (`seq_aux`): for each sequence f_e = E / (k T) * #(tokens that chose e) and
-    P_e = mean score of e; the loss is the mean over sequences of sum_e f_e P_e. Otherwise the whole
-    batch is one sequence.
+    P_e = mean share of e in a token's scores; the loss is the mean over sequences of
+    sum_e f_e P_e. Otherwise the whole batch is one sequence. Scores of a softmax are shares;
+    sigmoids become shares (DeepSeek-V3, arXiv 2412.19437, eq. 17 to 20), because small scores
+    would lower the loss without any balance, see docs/model.md.
 
     Args:
         routing: the router's choice for b * t tokens.
@@ -359,6 +361,8 @@ def balance_loss(
     e = routing.scores.shape[-1]
     chosen = F.one_hot(routing.experts, e).sum(dim=1).float().view(b, t, e)
     scores = routing.scores.view(b, t, e)
+    if config.scoring_func == "sigmoid":
+        scores = scores / (scores.sum(dim=-1, keepdim=True) + 1e-20)
     real = mask[..., None].float()
     if not config.seq_aux:
         chosen, scores, real = (x.flatten(0, 1)[None] for x in (chosen, scores, real))

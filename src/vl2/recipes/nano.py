@@ -238,7 +238,8 @@ def train(recipe: NanoRecipe, out: Path, config: VL2Config | None = None) -> Pat
     run_stage(recipe.stages["see"], VisionWarmup(model), tiles, out)
     for name, batches in language_batches(recipe, corpus, processor.tokenizer.image_id).items():
         stage = recipe.stages[name]
-        task = LanguageTask(model, BalanceConfig(bias_step=stage.bias_step))
+        balance = BalanceConfig(loss_weight=0.0001, bias_step=stage.bias_step)  # as for Base
+        task = LanguageTask(model, balance)
         run_stage(stage, task, batches, out)
     processor.save_pretrained(release)
     save_model(model.to(torch.bfloat16), release, max_shard_bytes=None)

@@ -120,7 +120,6 @@ def lora(size: str) -> TrainConfig:
         init=replace(config.init, dtype="bfloat16"),
         data=replace(config.data, batch_size=8, workers=2, balance_tiles=False),
         optim=OptimConfig(learning_rate=1e-4, vision_scale=1.0, warmup=10, weight_decay=0.0),
-        balance=BalanceConfig(),
         checkpoint=CheckpointConfig(every=100),
         lora=LoraConfig(),
     )
@@ -149,7 +148,10 @@ def nano(stage: StageKind) -> TrainConfig:
             schedule=SCHEDULES[stage],  # pyright: ignore[reportArgumentType]
             warmup=10,
         ),
-        balance=BalanceConfig(bias_step=0.001 if stage == "pretrain" else 0.0),
+        balance=BalanceConfig(  # Base's, whose routing it has
+            loss_weight=SIZES["base"].balance,
+            bias_step=SIZES["base"].bias_step if stage == "pretrain" else 0.0,
+        ),
         checkpoint=CheckpointConfig(every=100),
     )
 

@@ -250,6 +250,39 @@ def test_boxes_belong_to_the_picture_that_the_question_names(engine, say):
     assert [(b.x2, b.y2, b.image_index) for b in answer.boxes] == [(70, 30, 1)]
 
 
+SMALL, WIDE, HIGH = picture(50, 50), picture(70, 30), picture(20, 40)
+SAID = {"role": "assistant", "content": "nothing"}
+
+
+@pytest.mark.parametrize(
+    ("talk", "found"),
+    [
+        ([*user("What is this?", SMALL), SAID, *user("the dog", WIDE)], (70, 30, 1, None)),
+        ([*user("a", SMALL), SAID, *user("b", WIDE), SAID, *user("the dog")], (70, 30, 1, None)),
+        ([*user("a", SMALL), SAID, *user("the first image", WIDE)], (50, 50, 0, None)),
+        ([*user("a", SMALL), SAID, *user("图一里的狗", WIDE, HIGH)], (70, 30, 1, '"图一" can')),
+        ([*user("image 1 or 2?", SMALL), SAID, *user("the dog", HIGH)], (20, 40, 1, None)),
+        (user("the dog", SMALL, WIDE), (50, 50, 0, "no picture is named: picture 1 of 2 is")),
+    ],
+)
+def test_boxes_belong_to_the_turn_that_asks(engine, say, talk, found):
+    say("<|det|>[[0, 0, 999, 999]]<|/det|>")
+    [answer] = engine.generate([talk])
+    [box] = answer.boxes
+    assert (box.x2, box.y2, box.image_index) == found[:3]
+    assert (box.note or "").startswith(found[3] or "")
+    assert (box.note is None) == (found[3] is None)
+
+
+def test_boxes_of_the_official_format_belong_to_the_turn_that_asks(engine, say):
+    say("<|det|>[[0, 0, 999, 999]]<|/det|>")
+    turns = [("<|User|>", "<image>\nWhat is this?"), ("<|Assistant|>", "nothing")]
+    turns += [("<|User|>", "<image>\n<|ref|>the dog<|/ref|>."), ("<|Assistant|>", "")]
+    talk = [{"role": role, "content": text} for role, text in turns]
+    [answer] = engine.generate([engine.processor.from_conversation(talk, [SMALL, WIDE])])
+    assert [(b.x2, b.y2, b.image_index, b.note) for b in answer.boxes] == [(70, 30, 1, None)]
+
+
 def test_usage_counts_prompt_pictures_and_answer(engine):
     inputs = engine.processor(MIXED[1])
     [answer] = engine.generate([inputs], SamplingParams(max_tokens=2))

@@ -39,6 +39,8 @@ def show_remarks(answer: Completion) -> None:
         place = f"({box.x1}, {box.y1}) to ({box.x2}, {box.y2}) in picture {box.image_index + 1}"
         score = "" if box.score is None else f", score {box.score:.2f}"
         note(f"{box.label or 'box'}: {place}{score}")
+    for told in dict.fromkeys(box.note for box in answer.boxes if box.note):
+        note(told)
     if answer.finish_reason == "length":
         count = answer.usage.completion_tokens
         note(f"the answer was cut after {count} tokens, by --max-tokens or the end of the context")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect
 from collections import abc
 from collections.abc import Hashable
 from dataclasses import dataclass
@@ -19,7 +20,6 @@ from vl2.engine.text_stream import TextStream
 from vl2.model.vl2 import VL2Model
 from vl2.processing.inputs import ModelInputs, check_inputs
 from vl2.processing.processor import Processor
-from vl2.processing.tokenizer import Tokenizer
 
 Conversation = abc.Sequence[abc.Mapping[str, Any]] | ModelInputs
 """Chat messages, or inputs that a processor already made, for instance from the official format."""
@@ -88,12 +88,18 @@ class Admission:
     def _prompt(self, inputs: ModelInputs) -> Prompt:
         side = self.processor.layout.side
         check_inputs(inputs, side=side)
+        ids, tokenizer = inputs.input_ids.tolist(), self.processor.tokenizer
+        places = inputs.images_seq_mask.nonzero()[:, 0].tolist()
+        pictures = pictures_of(inputs, side)
+        turns = [place for place, token in enumerate(ids) if token == tokenizer.user_id]
+        sender = [bisect(turns, places[picture.first]) for picture in pictures]
         return Prompt(
             inputs=inputs,
-            question=_question(inputs, self.processor.tokenizer),
-            token_ids=inputs.input_ids.tolist(),
-            places=inputs.images_seq_mask.nonzero()[:, 0].tolist(),
-            pictures=pictures_of(inputs, side),
+            question=tokenizer.decode(ids[turns[-1] if turns else 0 :], skip_special=True),
+            sent=tuple(sender.count(turn) for turn in range(len(turns) + 1)),
+            token_ids=ids,
+            places=places,
+            pictures=pictures,
         )
 
 
@@ -110,10 +116,3 @@ def check_pair(model: VL2Model, processor: Processor) -> None:
             f"the processor has {ids} tokens and {size}-pixel tiles, the model {vocabulary} and "
             f"{tile}: load both from the same place"
         )
-
-
-def _question(inputs: ModelInputs, tokenizer: Tokenizer) -> str:
-    """Text of the last user turn."""
-    ids = inputs.input_ids.tolist()
-    start = len(ids) - ids[::-1].index(tokenizer.user_id) if tokenizer.user_id in ids else 0
-    return tokenizer.decode(ids[start:], skip_special=True)

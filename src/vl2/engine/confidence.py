@@ -20,6 +20,7 @@ def scored_boxes(
     logprobs: Sequence[float],
     image_sizes: Sequence[Resolution],
     question: str,
+    sent: Sequence[int] = (),
 ) -> list[Box]:
     """Boxes of an answer in source pixels, each with its score.
 
@@ -30,10 +31,11 @@ def scored_boxes(
         logprobs: log-probability of every token.
         image_sizes: (width, height) of the source pictures.
         question: what was asked, which can say in which picture the boxes are.
+        sent: how many pictures each user turn sent.
     """
     brackets = _BRACKETS.finditer(stream.text)
     scored: list[Box] = []
-    for box in parse_grounding(stream.text, image_sizes, question=question):
+    for box in parse_grounding(stream.text, image_sizes, question=question, sent=sent):
         size = image_sizes[box.image_index]
         spelt = (found for found in brackets if _corners_in(found[0], size) == _corners(box))
         first, end = next(spelt).span()

@@ -23,11 +23,13 @@ from vl2.processing.inputs import ModelInputs
 class Prompt:
     """What stands before an answer; the answers to one conversation share it.
 
-    `places` are the positions of image placeholders, `question` the text of the last user turn.
+    `places` are the positions of image placeholders, `question` the text of the last user turn;
+    `sent` says how many pictures each user turn sent.
     """
 
     inputs: ModelInputs
     question: str
+    sent: tuple[int, ...]
     token_ids: list[int]
     places: list[int]
     pictures: tuple[Picture, ...]
@@ -128,8 +130,9 @@ class Sequence:
     def completion(self) -> Completion:
         """The finished answer with its boxes in source pixels."""
         assert self.finish_reason is not None
-        inputs, failed = self.prompt.inputs, self.finish_reason in ("error", "abort")
-        boxes = scored_boxes(self.stream, self.logprobs, inputs.image_sizes, self.prompt.question)
+        prompt, failed = self.prompt, self.finish_reason in ("error", "abort")
+        sizes = prompt.inputs.image_sizes
+        boxes = scored_boxes(self.stream, self.logprobs, sizes, prompt.question, prompt.sent)
         return Completion(
             index=self.index,
             text=self.stream.text,

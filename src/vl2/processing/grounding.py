@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from PIL import Image, ImageDraw, ImageFont
 
 from vl2.geometry import Resolution
+from vl2.processing.picture_names import picture_asked, picture_told
 from vl2.processing.tokenizer import GROUNDING_TOKENS, SPECIAL_TOKENS
 
 GRID = 999
@@ -22,7 +23,10 @@ Coordinates = tuple[int, int, int, int]
 
 @dataclass(frozen=True, slots=True)
 class Box:
-    """One located object, in pixels of its source picture."""
+    """One located object, in pixels of its source picture.
+
+    `note` says so where another picture could be meant than the one at `image_index`.
+    """
 
     label: str
     x1: int
@@ -31,6 +35,7 @@ class Box:
     y2: int
     score: float | None = None
     image_index: int = 0
+    note: str | None = None
 
 
 def iou(a: Box, b: Box) -> float:
@@ -47,41 +52,38 @@ _BOXES = re.compile(r"<\|det\|>(.*?)(?=<\|/det\|>|<\|ref\|>|<\|det\|>|\Z)", re.D
 _NUMBER = r"\s{0,8}(\d{1,9})(?:\.\d{0,9})?\s{0,8}"
 _BOX = re.compile(rf"\[{_NUMBER},{_NUMBER},{_NUMBER},{_NUMBER}\]")
 
-_ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth")
-_CHINESE = "一二三四五六七八九"
-_MENTION = re.compile(
-    rf"\b({'|'.join(_ORDINALS)})\s+(?:image|picture|photo)"
-    r"|\b(?:image|picture|photo)[ _#-]?(\d{1,2})\b"
-    rf"|第([{_CHINESE}])[张幅]",
-    re.IGNORECASE,
-)
-
 
 def parse_grounding(
-    text: str, image_sizes: Sequence[Resolution], *, question: str = ""
+    text: str, image_sizes: Sequence[Resolution], *, question: str = "", sent: Sequence[int] = ()
 ) -> list[Box]:
     """Boxes of a grounded answer in order. Never raises: what is no good box is left out.
 
     Left out are boxes that are not four numbers within 0..999 with x1 <= x2 and y1 <= y2. A box
-    whose answer breaks off, or whose `<|ref|>` is missing, still counts. With several pictures a
-    box belongs to the one that the answer named last before it ("in the second image", "image 2",
-    "第二张"), else to the one that the question named last, else to the first.
+    whose answer breaks off, or whose `<|ref|>` is missing, still counts.
+
+    With several pictures a box belongs to the one that the answer named last before it ("in the
+    second image", "图二"), else to the one that the question names, else to that of the turn that
+    asks, or of the latest turn before it that sent any. What leaves a choice is told by `Box.note`.
 
     Args:
         text: the model's answer with its special tokens.
         image_sizes: (width, height) of the source pictures.
         question: what was asked, to learn which picture is meant.
+        sent: how many pictures each user turn sent, of which the last asks; by default it sent all.
     """
+    if not image_sizes:
+        return []
     boxes: list[Box] = []
-    start, index = 0, _mentioned(question, len(image_sizes), default=0)
-    for found in _BOXES.finditer(text if image_sizes else ""):
+    sent = sent if sum(sent) == len(image_sizes) else (len(image_sizes),)
+    start, named = 0, picture_asked(question, sent)
+    for found in _BOXES.finditer(text):
         before, start = text[start : found.start()], found.end()
-        index = _mentioned(before, len(image_sizes), default=index)
+        named = picture_told(before, sent, named)
         for numbers in _BOX.findall(found[1]):
             x1, y1, x2, y2 = map(int, numbers)
             if x1 <= x2 <= GRID and y1 <= y2 <= GRID:
-                pixels = to_pixels((x1, y1, x2, y2), image_sizes[index])
-                boxes.append(Box(_label(before), *pixels, image_index=index))
+                pixels = to_pixels((x1, y1, x2, y2), image_sizes[named.index])
+                boxes.append(Box(_label(before), *pixels, image_index=named.index, note=named.note))
     return boxes
 
 
@@ -199,15 +201,3 @@ def _label(before: str) -> str:
     """Text of the last `<|ref|>` before a group of boxes; its end may be missing."""
     _, mark, after = before.rpartition("<|ref|>")
     return after.partition("<|/ref|>")[0].strip() if mark else ""
-
-
-def _mentioned(text: str, images: int, *, default: int) -> int:
-    """Index of the picture that a text names last."""
-    for ordinal, digits, chinese in reversed(_MENTION.findall(text) if images > 1 else []):
-        if ordinal:
-            index = _ORDINALS.index(ordinal.lower())
-        else:
-            index = _CHINESE.index(chinese) if chinese else int(digits) - 1
-        if 0 <= index < images:
-            return index
-    return default

@@ -64,7 +64,7 @@ class AsyncEngine:
         self._commands: list[Callable[[], None]] = []
         self._listeners: dict[Sequence, _Listener] = {}
         self._ended: Exception | None = None
-        self._places = asyncio.Semaphore(PREPARED * engine.config.max_num_seqs)
+        self._places = asyncio.Semaphore(PREPARED * engine.max_num_seqs)
         self._thread = threading.Thread(target=self._work, name="vl2-engine", daemon=True)
         self._thread.start()
 

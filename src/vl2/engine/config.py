@@ -26,14 +26,16 @@ class EngineConfig:
     """Sizes of the generation loop.
 
     Attributes:
-        max_num_seqs: answers that one step works on.
+        max_num_seqs: answers that one step works on; None means 8, on a card as many full contexts
+            as the cache holds, from 8 to 256.
         max_num_batched_tokens: tokens of one forward pass, those of prompts and of answers
             together, which bounds the memory of a step.
         max_model_len: tokens of prompt and answer together; None means the model's
             `max_position_embeddings`.
         block_size: tokens of one cache block.
         num_blocks: cache blocks; None means enough for `max_num_seqs` full contexts, but at most
-            2 GiB unless one context needs more.
+            2 GiB unless one context needs more, and on a card 90 % of the memory that the largest
+            steps leave free.
         enable_prefix_caching: keep the blocks of finished prompts for those that begin alike.
         vision_cache_gib: memory for the features of pictures that may come again; 0 is off.
         max_tiles_per_batch: tiles of pictures that are encoded together.
@@ -43,7 +45,7 @@ class EngineConfig:
         compile: compile the vision tower and the dense layers when they first run.
     """
 
-    max_num_seqs: int = 8
+    max_num_seqs: int | None = None
     max_num_batched_tokens: int = 2048
     max_model_len: int | None = None
     block_size: int = 16
@@ -57,15 +59,16 @@ class EngineConfig:
 
     def __post_init__(self) -> None:
         """Check the ranges."""
-        for name in ("max_num_seqs", "max_num_batched_tokens", "block_size"):
+        for name in ("max_num_batched_tokens", "block_size"):
             _whole(name, getattr(self, name), least=1)
         for name in ("max_tiles_per_batch", "prompt_lookup"):
             _whole(name, getattr(self, name), least=1)
         _whole("speculative_tokens", self.speculative_tokens, least=0, meaning=" (0 is off)")
         if self.max_model_len is not None:
             _whole("max_model_len", self.max_model_len, least=2)
-        if self.num_blocks is not None:
-            _whole("num_blocks", self.num_blocks, least=1)
+        for name in ("max_num_seqs", "num_blocks"):
+            if getattr(self, name) is not None:
+                _whole(name, getattr(self, name), least=1)
         _flag("enable_prefix_caching", self.enable_prefix_caching)
         _flag("compile", self.compile)
         _number("vision_cache_gib", self.vision_cache_gib, "0 (off) to 1024", 0.0, 1024.0)

@@ -18,8 +18,9 @@ from vl2.engine.block_manager import BlockManager
 from vl2.engine.compiling import compile_parts
 from vl2.engine.config import Completion, EngineConfig, FinishReason, SamplingParams, Usage
 from vl2.engine.grammar import GrammarCompiler
-from vl2.engine.model_runner import NOTHING, Known, ModelRunner, join_known, num_blocks_for
+from vl2.engine.model_runner import NOTHING, Known, ModelRunner, join_known
 from vl2.engine.pictures import VisionEncoder
+from vl2.engine.pool_size import pool_size
 from vl2.engine.prompt_lookup import PromptLookup
 from vl2.engine.sampler import Choice, sample
 from vl2.engine.scheduler import Scheduled, Scheduler
@@ -76,7 +77,7 @@ class Engine:
         self.config = config = config or EngineConfig()
         language = model.config.language_config
         context = config.max_model_len or language.max_position_embeddings
-        num_blocks = num_blocks_for(model, config, context)
+        num_blocks, self.max_num_seqs = pool_size(model, config, context)
         if config.compile:
             compile_parts(model)
         controls = processor.tokenizer.control_ids
@@ -105,7 +106,7 @@ class Engine:
         )
         self._scheduler = Scheduler(
             blocks=self.blocks,
-            max_num_seqs=config.max_num_seqs,
+            max_num_seqs=self.max_num_seqs,
             max_num_batched_tokens=config.max_num_batched_tokens,
         )
         self._stats = EngineStats()
@@ -137,7 +138,7 @@ class Engine:
         places: dict[Sequence, int] = {}
         try:
             while queue or places:
-                while queue and len(self._scheduler.waiting) < self.config.max_num_seqs:
+                while queue and len(self._scheduler.waiting) < self.max_num_seqs:
                     index, (conversation, one) = queue.popleft()
                     added = self._try_request(index, conversation, one)
                     if isinstance(added, Completion):

@@ -11,16 +11,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vl2.engine.block_manager import slot_runs
-from vl2.engine.config import EngineConfig
 from vl2.engine.decode_batch import SPARE_SLOTS, DecodeBatch, decodes
 from vl2.engine.pictures import Picture, VisionEncoder
 from vl2.engine.scheduler import Scheduled
 from vl2.model.language import ABSORB_UP_TO
 from vl2.model.vl2 import VL2Model
 from vl2.ops.paged import PagedStep, Singles, Span, empty_pools, singles_run
-
-DEFAULT_POOL_BYTES = 2**31
-"""Most memory of the cache when `num_blocks` is not given, unless one context needs more."""
 
 
 class Known(NamedTuple):
@@ -192,23 +188,3 @@ def _pictures(item: Scheduled) -> list[Picture]:
 def _token_ids(item: Scheduled) -> list[int]:
     first = item.sequence.computed
     return item.sequence.tokens_between(first, first + item.tokens)
-
-
-def num_blocks_for(model: VL2Model, config: EngineConfig, context: int) -> int:
-    """Blocks of the cache; one sequence alone must always fit.
-
-    Raises:
-        ValueError: `num_blocks` is too small for that.
-    """
-    least = -(-context // config.block_size)
-    if config.num_blocks is not None:
-        if config.num_blocks < least:
-            raise ValueError(
-                f"num_blocks is {config.num_blocks}: one context of {context} tokens needs {least} "
-                f"blocks of {config.block_size}; give more blocks or a smaller max_model_len"
-            )
-        return config.num_blocks
-    language = model.config.language_config
-    row = language.cache_width * language.num_hidden_layers * model.image_newline.element_size()
-    affordable = DEFAULT_POOL_BYTES // (row * config.block_size)
-    return max(least, min(least * config.max_num_seqs, affordable))

@@ -1,0 +1,102 @@
+"""A model's name to its folder: embedded, local, from the hub, and what is no model."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from vl2 import model_folder
+from vl2.checkpoint.hf import load_model, resolve
+from vl2.config import VL2Config
+from vl2.processing import Processor
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "model"
+
+
+def test_embedded_model_is_found_in_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(model_folder, "_assets", lambda: tmp_path)
+    with pytest.raises(ValueError, match="the embedded model is not in this installation"):
+        resolve("nano")
+    shutil.copytree(GOLDEN / "tiny_like", tmp_path, dirs_exist_ok=True)
+    assert resolve("nano") == tmp_path
+
+
+def test_hub_id_is_served_from_the_cache_when_offline(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(ValueError, match=r"cannot get some/model: .* check the name and the net"):
+        load_model("some/model")
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    snapshot = tmp_path / "models--some--model" / "snapshots" / commit
+    shutil.copytree(GOLDEN / "tiny_like", snapshot)
+    (tmp_path / "models--some--model" / "refs").mkdir()
+    (tmp_path / "models--some--model" / "refs" / "main").write_text(commit)
+    assert resolve("some/model") == snapshot
+    there, here = load_model("some/model").state_dict(), load_model(snapshot).state_dict()
+    assert all(torch.equal(tensor, here[key]) for key, tensor in there.items())
+
+
+def test_only_json_and_safetensors_are_fetched(monkeypatch: pytest.MonkeyPatch):
+    asked: list[dict[str, object]] = []
+
+    def download(_: str, **options: object) -> str:
+        asked.append(options)
+        return "somewhere"
+
+    monkeypatch.setattr(model_folder, "snapshot_download", download)
+    assert resolve("some/model") == Path("somewhere")
+    resolve("some/model", weights=False)
+    assert asked[0]["allow_patterns"] == ["*.json", "*.safetensors"]
+    assert asked[1]["allow_patterns"] == ["*.json"]
+
+
+@pytest.mark.parametrize("path", ["./nowhere", "/nowhere/at/all", "nowhere", "a/b/c", ""])
+def test_no_such_model_says_what_to_give(path: str):
+    with pytest.raises(ValueError, match=r"give a folder, a hub id|no config\.json"):
+        load_model(path)
+
+
+def write(*files: Path) -> None:
+    for file in files:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("{}")
+
+
+@pytest.mark.parametrize(
+    ("names", "asked", "words"),
+    [
+        ((), "", "is empty: give a model folder"),
+        (("notes.txt",), "", "no config.json in .*: give a model folder$"),
+        (("a.gguf",), "", "holds GGUF, which is not read"),
+        (("adapter_config.json",), "", "holds adapters and no model: .* their base"),
+        (("v1/config.json",), "", "such as .*/v1$"),
+        (
+            ("config.yaml", "checkpoints/step-1/x", "model/config.json"),
+            "",
+            "is of a training run: give a model folder, .*/model$",
+        ),
+        (
+            ("config.yaml", "checkpoints/step-1/x", "model/config.json"),
+            "checkpoints/step-1",
+            "is of a training run: give a model folder, .*/model$",
+        ),
+        (
+            ("config.yaml", "checkpoints/step-1/x"),
+            "",
+            "has written no model yet: go on with the run, or .*vl2 convert",
+        ),
+    ],
+)
+def test_a_folder_without_a_model_says_what_it_is(
+    names: tuple[str, ...], asked: str, words: str, tmp_path: Path
+):
+    write(*(tmp_path / name for name in names))
+    for load in (load_model, Processor.from_pretrained, VL2Config.from_pretrained):
+        with pytest.raises(ValueError, match=words) as caught:
+            load(tmp_path / asked)
+        assert "\n" not in str(caught.value)

@@ -49,7 +49,9 @@ def test_an_epoch_has_every_sample_once(processor: Processor):
 
 
 def test_packed_windows_lose_no_sample(processor: Processor):
-    loader = loader_of(two_sources(), processor)
+    sources = two_sources(60)
+    sources[1].records = [talk("read", i, words=4 + i % 30) for i in range(200)]
+    loader = loader_of(sources, processor)
     batches = take(loader.micro_batches(), 90)
     seen = sorted(position for _, _, position in ids(batches))
     assert len(set(seen)) == len(seen)

@@ -4,7 +4,10 @@ import itertools
 
 import numpy as np
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
+from vl2.data.balance_tiles import spread
 from vl2.data.config import DataConfig
 from vl2.data.plan import MicroPlan, Planner, RowRef, SequencePlan, draw, micro_plans
 
@@ -16,8 +19,17 @@ class InOrder:
     """Rows one after the other."""
 
     def __init__(self, counts: np.ndarray) -> None:
-        self.rows = self.repeats_after = len(counts)
+        self.rows = len(counts)
         self.mean_tokens = float(counts.mean())
+        self.window = 0
+
+    def spaced(self, *, step: int, window: int) -> InOrder:
+        self.window = window
+        return self
+
+    def epoch(self, position: int) -> range:
+        start = position // self.rows * self.rows
+        return range(start, start + self.rows)
 
     def __getitem__(self, position: int) -> RowRef:
         return RowRef(0, position % self.rows, position)
@@ -45,9 +57,9 @@ def test_packing_fills_sequences_and_loses_no_sample():
     assert np.mean([plan.length for plan in plans]) / 4096 >= 0.96
     planner = planner_of()
     whole = []
-    while planner.state()["position"] < 5 * planner.window:
+    while planner.state()["position"] < 2 * len(LENGTHS):
         whole += next(planner).sequences
-    assert sorted(positions(whole)) == list(range(5 * planner.window))
+    assert sorted(positions(whole)) == list(range(2 * len(LENGTHS)))
     for plan in whole:
         assert plan.tokens == tuple(LENGTHS[ref.row] for ref in plan.rows)
         assert list(positions([plan])) == sorted(positions([plan]))
@@ -105,15 +117,13 @@ def test_balanced_steps_are_alike_in_tiles_and_lose_nothing(packing: bool):
     planner = planner_of(tiles=TILES, **settings)
     seen: list[SequencePlan] = []
     before: list[int] = []
-    while planner.state()["position"] < 4 * planner.window:
+    while planner.state()["position"] < 2 * len(LENGTHS):
         step = next(planner)
         seen += step.sequences
         before += step.plain_tiles
     for sequence in seen:
         assert sequence.tiles == sum(TILES[ref.row] for ref in sequence.rows)
-    found = sorted(positions(seen))
-    assert found[: 4 * planner.window] == list(range(4 * planner.window))
-    assert len(set(found)) == len(found)
+    assert sorted(positions(seen)) == list(range(2 * len(LENGTHS)))
     per_step = [sum(s.tiles for s in seen[at : at + 8]) for at in range(0, len(seen), 8)]
     assert per_step != sorted(per_step)
     assert per_step != sorted(per_step, reverse=True)
@@ -134,20 +144,51 @@ def test_without_pictures_balancing_changes_nothing(packing: bool):
     assert take(planner_of(packing=packing, batch_size=8), 300) == take(plain, 300)
 
 
-def test_a_step_of_few_rows_holds_none_twice():
-    planner = planner_of(LENGTHS[:20], TILES[:20], packing=False, batch_size=8)
-    for step in itertools.islice(planner, 20):
-        assert len({ref.row for sequence in step.sequences for ref in sequence.rows}) == 8
-    assert planner.window == 16
+@given(
+    rows=st.integers(1, 500),
+    batch_size=st.sampled_from([1, 2, 7, 8, 64]),
+    packing=st.booleans(),
+    balance=st.booleans(),
+)
+@example(rows=1, batch_size=8, packing=True, balance=True)
+@example(rows=500, batch_size=64, packing=False, balance=True)
+@settings(max_examples=60, deadline=None)
+def test_an_epoch_is_whole_steps_and_holds_every_row_once(
+    rows: int, batch_size: int, packing: bool, balance: bool
+):
+    given = {"packing": packing, "balance_tiles": balance, "batch_size": batch_size}
+    planner = planner_of(LENGTHS[:rows], TILES[:rows], sequence_length=4096, **given)
+    for epoch in range(3):
+        seen, sizes = [], []
+        while len(seen) < rows:
+            step = next(planner)
+            assert len(step.sequences) == len(step.plain_tiles) == batch_size
+            assert any(sequence.rows for sequence in step.sequences)
+            assert all(sequence.length <= 4096 for sequence in step.sequences)
+            seen += positions(list(step.sequences))
+            sizes.append(sum(bool(sequence.rows) for sequence in step.sequences))
+        assert sorted(seen) == list(range(epoch * rows, (epoch + 1) * rows))
+        if not packing and rows < 256:  # one window: steps are short alike
+            assert len(sizes) == -(-rows // batch_size)
+            assert max(sizes) - min(sizes) <= 1
 
 
-def test_steps_are_not_alike_where_windows_hold_rows_twice():
-    order = InOrder(LENGTHS)
-    config = DataConfig(batch_size=8)
-    alike = np.mean(step_spreads(Planner(order, [LENGTHS], [TILES], config)))
-    order.repeats_after = 100
-    mixed = np.mean(step_spreads(Planner(order, [LENGTHS], [TILES], config)))
-    assert alike < 0.5 * mixed
+def test_few_samples_are_spread_over_a_step_s_sequences():
+    step = next(planner_of(LENGTHS[:50], batch_size=16, sequence_length=65_536))
+    found = [sequence.length for sequence in step.sequences]
+    assert min(found) > 0
+    assert max(found) - min(found) <= LENGTHS[:50].max()
+    pictures = np.arange(50, dtype=np.int32) % 2 * 3
+    step = next(planner_of(LENGTHS[:50], pictures, batch_size=5, sequence_length=65_536))
+    assert {sequence.tiles for sequence in step.sequences} == {15}
+    assert max(found) - min(found) <= LENGTHS[:50].max()
+
+
+def test_spreading_that_finds_no_room_takes_another_step():
+    counts = np.array([60, 60, 50, 50, 40, 40, 40, 40, 20], dtype=np.int32)  # full in four
+    assert spread(counts.tolist(), [0] * 9, 100, 4) is None
+    steps = itertools.islice(planner_of(counts, batch_size=1, sequence_length=100), 8)
+    assert sorted(positions([s for step in steps for s in step.sequences]))[:9] == list(range(9))
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 MORE_SEQUENCES = 0.01
 """Share of sequences that a tile budget may cost."""
 
@@ -93,6 +95,27 @@ def pack_evenly(
         if len(found) <= most or budget >= total:
             return found
         budget += max(round(budget * BUDGET_STEP), 1)
+
+
+def spread(
+    sizes: Sequence[int], tiles: Sequence[int], room: int, bins: int
+) -> list[list[int]] | None:
+    """Items over so many bins: those with tiles where fewest are, the others where most room is.
+
+    Bins come in the order of their first item. None if that does not find room for an item.
+    """
+    held, used = np.zeros(bins, np.int64), np.zeros(bins, np.int64)
+    found: list[list[int]] = [[] for _ in range(bins)]
+    for item in sorted(range(len(sizes)), key=lambda i: (-tiles[i], -sizes[i], i)):
+        fits = used + sizes[item] <= room
+        if not fits.any():
+            return None
+        load = held * (room + 1) + used if tiles[item] else used
+        place = int(np.where(fits, load, np.iinfo(np.int64).max).argmin())
+        found[place].append(item)
+        held[place] += tiles[item]
+        used[place] += sizes[item]
+    return sorted(sorted(members) for members in found)
 
 
 def even_runs(tiles: Sequence[int], run: int, lead: int) -> list[int]:

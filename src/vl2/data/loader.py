@@ -36,6 +36,9 @@ from vl2.processing import Processor
 
 log = get_logger(__name__)
 
+_PLAN = 2
+"""Which rows share a sequence and a step by other rules is another stream: raise it then."""
+
 _PLANNED = (
     "sequence_length",
     "batch_size",
@@ -118,7 +121,7 @@ class TrainLoader:
     def fingerprint(self) -> str:
         """sha256 of what decides the stream: the index's, how rows are packed, and the seed."""
         settings = {name: getattr(self.config, name) for name in _PLANNED}
-        parts = {"index": self.index.fingerprint, **settings}
+        parts = {"index": self.index.fingerprint, "plan": _PLAN, **settings}
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
     def __iter__(self) -> Iterator[list[TrainBatch]]:

@@ -5,7 +5,10 @@ A row is a pure function of its position, so the whole state of the order is one
 
 from __future__ import annotations
 
+import copy
 import logging
+import math
+from bisect import bisect_left
 from collections.abc import Sequence
 from importlib import import_module
 from types import ModuleType
@@ -42,8 +45,8 @@ class RowOrder:
 
     Attributes:
         mean_tokens: of a row of the mixture.
-        repeats_after: positions before the first row comes again.
         rows: number of rows in one epoch of each source.
+        window: most positions that are planned together, see `spaced`.
     """
 
     def __init__(
@@ -71,14 +74,54 @@ class RowOrder:
             raise ValueError("no data source: give at least one in data.sources")
         self._ids = [_usable(c, longest, name) for c, name in zip(counts, names, strict=True)]
         self.rows = tuple(len(ids) for ids in self._ids)
-        seeds = [draw(seed, "shuffle", number) for number in range(len(self.rows))]
-        self._epochs = [_shuffled(n, of) for n, of in zip(self.rows, seeds, strict=True)]
+        self._seeds = [draw(seed, "shuffle", number) for number in range(len(self.rows))]
+        self._epochs = [_shuffled(n, of) for n, of in zip(self.rows, self._seeds, strict=True)]
         means = [float(c[ids].mean()) for c, ids in zip(counts, self._ids, strict=True)]
         odds = [weight / mean for weight, mean in zip(weights, means, strict=True)]
         self._shares = [max(round(odd / sum(odds) * SHARES), 1) for odd in odds]
         self.mean_tokens = sum(o * m for o, m in zip(odds, means, strict=True)) / sum(odds)
-        turns = [n * sum(self._shares) // s for n, s in zip(self.rows, self._shares, strict=True)]
-        self.repeats_after = min(turns)
+        self._reference, self.window = 0, max(self.rows)
+
+    def spaced(self, *, step: int, window: int) -> RowOrder:
+        """The order in which no row comes twice in a step while others of its source wait.
+
+        Epochs are then those of the smallest source that lasts for a step or longer; if none does,
+        those of the largest one. Small sources whose own epochs end within such a one are
+        shuffled so that a step can hold the end of an epoch and the beginning of the next.
+
+        Args:
+            step: positions of an optimiser step.
+            window: positions that are wanted in a window.
+        """
+        total = sum(self._shares)
+        lasts = [n * total // share for n, share in zip(self.rows, self._shares, strict=True)]
+        least = min((last for last in lasts if last >= step), default=max(lasts))
+        found = copy.copy(self)
+        found._reference = lasts.index(least)
+        if len(lasts) > 1:  # the windows that a step touches are a part of an epoch where they can
+            window = min(window, step if min(lasts) < step else max(step, least // 3))
+            reach = min(least, step + 2 * window)
+            apart = [reach * share // total + len(lasts) + 1 for share in self._shares]
+            apart[found._reference] = 1
+            told = zip(self.rows, self._seeds, apart, strict=True)
+            found._epochs = [_shuffled(n, seed, distance) for n, seed, distance in told]
+        found.window = window
+        return found
+
+    def epoch(self, position: int) -> range:
+        """The positions of the epoch that a position lies in, see `spaced`."""
+        source, rows = self._reference, self.rows[self._reference]
+        number = drawn_before(position, source, self._shares) // rows
+        start, stop = (self._reached(n * rows) for n in (number, number + 1))
+        return range(start, stop)
+
+    def _reached(self, turn: int) -> int:
+        """The first position before which the reference was drawn so often."""
+        source, shares = self._reference, self._shares
+        most = (turn + len(shares)) * sum(shares) // shares[source] + 1
+        return bisect_left(
+            range(most), turn, key=lambda position: drawn_before(position, source, shares)
+        )
 
     def __getitem__(self, position: int) -> RowRef:
         """The row at a position from 0 on."""
@@ -102,24 +145,43 @@ def deal(position: int, shares: Sequence[int]) -> tuple[int, int]:
     raise AssertionError("the last source keeps everything that reaches it")
 
 
-def _shuffled(rows: int, seed: int) -> _Turns:
-    """Numbers below `rows`, endless, each epoch in another order."""
+def drawn_before(position: int, source: int, shares: Sequence[int]) -> int:
+    """How often `deal` draws a source at the positions before this one."""
+    rest = sum(shares)
+    for share in shares[:source]:
+        position, rest = position * (rest - share) // rest, rest - share
+    return position - position * (rest - shares[source]) // rest
+
+
+def _shuffled(rows: int, seed: int, apart: int = 1) -> _Turns:
+    """Numbers below `rows`, endless, each epoch in another order.
+
+    With few rows any `apart` of them that follow each other differ, if there are so many.
+    """
     if rows < FEW_ROWS:
-        return _FewRows(rows, seed)
+        return _FewRows(rows, seed, apart)
     return _grain().MapDataset.range(rows).shuffle(seed=seed % 2**32).repeat(None)
 
 
 class _FewRows:
-    """The shuffle of a small source, one epoch at a time."""
+    """The shuffle of a small source, one epoch at a time.
 
-    def __init__(self, rows: int, seed: int) -> None:
+    Rows are dealt to groups once. An epoch is one group after the other, each shuffled anew, so a
+    row comes again after all rows but those of its own group at the soonest.
+    """
+
+    def __init__(self, rows: int, seed: int, apart: int = 1) -> None:
         self.rows, self.seed = rows, seed
+        groups = math.ceil(rows / max(rows - apart + 1, 1))
+        dealt = sorted(range(rows), key=lambda row: draw(seed, "group", row))
+        self.group = {row: place * groups // rows for place, row in enumerate(dealt)}
         self.epoch, self.order = -1, list(range(rows))
 
     def __getitem__(self, turn: int) -> int:
         epoch, place = divmod(turn, self.rows)
         if epoch != self.epoch:
-            self.order = sorted(range(self.rows), key=lambda row: draw(self.seed, epoch, row))
+            keys = [(self.group[row], draw(self.seed, epoch, row)) for row in range(self.rows)]
+            self.order = sorted(range(self.rows), key=keys.__getitem__)
             self.epoch = epoch
         return self.order[place]
 

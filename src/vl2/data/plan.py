@@ -6,6 +6,7 @@ decodes, how far ahead, or on how many ranks; its state is two integers.
 
 from __future__ import annotations
 
+import bisect
 import hashlib
 import itertools
 import math
@@ -23,6 +24,7 @@ from vl2.data.balance_tiles import (
     even_runs,
     load_of,
     pack_evenly,
+    spread,
 )
 from vl2.data.config import DataConfig
 
@@ -88,7 +90,15 @@ class Order(Protocol):
     """The endless order of the rows, and what windows are measured by."""
 
     mean_tokens: float  # of a row
-    repeats_after: int  # positions before a row comes again
+    window: int  # most positions that are planned together
+
+    def spaced(self, *, step: int, window: int) -> Order:
+        """The same rows for steps and windows of so many positions."""
+        ...
+
+    def epoch(self, position: int) -> range:
+        """The positions of the epoch that a position lies in."""
+        ...
 
     def __getitem__(self, position: int) -> RowRef:
         """The row at a position."""
@@ -103,9 +113,12 @@ class Planner:
     sequence, in the given order. No sample is ever cut, because a picture cannot be: the order must
     hold no row that is longer than a sequence (`mixture.RowOrder` leaves them out and counts them).
 
+    An epoch is a whole number of windows and of steps, so a step never holds rows of two epochs.
+    What its last sequences lack to a step is made up by spreading its samples over more sequences,
+    and by empty ones where there are fewer samples than sequences.
+
     With `balance_tiles`, sequences are packed under a budget of tiles, and those of a step are
-    alike in tiles. The latter is left out where a window holds rows twice, because a step might
-    hold the same few rows then.
+    alike in tiles.
     """
 
     def __init__(
@@ -123,13 +136,12 @@ class Planner:
             tiles: of each row of each source.
             config: how rows become sequences and steps.
         """
-        self.order, self.counts, self.tiles, self.config = order, counts, tiles, config
-        if config.packing:
-            wanted = math.ceil(BINS_PER_WINDOW * config.sequence_length / order.mean_tokens)
-            self.window = min(wanted, MOST_SAMPLES)
-        else:  # whole steps
-            wanted = min(SAMPLES_PER_WINDOW, order.repeats_after)
-            self.window = max(wanted // config.batch_size, 1) * config.batch_size
+        self.counts, self.tiles, self.config = counts, tiles, config
+        room = config.sequence_length / order.mean_tokens if config.packing else 1
+        wanted = BINS_PER_WINDOW * room if config.packing else SAMPLES_PER_WINDOW
+        self.order = order.spaced(
+            step=math.ceil(config.batch_size * room), window=min(math.ceil(wanted), MOST_SAMPLES)
+        )
         self._position, self._bin = 0, 0
         self._places: list[tuple[SequencePlan, int]] = []  # and its plain tiles, see `StepPlan`
 
@@ -145,12 +157,12 @@ class Planner:
         """
         position, number = state["position"], state["bin"]
         places = []
-        if position >= 0 and position % self.window == 0:
+        if position >= 0 and self._window(position).start == position:
             places = self._plan(position, number % self.config.batch_size)
         if not 0 <= number < len(places):
             raise ValueError(
-                f"data state is {dict(state)}: expected a window's start (a multiple of "
-                f"{self.window}) and a sequence in it; it is of other data or settings, start anew"
+                f"data state is {dict(state)}: expected a window's start and a sequence in it; it "
+                "is of other data or settings, start anew"
             )
         self._position, self._bin, self._places = position, number, places
 
@@ -168,21 +180,40 @@ class Planner:
             taken += found
             self._bin += len(found)
             if self._bin == len(self._places):
-                self._position, self._bin, self._places = self._position + self.window, 0, []
+                self._position, self._bin, self._places = self._window(self._position).stop, 0, []
         sequences, plain = zip(*taken, strict=True)
         return StepPlan(sequences=sequences, plain_tiles=plain)
 
+    def _window(self, position: int) -> range:
+        """The positions that are planned together with this one: an even part of an epoch."""
+        epoch = self.order.epoch(position)
+        parts = math.ceil(len(epoch) / self.order.window)
+        whole = 1 if self.config.packing else self.config.batch_size  # steps are not cut in vain
+
+        def cut(part: int) -> int:
+            at = len(epoch) * part // parts
+            return epoch.start + (at if part == parts else at // whole * whole)
+
+        part = bisect.bisect_right(range(parts), position, key=cut) - 1
+        return range(cut(part), cut(part + 1))
+
     def _plan(self, start: int, lead: int) -> list[tuple[SequencePlan, int]]:
         """The window that starts there, of which `lead` sequences complete a step."""
-        rows = [self.order[start + offset] for offset in range(self.window)]
+        window = self._window(start)
+        rows = [self.order[position] for position in window]
         tokens = [int(self.counts[row.source][row.row]) for row in rows]
         tiles = [int(self.tiles[row.source][row.row]) for row in rows]
+        run, ends = self.config.batch_size, window.stop == self.order.epoch(start).stop
         plain = bins = self._packed(start, tokens, tiles, None)
         if self.config.balance_tiles:
             bins = self._packed(start, tokens, tiles, len(plain))
-            if self.window <= self.order.repeats_after:
-                held = _sums(bins, tiles)
-                bins = [bins[i] for i in even_runs(held, self.config.batch_size, lead)]
+        if ends:
+            plain = self._whole_steps(plain, tokens, [0] * len(tiles), lead)
+            bins = self._whole_steps(bins, tokens, tiles, lead)
+        if self.config.balance_tiles:
+            bins = [bins[i] for i in even_runs(_sums(bins, tiles), run, lead)]
+        if ends:
+            bins = _with_empty(bins, run, lead)
         sequences = [
             SequencePlan(
                 rows=tuple(rows[i] for i in members),
@@ -204,9 +235,40 @@ class Planner:
         bins.sort(key=lambda members: draw(self.config.seed, "sequence", start, members[0]))
         return bins
 
+    def _whole_steps(
+        self, bins: list[list[int]], tokens: list[int], tiles: list[int], lead: int
+    ) -> list[list[int]]:
+        """Sequences that end with a step, or one for each sample if these are fewer."""
+        count = len(bins)
+        while True:
+            count += (lead - count) % self.config.batch_size
+            if count == len(bins):
+                return bins
+            if count >= len(tokens):
+                return [[i] for i in range(len(tokens))]
+            found = spread(tokens, tiles, self.config.sequence_length, count)
+            if found is not None:
+                return found
+            count += 1
+
 
 def _sums(bins: Sequence[Sequence[int]], tiles: Sequence[int]) -> list[int]:
     return [sum(tiles[i] for i in members) for members in bins]
+
+
+def _with_empty(bins: list[list[int]], run: int, lead: int) -> list[list[int]]:
+    """Sequences made up to whole steps by empty ones, evenly over all steps but the first `lead`.
+
+    What is there is at least a sequence.
+    """
+    steps = math.ceil((len(bins) - lead) / run)
+    if steps < 1:
+        return bins + [[]] * (lead - len(bins))
+    whole, found = len(bins) - lead, bins[:lead]
+    for step in range(steps):
+        real = bins[lead + whole * step // steps : lead + whole * (step + 1) // steps]
+        found += real + [[]] * (run - len(real))
+    return found
 
 
 def micro_plans(planner: Planner, *, rank: int, world: int, done: int = 0) -> Iterator[MicroPlan]:

@@ -224,7 +224,8 @@ class Tally:
                 f"data state has the sources {sorted(state)}, this run {sorted(self.names)}: "
                 "go on with the same sources, or start anew"
             )
+        told = [state[name] for name in self.names]
         self.sources = [
-            SourceTally(**{**state[name], "recent": deque(state[name]["recent"])})
-            for name in self.names
+            SourceTally(**{**t, "recent": deque(t["recent"]), "reasons": list(t["reasons"])})
+            for t in told
         ]

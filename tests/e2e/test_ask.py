@@ -1,8 +1,12 @@
 """`vl2 ask` as a user types it: pictures, questions, forms of answers, boxes."""
 
+import csv
+import io
 import json
 import re
 import sys
+from contextlib import redirect_stdout
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -12,7 +16,9 @@ from hypothesis import strategies as st
 from PIL import Image, ImageChops
 
 import vl2
-from vl2.cli.ask import content_of, query_of, split_words
+from vl2.cli.answering import content_of, query_of
+from vl2.cli.ask import split_words
+from vl2.cli.terminal import PlainText
 from vl2.folders import names_something
 
 ask_file = sys.modules["vl2.cli.ask"]
@@ -49,7 +55,8 @@ def test_ask_prints_json(vl2_command, picture, model_folder):
     code, out, err = vl2_command("ask", picture, picture, "What is it?", *common)
     data = json.loads(out)
     assert (code, err) == (0, "")
-    assert set(data) == {"model", "text", "boxes", "finish_reason", "usage"}
+    assert set(data) == {"model", "pictures", "text", "boxes", "finish_reason", "usage"}
+    assert data["pictures"] == [str(picture)] * 2
     assert data["finish_reason"] == "length"
     assert data["usage"]["completion_tokens"] == 5
     assert data["usage"]["prompt_tokens"] > data["usage"]["image_tokens"] > 0
@@ -83,10 +90,26 @@ def test_ask_gives_boxes_in_json(vl2_command, says_box, picture):
     assert 0.9 < box["score"] <= 1
 
 
-def test_ask_streams_to_a_terminal(vl2_command, says_box, picture, monkeypatch):
+def test_a_terminal_shows_labels_and_no_marks(vl2_command, says_box, picture, monkeypatch):
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
-    code, out, _ = vl2_command("ask", picture, "the square")
-    assert (code, out) == (0, BOX_TEXT + "\n")
+    code, out, err = vl2_command("ask", picture, "the square")
+    assert (code, out) == (0, "the square\n")
+    assert err.startswith("the square: (20, 20) to (60, 60) in picture 1")
+
+
+TWO = BOX_TEXT + BOX_TEXT.replace("square", "red < circle") + " a<b <|x <"
+
+
+@given(st.lists(st.integers(0, len(TWO)), max_size=12))
+@settings(max_examples=50, deadline=None)
+def test_a_stream_shows_the_same_text_in_any_pieces(cuts):
+    with redirect_stdout(io.StringIO()) as shown:
+        stream = PlainText()
+        for start, end in pairwise(sorted([0, *cuts, len(TWO)])):
+            stream(0, TWO[start:end])
+            assert not re.search(r"<\||\d", shown.getvalue().removesuffix(" a<b <|x "))
+        stream.end()
+    assert shown.getvalue() == "the square, the red < circle a<b <|x <\n"
 
 
 @pytest.mark.parametrize(
@@ -191,15 +214,97 @@ def test_long_text_is_never_taken_for_a_name(stem, count):
     assert not names_something(question)
 
 
-@pytest.mark.parametrize("question", ["docs", "a.png", "-q", "--json", "请" * 100])
+@pytest.mark.parametrize(
+    "question", ["docs", "a.png", "-q", "--json", pytest.param("请" * 100, id="long")]
+)
 def test_any_question_can_be_asked(vl2_command, engine, picture, tmp_path, monkeypatch, question):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "docs").mkdir()
     asked = []
     monkeypatch.setattr(ask_file, "load_engine", lambda *_, **__: engine)
-    monkeypatch.setattr(ask_file, "content_of", lambda *words, **_: len(asked.append(words)))
+    monkeypatch.setattr(
+        "vl2.cli.answering.content_of", lambda *words, **_: len(asked.append(words))
+    )
     for words in (["-q", question, picture], ["--", picture, question], [picture, "--", question]):
         with pytest.raises(TypeError):
             vl2_command("ask", "--ground", *words)
     assert [words[1] for words in asked] == [question] * 3
     assert all(len(words[0]) == 1 for words in asked)
+
+
+@pytest.fixture
+def folder(picture, tmp_path):
+    """Twelve pictures in two folders, one of them damaged, and a file that is none."""
+    place = tmp_path / "pictures"
+    (place / "b").mkdir(parents=True)
+    for number in range(12):
+        image = Image.new("RGB", (60 + number, 40), (20 * number, 90, 90))
+        image.save(place / ("b" if number % 2 else ".") / f"{number:02}.PNG")
+    (place / "b" / "05.PNG").write_bytes(picture.read_bytes()[:100])
+    (place / "notes.png.txt").write_text("no picture")
+    return place
+
+
+def test_each_gives_the_answer_of_one_for_every_picture(vl2_command, folder, picture, model_folder):
+    common = ("--model", model_folder, "--max-tokens", 4)
+    code, out, err = vl2_command(
+        "ask", "--each", folder, picture, picture, "What?", *common, "--jsonl"
+    )
+    rows = [json.loads(line) for line in out.splitlines()]
+    assert code == 1
+    names = sorted(str(file) for file in folder.rglob("*.PNG"))
+    assert [row["picture"] for row in rows] == [*names, str(picture)]
+    [failed] = [row for row in rows if "error" in row]
+    assert failed["picture"].endswith("b/05.PNG")
+    assert err.splitlines()[:2] == ["8 of 13 pictures", "13 of 13 pictures"]
+    assert err.splitlines()[2] == "1 of 13 pictures failed:"
+    assert err.splitlines()[3] == f"  {failed['picture']}: {failed['error']}"
+    for row in (rows[0], rows[-1]):
+        alone = json.loads(vl2_command("ask", row["picture"], "What?", *common, "--json")[1])
+        assert alone["text"] == row["text"]
+        assert alone["pictures"] == [row["picture"]]
+
+
+def test_each_as_text_names_the_picture_of_a_box(vl2_command, says_box, picture):
+    code, out, err = vl2_command("ask", picture, "the square", "--ground", "--each")
+    assert (code, out) == (0, f"{picture}: {BOX_TEXT}\n")
+    assert err.splitlines()[0].startswith(f"the square: (20, 20) to (60, 60) in {picture}, score")
+
+
+def test_each_as_a_table(vl2_command, says_box, picture, tmp_path):
+    missing = tmp_path / "none, here.png"
+    missing.touch()
+    code, out, err = vl2_command(
+        "ask", picture, missing, "the square", "--ground", "--each", "--csv"
+    )
+    head, row, failed = csv.reader(io.StringIO(out))
+    assert code == 1
+    assert head == ["picture", "text", "boxes", "finish_reason", "error"]
+    assert row[:2] == [str(picture), BOX_TEXT]
+    assert json.loads(row[2])[0]["label"] == "the square"
+    assert failed[0] == str(missing)
+    assert failed[4] in err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["a.png", "--jsonl"], "--jsonl prints one answer per picture: add --each"),
+        (["a.png", "--csv"], "--csv prints one answer per picture: add --each"),
+        (["a.png", "--each", "--json"], "with --each use --jsonl or --csv"),
+        (["a.png", "--each", "--jsonl", "--csv"], "--jsonl and --csv: give one of them"),
+        (["a.png", "--each", "--save", "b.png"], "--save draws one answer"),
+        (["--each"], "--each needs pictures or folders"),
+        (["EMPTY", "--each"], "no pictures in this folder"),
+        (["EMPTY"], "this is a folder: give a picture, or add --each"),
+        (["PICTURE", "--max-pixels", "0"], "--max-pixels is 0: expected at least 1"),
+        (["PICTURE", "--max-pixels", "19999"], "too many pixels"),
+    ],
+)
+def test_wrong_ways_to_ask_about_many(vl2_command, picture, tmp_path, words, message):
+    (tmp_path / "empty").mkdir()
+    places = {"EMPTY": tmp_path / "empty", "PICTURE": picture}
+    code, out, err = vl2_command("ask", "-q", "What?", *(places.get(word, word) for word in words))
+    assert (code, out) == (2, "")
+    assert message in err
+    assert err.count("\n") == 1

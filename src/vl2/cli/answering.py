@@ -1,15 +1,64 @@
-"""One conversation, one answer; what went wrong is an error of the command."""
+"""One question and its answer; what went wrong is an error of the command."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
 
 from vl2.cli.memory import is_out_of_memory
 
 if TYPE_CHECKING:
+    from PIL import Image
+
     from vl2.engine.config import Completion, SamplingParams
     from vl2.engine.engine import Engine, OnToken
+    from vl2.processing.image_gate import ImagePolicy
     from vl2.processing.inputs import ModelInputs
+
+_MARK = re.compile(r"<\|(?:ref|grounding)\|>")
+_LOCATE = re.compile(r"^\s*(?:locate|find|detect|show me)\s+", re.IGNORECASE)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Question:
+    """What is asked about pictures, and how it is answered."""
+
+    text: str
+    ground: bool  # locate what the text names
+    params: SamplingParams
+    policy: ImagePolicy
+
+    def inputs(self, engine: Engine, pictures: Sequence[Image.Image]) -> ModelInputs:
+        """The question about these pictures as the model takes it.
+
+        Raises:
+            ValueError: a picture cannot be fitted into the model's view.
+        """
+        return engine.processor(
+            [{"role": "user", "content": content_of(pictures, self.text, ground=self.ground)}],
+            add_generation_prompt=True,
+            allow_grounding_tokens=self.ground,
+            policy=self.policy,
+        )
+
+
+def content_of(
+    pictures: Sequence[Image.Image], question: str, *, ground: bool = False
+) -> list[dict[str, Any]]:
+    """Content parts of one user message; `ground` asks in the official form to locate it."""
+    parts: list[dict[str, Any]] = [{"type": "image", "image": picture} for picture in pictures]
+    if not ground or _MARK.search(question):
+        return [*parts, {"type": "text", "text": question}]
+    parts.append({"type": "text", "text": "Locate "})
+    parts.append({"type": "grounding", "query": query_of(question)})
+    return [*parts, {"type": "text", "text": " in the given image."}]
+
+
+def query_of(question: str) -> str:
+    """What a question asks to locate: "Locate the red circle." means "the red circle"."""
+    return _LOCATE.sub("", question).strip().rstrip(".?!")
 
 
 def answer_one(
@@ -27,3 +76,13 @@ def answer_one(
             raise MemoryError(answer.error)
         raise ValueError(answer.error)
     return answer
+
+
+def answer_fields(answer: Completion) -> dict[str, Any]:
+    """What `--json` shows of an answer; the file names are the caller's."""
+    return {
+        "text": answer.text,
+        "boxes": [asdict(box) for box in answer.boxes],
+        "finish_reason": answer.finish_reason,
+        "usage": asdict(answer.usage),
+    }

@@ -1,12 +1,9 @@
-"""`vl2 ask`: one question about pictures, one answer."""
+"""`vl2 ask`: one question about pictures, one answer, or one for each picture."""
 
 from __future__ import annotations
 
 import json
-import re
-import sys
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,21 +11,25 @@ import typer
 from typer.core import TyperCommand
 
 from vl2.cli import options
-from vl2.cli.answering import answer_one
+from vl2.cli.answering import Question, answer_fields, answer_one
+from vl2.cli.each import ask_each, files_of
 from vl2.cli.loading import load_engine
-from vl2.cli.pictures import check_target, open_picture, save_png, side_by_side
-from vl2.cli.terminal import note, show, show_delta, show_remarks
+from vl2.cli.pictures import (
+    PICTURE_NAME,
+    check_target,
+    open_picture,
+    policy_of,
+    save_png,
+    side_by_side,
+)
+from vl2.cli.terminal import note, show, show_remarks, streaming
 from vl2.folders import expand, names_something
 
 if TYPE_CHECKING:
     from PIL import Image
 
     from vl2.engine.config import Completion, StructuredOutputsParams
-
-PICTURE_NAME = re.compile(r"\S+\.(png|jpe?g|webp|gif|bmp|tiff?)", re.IGNORECASE)
-"""A word of this form is meant as a picture, whether there is such a file or not."""
-_MARK = re.compile(r"<\|(?:ref|grounding)\|>")
-_LOCATE = re.compile(r"^\s*(?:locate|find|detect|show me)\s+", re.IGNORECASE)
+    from vl2.engine.engine import Engine
 
 
 def ask(  # noqa: PLR0913 - each parameter is an option of the command
@@ -38,9 +39,10 @@ def ask(  # noqa: PLR0913 - each parameter is an option of the command
     ] = None,
     question: options.Question = None,
     model: options.Model = "nano",
-    ground: Annotated[
-        bool, typer.Option("--ground", help="Locate what the question names; boxes in pixels.")
-    ] = False,
+    ground: options.Ground = False,
+    each: options.Each = False,
+    jsonl: options.JsonLines = False,
+    csv: options.Csv = False,
     as_json: options.Json = False,
     save: options.Save = None,
     max_tokens: options.MaxTokens = 512,
@@ -52,6 +54,7 @@ def ask(  # noqa: PLR0913 - each parameter is an option of the command
     regex: options.Regex = None,
     choice: options.Choice = None,
     strict: options.Strict = False,
+    max_pixels: options.MaxPixels = None,
     dtype: options.Dtype = "auto",
     device: options.Device = "auto",
 ) -> None:
@@ -63,7 +66,7 @@ def ask(  # noqa: PLR0913 - each parameter is an option of the command
     """
     from vl2.engine.config import SamplingParams
 
-    paths, question = split_words(words or (), question)
+    paths, text = split_words(words or (), question)
     params = SamplingParams(
         max_tokens=max_tokens,
         temperature=temperature,
@@ -72,25 +75,62 @@ def ask(  # noqa: PLR0913 - each parameter is an option of the command
         seed=seed,
         structured_outputs=form_of(schema, regex, choice, strict=strict),
     )
+    asked = Question(text=text, ground=ground, params=params, policy=policy_of(max_pixels))
+    form = _output_form(each, {"--json": as_json, "--jsonl": jsonl, "--csv": csv}, save)
+    if each:
+        files = files_of(paths)
+        ask_each(load_engine(model, dtype=dtype, device=device), asked, files, form)
+        return
     check_target(save)
     if save and not paths:
         raise ValueError("--save needs a picture to draw on: name one before the question")
-    pictures = [open_picture(path) for path in paths]
+    pictures = [open_picture(path, asked.policy) for path in paths]
     engine = load_engine(model, dtype=dtype, device=device)
-    inputs = engine.processor(
-        [{"role": "user", "content": content_of(pictures, question, ground=ground)}],
-        add_generation_prompt=True,
-        allow_grounding_tokens=ground,
-    )
-    stream = sys.stdout.isatty() and not as_json
-    answer = answer_one(engine, inputs, params, show_delta if stream else None)
-    if as_json:
-        show(json.dumps(_as_json(answer, model), ensure_ascii=False) + "\n")
-    else:
-        show("\n" if stream else answer.text + "\n")
-        show_remarks(answer)
+    names = {"model": model, "pictures": [*map(str, paths)]} if as_json else None
+    answer = _answer(engine, asked, pictures, names)
     if save:
         _draw(pictures, answer, save)
+
+
+def _output_form(each: bool, asked: dict[str, bool], save: Path | None) -> str:
+    """What comes out: "text", "json", "jsonl" or "csv".
+
+    Raises:
+        ValueError: options that exclude each other.
+    """
+    given = [name for name, wanted in asked.items() if wanted]
+    if len(given) > 1:
+        raise ValueError(f"{' and '.join(given)}: give one of them")
+    form = given[0] if given else "--text"
+    if each and form == "--json":
+        raise ValueError("--json prints one answer: with --each use --jsonl or --csv")
+    if not each and form in ("--jsonl", "--csv"):
+        raise ValueError(f"{form} prints one answer per picture: add --each, or use --json")
+    if each and save:
+        raise ValueError("--save draws one answer: ask about the picture without --each")
+    return form.removeprefix("--")
+
+
+def _answer(
+    engine: Engine,
+    question: Question,
+    pictures: Sequence[Image.Image],
+    names: dict[str, Any] | None,
+) -> Completion:
+    """Ask once and show the answer; with `names` it is JSON that begins with them."""
+    inputs = question.inputs(engine, pictures)
+    if names is not None:
+        answer = answer_one(engine, inputs, question.params)
+        show(json.dumps({**names, **answer_fields(answer)}, ensure_ascii=False) + "\n")
+        return answer
+    stream = streaming()
+    answer = answer_one(engine, inputs, question.params, stream)
+    if stream is None:
+        show(answer.text + "\n")
+    else:
+        stream.end()
+    show_remarks(answer)
+    return answer
 
 
 def form_of(
@@ -155,33 +195,6 @@ class AskCommand(TyperCommand):
             *args, question = args
             args = [f"--question={question}", *args]
         return super().parse_args(ctx, args)
-
-
-def content_of(
-    pictures: Sequence[Image.Image], question: str, *, ground: bool = False
-) -> list[dict[str, Any]]:
-    """Content parts of one user message; `ground` asks in the official form to locate it."""
-    parts: list[dict[str, Any]] = [{"type": "image", "image": picture} for picture in pictures]
-    if not ground or _MARK.search(question):
-        return [*parts, {"type": "text", "text": question}]
-    parts.append({"type": "text", "text": "Locate "})
-    parts.append({"type": "grounding", "query": query_of(question)})
-    return [*parts, {"type": "text", "text": " in the given image."}]
-
-
-def query_of(question: str) -> str:
-    """What a question asks to locate: "Locate the red circle." means "the red circle"."""
-    return _LOCATE.sub("", question).strip().rstrip(".?!")
-
-
-def _as_json(answer: Completion, model: str) -> dict[str, Any]:
-    return {
-        "model": model,
-        "text": answer.text,
-        "boxes": [asdict(box) for box in answer.boxes],
-        "finish_reason": answer.finish_reason,
-        "usage": asdict(answer.usage),
-    }
 
 
 def _draw(pictures: Sequence[Image.Image], answer: Completion, target: Path) -> None:

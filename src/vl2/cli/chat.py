@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vl2.cli import options
-from vl2.cli.answering import answer_one
-from vl2.cli.ask import content_of
+from vl2.cli.answering import answer_one, content_of
 from vl2.cli.loading import load_engine
-from vl2.cli.pictures import open_picture
-from vl2.cli.terminal import note, show, show_delta, show_remarks
+from vl2.cli.pictures import open_picture, policy_of
+from vl2.cli.terminal import note, show, show_remarks, streaming
 from vl2.folders import expand
 
 if TYPE_CHECKING:
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
 
     from vl2.engine.config import SamplingParams
     from vl2.engine.engine import Engine
+    from vl2.processing.image_gate import ImagePolicy
 
 HELP = """\
 /image PATH  add a picture to the next question
@@ -42,6 +42,7 @@ def chat(  # noqa: PLR0913 - each parameter is an option of the command
     top_p: options.TopP = 1.0,
     top_k: options.TopK = 0,
     seed: options.Seed = None,
+    max_pixels: options.MaxPixels = None,
     dtype: options.Dtype = "auto",
     device: options.Device = "auto",
 ) -> None:
@@ -55,8 +56,9 @@ def chat(  # noqa: PLR0913 - each parameter is an option of the command
     params = SamplingParams(
         max_tokens=max_tokens, temperature=temperature, top_p=top_p, top_k=top_k, seed=seed
     )
-    pictures = [open_picture(path) for path in images or ()]
-    talk = Talk(load_engine(model, dtype=dtype, device=device), params, pictures)
+    policy = policy_of(max_pixels)
+    pictures = [open_picture(path, policy) for path in images or ()]
+    talk = Talk(load_engine(model, dtype=dtype, device=device), params, pictures, policy)
     typed = sys.stdin.isatty()
     if typed:
         note(f"vl2 chat with {model}\n{HELP}")
@@ -76,11 +78,18 @@ def chat(  # noqa: PLR0913 - each parameter is an option of the command
 class Talk:
     """One conversation: what was said, and the pictures that wait for the next question."""
 
-    def __init__(self, engine: Engine, params: SamplingParams, pictures: list[Image.Image]) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        params: SamplingParams,
+        pictures: list[Image.Image],
+        policy: ImagePolicy | None = None,
+    ) -> None:
         self.messages: list[dict[str, Any]] = []
         self.waiting = pictures
         self._engine = engine
         self._params = params
+        self._policy = policy or policy_of(None)
 
     def take(self, line: str) -> None:
         """Obey a command or answer a question; an empty line is nothing.
@@ -104,7 +113,7 @@ class Talk:
     def _add_picture(self, name: str) -> None:
         if not name:
             raise ValueError("/image needs a file: /image PATH")
-        picture = open_picture(expand(name))
+        picture = open_picture(expand(name), self._policy)
         self.waiting.append(picture)
         note(f"{name}: {picture.width} x {picture.height} pixels, goes with the next question")
 
@@ -113,10 +122,17 @@ class Talk:
         asked = {"role": "user", "content": content_of(self.waiting, question)}
         # Boxes of earlier answers must read as the control tokens that they were.
         inputs = self._engine.processor(
-            [*self.messages, asked], add_generation_prompt=True, allow_grounding_tokens=True
+            [*self.messages, asked],
+            add_generation_prompt=True,
+            allow_grounding_tokens=True,
+            policy=self._policy,
         )
-        answer = answer_one(self._engine, inputs, self._params, show_delta)
-        show("\n")
+        stream = streaming()
+        answer = answer_one(self._engine, inputs, self._params, stream)
+        if stream is None:
+            show(answer.text + "\n")
+        else:
+            stream.end()
         show_remarks(answer)
         self.messages += [asked, {"role": "assistant", "content": answer.text}]
         self.waiting = []

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from vl2.cli.terminal import progress_bar
+
 if TYPE_CHECKING:
     from pathlib import Path
-
-    from rich.progress import Progress
 
     from vl2.engine.engine import Engine
 
@@ -21,6 +21,8 @@ def load_engine(model: str, *, dtype: str, device: str) -> Engine:
     Raises:
         ValueError: there is no such model, or its files cannot be read.
     """
+    from rich.progress import DownloadColumn
+
     from vl2.checkpoint.hf import load_model, resolve
     from vl2.checkpoint.load import choose_device
     from vl2.engine.cores import choose_threads
@@ -33,7 +35,7 @@ def load_engine(model: str, *, dtype: str, device: str) -> Engine:
     storage = None
     if choose_device(device).type == "cpu":
         dtype, storage = _cpu_dtypes(folder, dtype)
-    with _bar() as bar:
+    with progress_bar(DownloadColumn()) as bar:
         task = bar.add_task(f"loading {model}", total=None)
         weights = load_model(
             folder,
@@ -62,18 +64,3 @@ def _cpu_dtypes(folder: Path, dtype: str) -> tuple[str, str | None]:
     if kernels.functions() is None or main_dtype(scan_folder(folder).values()) != torch.bfloat16:
         return dtype, None
     return "float32" if dtype == "auto" and emulates_bfloat16() else dtype, "auto"
-
-
-def _bar() -> Progress:
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
-
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn())
-    return Progress(
-        *columns,
-        TimeRemainingColumn(),
-        console=console,
-        transient=True,
-        disable=not console.is_terminal,
-    )

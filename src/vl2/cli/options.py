@@ -25,6 +25,15 @@ Temperature = Annotated[float, typer.Option(help="0 takes the likeliest token, a
 TopP = Annotated[float, typer.Option(help="Sample from the likeliest tokens of this probability.")]
 TopK = Annotated[int, typer.Option(help="Sample from this many likeliest tokens; 0 means all.")]
 Seed = Annotated[int | None, typer.Option(help=_SEED, show_default=False)]
+Ground = Annotated[
+    bool, typer.Option("--ground", help="Locate what the question names; boxes in pixels.")
+]
+Each = Annotated[
+    bool,
+    typer.Option("--each", help="One answer for each picture; a folder stands for its pictures."),
+]
+JsonLines = Annotated[bool, typer.Option("--jsonl", help="With --each: one JSON object a line.")]
+Csv = Annotated[bool, typer.Option("--csv", help="With --each: a table, one row per picture.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Save = Annotated[
     Path | None,
@@ -36,4 +45,8 @@ Regex = Annotated[
     typer.Option(help="The whole answer matches this regular expression.", show_default=False),
 ]
 Choice = Annotated[list[str] | None, typer.Option(help=_CHOICE, show_default=False)]
+MaxPixels = Annotated[
+    int | None,
+    typer.Option(help="Largest picture, in pixels; 40000000 by default.", show_default=False),
+]
 Strict = Annotated[bool, typer.Option("--strict", help=_STRICT)]

@@ -2,31 +2,55 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from PIL import Image
 
 from vl2.folders import names_something
 
+if TYPE_CHECKING:
+    from vl2.processing.image_gate import ImagePolicy
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+PICTURE_NAME = re.compile(rf"\S+({'|'.join(map(re.escape, SUFFIXES))})", re.IGNORECASE)
+"""A word of this form is meant as a picture, whether there is such a file or not."""
 GAP = 8
 
 
-def open_picture(path: Path) -> Image.Image:
+def policy_of(max_pixels: int | None) -> ImagePolicy:
+    """How pictures of the command line are admitted.
+
+    Raises:
+        ValueError: `max_pixels` is below 1.
+    """
+    from vl2.processing.image_gate import MESSAGES
+
+    if max_pixels is None:
+        return MESSAGES
+    if max_pixels < 1:
+        raise ValueError(f"--max-pixels is {max_pixels}: expected at least 1")
+    return replace(MESSAGES, max_pixels=max_pixels)
+
+
+def open_picture(path: Path, policy: ImagePolicy | None = None) -> Image.Image:
     """The picture of a file through the image gate; what a user should know goes to stderr.
 
     Raises:
         ValueError: the file is missing, a folder or no whole picture, with its name.
     """
-    from vl2.processing.image_gate import ImageError, admit
+    from vl2.processing.image_gate import MESSAGES, ImageError, admit
 
     if not names_something(path):
         raise ValueError(f"{path}: no such file: give the path of a picture")
     if path.is_dir():
-        raise ValueError(f"{path}: this is a folder: give the path of a picture")
+        raise ValueError(f"{path}: this is a folder: give a picture, or add --each to vl2 ask")
     try:
-        admitted = admit(path)
+        admitted = admit(path, policy or MESSAGES)
     except ImageError as error:
         raise ValueError(f"{path}: {error}") from None
     for note in admitted.notes:

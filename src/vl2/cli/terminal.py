@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import unicodedata
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from rich.progress import Progress, ProgressColumn
+
     from vl2.engine.config import Completion
+
+_BOXES = re.compile(r"<\|det\|>.*?(?:<\|/det\|>|\Z)", re.DOTALL)
+_MARKS = re.compile(r"<\|/?(?:ref|det|grounding)\|>")
+_BEGUN = re.compile(r"<(?:\|(?:/?[a-z]*\|?)?)?\Z")
+"""What may become a mark once the text goes on."""
 
 
 def show(text: str) -> None:
@@ -16,9 +24,37 @@ def show(text: str) -> None:
     sys.stdout.flush()
 
 
-def show_delta(index: int, text: str) -> None:
-    """Write a piece of the only answer while it is made."""
-    show(text)
+def streaming() -> PlainText | None:
+    """Shows the only answer while it is made, as text for people; None where stdout is data."""
+    return PlainText() if sys.stdout.isatty() else None
+
+
+class PlainText:
+    """An answer for people, piece by piece: labels without their marks, no coordinates."""
+
+    def __init__(self) -> None:
+        self._text = ""
+        self._shown = 0
+
+    def __call__(self, index: int, delta: str) -> None:
+        """Show what is new; what may be the beginning of a mark waits."""
+        self._text += delta
+        self._show(plain_text(_BEGUN.sub("", self._text)))
+
+    def end(self) -> None:
+        """Show what waited, and end the line."""
+        self._show(plain_text(self._text))
+        show("\n")
+
+    def _show(self, plain: str) -> None:
+        show(plain[self._shown :])
+        self._shown = len(plain)
+
+
+def plain_text(text: str) -> str:
+    """An answer for people: labels without their marks, no coordinates."""
+    listed = _BOXES.sub("", text.replace("<|/det|><|ref|>", "<|/det|>, "))
+    return _MARKS.sub("", listed)
 
 
 def note(text: str) -> None:
@@ -33,14 +69,47 @@ def printable(text: str) -> str:
     )
 
 
-def show_remarks(answer: Completion) -> None:
-    """List an answer's boxes on stderr in pixels of their pictures, and say if it was cut short."""
+def show_remarks(answer: Completion, picture: str | None = None) -> None:
+    """List an answer's boxes on stderr in pixels of their pictures, and say if it was cut short.
+
+    Args:
+        answer: of one question.
+        picture: name of the only picture, which is told then.
+    """
     for box in answer.boxes:
-        place = f"({box.x1}, {box.y1}) to ({box.x2}, {box.y2}) in picture {box.image_index + 1}"
+        where = picture or f"picture {box.image_index + 1}"
+        place = f"({box.x1}, {box.y1}) to ({box.x2}, {box.y2}) in {where}"
         score = "" if box.score is None else f", score {box.score:.2f}"
         note(f"{box.label or 'box'}: {place}{score}")
     for told in dict.fromkeys(box.note for box in answer.boxes if box.note):
         note(told)
     if answer.finish_reason == "length":
         count = answer.usage.completion_tokens
-        note(f"the answer was cut after {count} tokens, by --max-tokens or the end of the context")
+        whose = f"{picture}: " if picture else ""
+        note(
+            f"{whose}the answer was cut after {count} tokens, by --max-tokens or the end of the "
+            "context"
+        )
+
+
+def progress_bar(*columns: ProgressColumn) -> Progress:
+    """A bar on stderr for what takes long; shows nothing where stderr is no terminal."""
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+
+    console = Console(stderr=True)
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        *(columns or (MofNCompleteColumn(),)),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    )

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vl2.cli import options
-from vl2.cli.pictures import check_target, open_picture, save_png, side_by_side, stacked
+from vl2.cli.pictures import check_target, open_picture, policy_of, save_png, side_by_side, stacked
 from vl2.cli.terminal import show
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ def tiles(
     model: options.Model = "nano",
     as_json: options.Json = False,
     save: options.Save = None,
+    max_pixels: options.MaxPixels = None,
 ) -> None:
     """Show how a model cuts pictures: by the released rule and by their content.
 
@@ -35,7 +36,7 @@ def tiles(
     from vl2.processing.processor import Processor
 
     check_target(save)
-    pictures = [open_picture(path) for path in images]
+    pictures = [open_picture(path, policy_of(max_pixels)) for path in images]
     processor = Processor.from_pretrained(resolve(model, weights=False))
     rows = [_row(*pair, processor) for pair in zip(images, pictures, strict=True)]
     show(json.dumps(rows, ensure_ascii=False) + "\n" if as_json else "".join(map(_line, rows)))

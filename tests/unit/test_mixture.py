@@ -111,24 +111,25 @@ def test_no_row_comes_twice_in_a_step_while_others_wait(
 
 
 @pytest.mark.parametrize(
-    ("rows", "batch_size", "length"),
+    ("rows", "batch_size", "length", "most"),
     [
-        ((20,), 2, 512),
-        ((50,), 8, 4096),
-        ((20, 30), 2, 512),
-        ((500, 300), 8, 4096),
-        ((900, 10), 4, 2048),
+        ((20,), 2, 512, 0),
+        ((50,), 8, 4096, 0),
+        ((20, 30), 2, 512, 0),
+        ((500, 300), 8, 4096, 0),
+        ((900, 10), 4, 2048, 0.05),  # the ten come again in each step, whatever the order
     ],
 )
-def test_packed_steps_hold_no_needless_copies(rows: tuple[int, ...], batch_size: int, length: int):
+def test_packed_steps_hold_no_needless_copies(
+    rows: tuple[int, ...], batch_size: int, length: int, most: float
+):
     rng = np.random.default_rng(3)
     counts = [rng.integers(20, 400, size=n).astype(np.int32) for n in rows]
     order = order_of(*counts, longest=length)
     config = DataConfig(sequence_length=length, batch_size=batch_size)
     planner = Planner(order, counts, [np.zeros_like(c) for c in counts], config)
     steps = [[r for s in step.sequences for r in s.rows] for step in itertools.islice(planner, 30)]
-    # 0 but for the smallest source of the last case, which comes again in each step
-    assert sum(copies_of(order, step) for step in steps) <= 0.003 * sum(map(len, steps))
+    assert sum(copies_of(order, step) for step in steps) <= most * sum(map(len, steps))
 
 
 def test_spaced_rows_still_come_once_per_epoch_of_their_source():

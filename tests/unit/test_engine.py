@@ -173,6 +173,17 @@ def test_a_stop_string_never_leaks(engine, say):
     assert answer.finish_reason == "stop"
 
 
+def test_min_tokens_hold_back_stop_strings(engine, say):
+    tokens = TOKENIZER.encode_trusted("a, b, c, d, e")
+    say("a, b, c, d, e")
+    params = SamplingParams(min_tokens=tokens.index(tokens[1], 4), stop=",")
+    deltas = []
+    [answer] = engine.generate([MIXED[0]], params, on_token=lambda _, delta: deltas.append(delta))
+    assert (answer.text, answer.finish_reason) == ("a, b, c", "stop")
+    assert "".join(deltas) == answer.text
+    assert len(answer.token_ids) == params.min_tokens + 1
+
+
 def test_a_stop_token_ends_the_answer(engine, say):
     say("one<|User|>two")
     params = SamplingParams(stop_token_ids=[TOKENIZER.user_id])

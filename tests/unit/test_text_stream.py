@@ -14,9 +14,9 @@ TOKENIZER = Tokenizer.from_pretrained(GOLDEN)
 BYTES = {TOKENIZER.token_bytes(token): token for token in range(TOKENIZER.vocab_size)}
 
 
-def feed(data: bytes, *stop: str) -> tuple[list[str], TextStream]:
+def feed(data: bytes, *stop: str, min_tokens: int = 0) -> tuple[list[str], TextStream]:
     """Push one token per byte, the worst that a byte-level tokenizer can do, until it stops."""
-    stream, deltas = TextStream(TOKENIZER, stop), []
+    stream, deltas = TextStream(TOKENIZER, stop, min_tokens), []
     for byte in data:
         deltas.append(stream.push(BYTES[bytes([byte])]))
         if stream.stopped:
@@ -43,6 +43,23 @@ def test_no_stop_string_leaks_where_parts_of_it_abound(text):
     assert "".join(deltas) == stream.text
     assert text.startswith(stream.text)
     assert not {"STS", "TT"} & {stream.text[i : i + n] for i in range(30) for n in (2, 3)}
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.text(alphabet="abST", max_size=30), st.integers(0, 32))
+def test_a_stop_string_within_the_first_tokens_is_text(text, min_tokens):
+    stops = ("STS", "TT", "a")
+    deltas, stream = feed(text.encode(), *stops, min_tokens=min_tokens)
+    ends = [
+        (place + len(stop), place)
+        for stop in stops
+        for place in range(len(text))
+        if text.startswith(stop, place) and place + len(stop) > min_tokens
+    ]
+    first = min(end for end, _ in ends) if ends else None
+    cut = min(place for end, place in ends if end == first) if ends else len(text)
+    assert "".join(deltas) == stream.text == text[:cut]
+    assert stream.stopped == bool(ends)
 
 
 @settings(deadline=None, max_examples=50)

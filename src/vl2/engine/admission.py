@@ -71,7 +71,7 @@ class Admission:
                 params=params,
                 max_tokens=min(params.max_tokens, room),
                 stop_ids=stop_ids,
-                stream=TextStream(self.processor.tokenizer, params.stop),
+                stream=TextStream(self.processor.tokenizer, params.stop, params.min_tokens),
                 sampling=SamplingState.start(
                     params,
                     prompt.inputs.input_ids,

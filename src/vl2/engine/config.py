@@ -126,8 +126,8 @@ class SamplingParams:
 
     Attributes:
         max_tokens: most tokens of the answer; the context's end can come first.
-        min_tokens: so many tokens come before any that could end the answer. A structured output
-            that is complete ends earlier.
+        min_tokens: so many tokens come before any that could end the answer; a stop string among
+            them is text. A structured output that is complete ends earlier.
         temperature: 0 takes the likeliest token; above 0 samples.
         top_p: keep the likeliest tokens that together reach this probability.
         top_k: keep this many of the likeliest tokens; 0 keeps all.

@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from vl2.checkpoint import load
 from vl2.checkpoint.hf import (
     CheckpointError,
     convert_checkpoint,
@@ -313,3 +314,33 @@ def test_peak_memory_is_one_quantised_copy(way: str, tmp_path: Path):
     size, ratio = map(float, done.stdout.split())
     assert size > 500e6
     assert 0.9 < ratio <= 1.15, done.stdout
+
+
+def test_a_card_is_told_once_that_a_scheme_has_no_kernel_there(caplog):
+    load.say_if_slow.cache_clear()
+    for scheme in ("int8", "int4", "float8"):
+        for device in ("cpu", "cuda", "cuda"):
+            load.say_if_slow(scheme, device)
+    told = [record.getMessage() for record in caplog.records]
+    assert [text.split()[0] for text in told] == ["int8", "int4"]
+    assert all("slower than bfloat16" in text and "\n" not in text for text in told)
+
+
+@pytest.mark.parametrize("given", [None, "int4"])
+def test_loading_a_quantised_model_looks_whether_it_is_slow(given, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(load, "say_if_slow", lambda *call: asked.append(call))
+    load_model("nano", device="cpu")
+    if given is None:
+        save_model(load_model("nano", device="cpu", quantization="int8"), tmp_path, None)
+        asked.clear()
+    load_model("nano" if given else tmp_path, device="cpu", quantization=given)
+    assert asked == [(given or "int8", "cpu")]
+
+
+@pytest.mark.gpu
+def test_the_card_is_named_when_a_model_is_loaded_onto_it(caplog):
+    load.say_if_slow.cache_clear()
+    load_model("nano", device="cuda", quantization="int8")
+    load_model("nano", device="cuda", quantization="int8")
+    assert sum("no kernel on CUDA" in record.getMessage() for record in caplog.records) == 1

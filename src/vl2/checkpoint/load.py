@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -103,7 +104,20 @@ def load_model(
     _fill(checkpoint, state, on_progress or (lambda done, total: None))
     model.load_state_dict(state, strict=True, assign=True)
     log.info("loaded %s: %d tensors in %s on %s", path, len(checkpoint.places), held, target)
+    if model.config.quantization_config is not None:
+        say_if_slow(model.config.quantization_config.scheme, target.type)
     return model.eval()
+
+
+@cache
+def say_if_slow(scheme: str, device: str) -> None:
+    """Say once that a card has no kernel for a scheme."""
+    if device == "cuda" and scheme in ("int8", "int4"):
+        log.warning(
+            "%s weights have no kernel on CUDA: they save memory and are slower than bfloat16; "
+            "load without quantization where that fits, or float8 from compute capability 8.9 on",
+            scheme,
+        )
 
 
 def open_checkpoint(folder: Path) -> Checkpoint:

@@ -115,6 +115,7 @@ class ComputeConfig:
     recompute: Literal["none", "selective", "full"] = "none"  # language model's activations
     recompute_vision: Literal["none", "selective", "full"] = "none"
     threads: int | None = None
+    deterministic: bool = False  # on a card: slower kernels that give the same bits again
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

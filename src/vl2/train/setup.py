@@ -31,6 +31,7 @@ from vl2.parallel.mesh import ALONE, ONE, Ranks, join, leave
 from vl2.parallel.parallelize import Blocks, parallelize_vl2, stage_units
 from vl2.parallel.watchdog import Watchdog
 from vl2.train.config import TrainConfig
+from vl2.train.determinism import use_deterministic_algorithms
 from vl2.train.export import export
 from vl2.train.flops import model_work, step_flops
 from vl2.train.layouts import find_obstacle
@@ -158,6 +159,8 @@ def build(prepared: Prepared, ranks: Ranks = ALONE) -> Trainer:
     folder = Path(config.folder)
     if config.compute.threads:
         torch.set_num_threads(config.compute.threads)
+    if config.compute.deterministic:
+        use_deterministic_algorithms()
     loader = ranks.together(
         lambda: TrainLoader(
             config.data,

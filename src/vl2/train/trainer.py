@@ -1,4 +1,4 @@
-"""The training loop: one for every stage, watched, resumable bit for bit, safe to kill.
+"""The training loop: one for every stage, watched, resumable, safe to kill.
 
 A step is: take a batch, compute gradients, judge them, move (or throw the step away), log, and
 keep the state where it is due. Everything that decides the next step is in the state.

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from vl2.data.config import SourceConfig
-from vl2.data.records import Record
+from vl2.data.records import Record, Turn
+from vl2.data.source_grounding import check_media, grounded_turns
 from vl2.data.source_json import JsonSource, Row
 from vl2.data.source_objects import object_turns
 from vl2.data.source_pictures import read_pictures
@@ -29,6 +30,7 @@ def open_llava(config: SourceConfig) -> JsonSource:
     "conversations" [{"from": "human", "value"}, {"from": "gpt", "value"}],
     "messages" [{"role", "content"}],
     "objects" [{"label", "box": [x1, y1, x2, y2] in pixels}].
+    Marks of other trainers in a conversation are read as well, see `source_grounding`.
 
     Raises:
         ValueError: the file cannot be read.
@@ -45,18 +47,24 @@ def llava_record(row: Row, pictures: Pictures, origin: Origin) -> Record:
         origin: of the record.
 
     Raises:
-        RecordError: none of `ANSWERS` is there, or it cannot be used.
+        RecordError: none of `ANSWERS` is there, it cannot be used, or the row has video or sound.
     """
-    for name in ("conversations", "messages"):
-        if row.get(name) is not None:
-            return conversation_record(read_turns(row[name], origin), pictures, origin)
-    if row.get("texts") is not None:
-        return conversation_record(read_pairs(row["texts"], origin), pictures, origin)
+    check_media(row, origin)
+    said = next((row[n] for n in ("conversations", "messages") if row.get(n) is not None), None)
+    pairs = row.get("texts") if said is None else None
+    if said is not None or pairs is not None:
+        turns = read_turns(said, origin) if pairs is None else read_pairs(pairs, origin)
+        return conversation_record(grounded_turns(turns, row, pictures, origin), pictures, origin)
     if row.get("objects") is not None:
         turns = object_turns(row["objects"], pictures, origin)
         return conversation_record(turns, pictures, origin)
     if row.get("caption") is not None:
-        return caption_record(row["caption"], pictures, origin)
+        caption = row["caption"]
+        if isinstance(caption, str):
+            spoken = Turn(role="assistant", text=caption)
+            (spoken,) = grounded_turns([spoken], row, pictures, origin)
+            caption = spoken.text
+        return caption_record(caption, pictures, origin)
     raise origin.error(f"the row has no answers: expected one of {', '.join(ANSWERS)}")
 
 

@@ -26,16 +26,19 @@ def object_turns(objects: Any, pictures: Pictures, origin: Origin) -> tuple[Turn
 
     Raises:
         RecordError: no object, another number of pictures, a picture that cannot be opened, or a
-            box that is not four numbers with x1 < x2 and y1 < y2 inside the picture.
+            box that is not four numbers with x1 < x2 and y1 < y2 inside the picture, or
+            thinner than a pixel.
     """
     if len(pictures) != 1:
         raise origin.error(f"'objects' with {len(pictures)} pictures: expected exactly one")
+    if isinstance(objects, Mapping):
+        raise origin.error(
+            "'objects' is an object with fields: expected a list of {'label', 'box'}, or messages "
+            "whose marks <ref-object> and <bbox> it fills"
+        )
     if not isinstance(objects, list) or not objects:
         raise origin.error("'objects' is empty or no list: there is nothing to learn")
-    try:
-        size = picture_size(pictures[0])
-    except ImageError as error:
-        raise origin.error(str(error), picture="picture 1") from None
+    size = shown_size(pictures, 0, origin)
     found: dict[str, list[list[float]]] = {}
     for each in objects:
         label, box = _object(each, size, origin)
@@ -52,18 +55,59 @@ def object_turns(objects: Any, pictures: Pictures, origin: Origin) -> tuple[Turn
     return tuple(turns)
 
 
+def shown_size(pictures: Pictures, number: int, origin: Origin) -> Resolution:
+    """Width and height of one of the pictures, as it is shown.
+
+    Raises:
+        RecordError: it cannot be opened.
+    """
+    try:
+        return picture_size(pictures[number])
+    except ImageError as error:
+        raise origin.error(str(error), picture=f"picture {number + 1}") from None
+
+
+def checked_box(
+    box: Any, size: Resolution | None, origin: Origin, *, end: float = 1
+) -> list[float]:
+    """A box in pixels of a picture, or in shares of `end`.
+
+    Args:
+        box: x1, y1, x2, y2.
+        size: of the picture; None for shares.
+        origin: of the record.
+        end: where shares end.
+
+    Raises:
+        RecordError: no four numbers, corners in the wrong order or outside, or a box in pixels
+            that is thinner than one, as shares are.
+    """
+    if not isinstance(box, list) or len(box) != 4 or not all(type(v) in (int, float) for v in box):
+        told = "a point, which has no form here" if isinstance(box, list) and len(box) == 2 else ""
+        raise origin.error(
+            f"a box is {told or 'no list of four numbers'}: expected [x1, y1, x2, y2]"
+            + (" in pixels" if size else "")
+        )
+    x1, y1, x2, y2 = box
+    width, height = size or (end, end)
+    if not (0 <= x1 < x2 <= width and 0 <= y1 < y2 <= height):  # refuses NaN, too
+        inside = f"{width} x {height} pixels" if size else f"shares of 0..{end:g}"
+        raise origin.error(
+            "a box does not lie inside its picture: expected 0 <= x1 < x2 <= width and "
+            f"0 <= y1 < y2 <= height, got {box} in {inside}"
+        )
+    if size and (x2 - x1 < 1 or y2 - y1 < 1 or max(box) <= 1):
+        raise origin.error(
+            f"a box is thinner than a pixel, got {box} in {width} x {height} pixels: shares (0..1) "
+            "must be multiplied by width and height"
+        )
+    return box
+
+
 def _object(value: Any, size: Resolution, origin: Origin) -> tuple[str, list[float]]:
     label, box = (
         (value.get("label"), value.get("box")) if isinstance(value, Mapping) else (None, None)
     )
     if not isinstance(label, str) or not label.strip():
         raise origin.error("an object has no label: expected {'label', 'box'}")
-    if not isinstance(box, list) or len(box) != 4 or not all(type(v) in (int, float) for v in box):
-        raise origin.error("a box is no list of four numbers: expected [x1, y1, x2, y2] in pixels")
-    x1, y1, x2, y2 = box
-    if not (0 <= x1 < x2 <= size[0] and 0 <= y1 < y2 <= size[1]):  # refuses NaN, too
-        raise origin.error(
-            "a box does not lie inside its picture: expected 0 <= x1 < x2 <= width and "
-            f"0 <= y1 < y2 <= height, got {box} in {size[0]} x {size[1]} pixels"
-        )
-    return " ".join(label.split()), box
+    return " ".join(label.split()), checked_box(box, size, origin)

@@ -14,13 +14,14 @@ from typing import Any
 from vl2.data.config import SourceConfig
 from vl2.data.records import Record
 from vl2.data.source_files import check_row, ends_of, locate, matching_files, row_count
+from vl2.data.source_grounding import MEDIA
 from vl2.data.source_llava import ANSWERS, llava_record, pictures_of
 from vl2.data.source_record import Origin, record_id
 
 MAX_GROUP_BYTES = 2**31
 """Of a row group once it is decompressed: what is held in memory."""
 
-COLUMNS = ("id", "image", "images", *ANSWERS)
+COLUMNS = ("id", "image", "images", *MEDIA, *ANSWERS)
 
 
 class ParquetSource:

@@ -10,6 +10,7 @@ from huggingface_hub import snapshot_download
 
 from vl2.folders import expand, names_something
 from vl2.logs import get_logger
+from vl2.presets import RELEASED
 
 log = get_logger(__name__)
 
@@ -25,9 +26,10 @@ def resolve(path: str | Path, *, weights: bool = True) -> Path:
     """The folder of a model.
 
     Args:
-        path: "nano", a local folder, or a hub id "organisation/name". A hub id is fetched into the
-            hub's own cache, only JSON and safetensors of it; `HF_HOME`, `HF_TOKEN` and
-            `HF_HUB_OFFLINE` are respected, and a cached copy serves when the hub is out of reach.
+        path: "nano", "tiny", "small" or "base", a local folder ("./tiny" for one of these names),
+            or a hub id "organisation/name". What is on the hub is fetched into its own cache, only
+            JSON and safetensors of it; `HF_HOME`, `HF_TOKEN` and `HF_HUB_OFFLINE` are respected,
+            and a cached copy serves when the hub is out of reach.
         weights: False fetches the description of a hub model without its weights.
 
     Raises:
@@ -36,6 +38,8 @@ def resolve(path: str | Path, *, weights: bool = True) -> Path:
     name = str(path)
     if name == EMBEDDED:
         return embedded_folder()
+    if path in RELEASED:
+        return _fetch(RELEASED[name], _WEIGHTS if weights else _DESCRIPTION)
     folder = expand(path)
     if names_something(folder):
         if folder.is_dir():
@@ -44,7 +48,8 @@ def resolve(path: str | Path, *, weights: bool = True) -> Path:
     if isinstance(path, str) and _HUB_ID.fullmatch(path):
         return _fetch(path, _WEIGHTS if weights else _DESCRIPTION)
     raise ValueError(
-        f"no model at {name}: give a folder, a hub id (organisation/name) or {EMBEDDED!r}"
+        f"no model at {name}: give a folder, a hub id (organisation/name), "
+        f"{EMBEDDED}, {', '.join(RELEASED)}"
     )
 
 
@@ -104,7 +109,7 @@ def _fetch(hub_id: str, patterns: list[str]) -> Path:
     except Exception as error:  # each transport has its own errors; all mean the same to a user
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(
-            f"cannot get {hub_id}: neither a folder here nor to be had from the hub or its cache "
-            f"({reason[:160]}); check the name and the network, or give a local folder"
+            f"cannot get {hub_id}: not found locally or on the Hub ({reason}); check the name and "
+            "the network, or give a local folder"
         ) from None
     return Path(found)

@@ -170,3 +170,16 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 """Every named configuration. The debug ones have the released mechanisms at a size for tests and
 speak with the embedded model's tokenizer."""
+
+RELEASED = {
+    "tiny": "deepseek-ai/deepseek-vl2-tiny",
+    "small": "deepseek-ai/deepseek-vl2-small",
+    "base": "deepseek-ai/deepseek-vl2",
+}
+"""Hub ids of the released sizes."""
+
+
+def preset_of(model: str) -> str | None:
+    """The preset that a name means, itself or as the hub id of a released size; None: neither."""
+    hub_ids = {hub_id: name for name, hub_id in RELEASED.items()}
+    return model if model in PRESETS else hub_ids.get(model)

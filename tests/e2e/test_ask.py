@@ -18,6 +18,7 @@ from PIL import Image, ImageChops
 import vl2
 from vl2.cli.answering import content_of, query_of
 from vl2.cli.ask import split_words
+from vl2.cli.loading import load_engine
 from vl2.cli.terminal import PlainText
 from vl2.folders import names_something
 
@@ -230,6 +231,15 @@ def test_any_question_can_be_asked(vl2_command, engine, picture, tmp_path, monke
             vl2_command("ask", "--ground", *words)
     assert [words[1] for words in asked] == [question] * 3
     assert all(len(words[0]) == 1 for words in asked)
+
+
+@pytest.mark.parametrize("scheme", ["int8", "int4"])
+def test_a_model_is_quantised_while_it_is_loaded(vl2_command, picture, scheme):
+    held = load_engine("nano", dtype="auto", device="cpu", quantization=scheme).model.config
+    assert held.quantization_config.scheme == scheme
+    words = ("ask", picture, "What?", "--max-tokens", 2, "--quantization")
+    assert vl2_command(*words, scheme)[0] == 0
+    assert "quantization is 'int3'" in vl2_command(*words, "int3")[2]
 
 
 @pytest.fixture

@@ -37,7 +37,7 @@ def test_plan_takes_a_model_in_the_place_of_a_command(vl2_command, words):
     words = words if "--memory" in words else (*words, "--memory", "24GiB")
     code, out, err = vl2_command("plan", *words)
     assert (code, err) == (0, "")
-    assert out.endswith("most exact that fits: float32\n")
+    assert "most precise that fits: bfloat16\nnext: vl2 ask" in out
 
 
 def test_plan_train_lists_the_layouts_that_fit(vl2_command):

@@ -7,17 +7,28 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+import typer
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors.torch import load_file
 
+from vl2 import model_folder
 from vl2.checkpoint import report
-from vl2.checkpoint.hf import CheckpointError, load_model
+from vl2.checkpoint.budget import best, plan_memory, system_bytes
+from vl2.checkpoint.hf import CheckpointError, load_model, resolve
+from vl2.checkpoint.report import find_config
 from vl2.cli.convert import convert
 from vl2.cli.inspect import inspect
 from vl2.cli.plan import plan
+from vl2.config import VL2Config
+from vl2.presets import RELEASED
+from vl2.recipes.stages import RECIPES
+from vl2.train.setup import plan as planned_run
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "model"
 Read = Callable[[], str]
@@ -54,6 +65,41 @@ def test_inspect_needs_no_files_for_a_preset(
     assert f"1x1 {data['image_tokens']['1x1']}" in text
 
 
+@pytest.mark.parametrize("name", ["tiny", "small", "base"])
+def test_a_released_size_needs_no_network_by_either_name(
+    name: str, stdout: Read, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(model_folder, "snapshot_download", None)
+    hub_id = RELEASED[name]
+    assert find_config(hub_id) == find_config(name)
+    inspect(hub_id)
+    assert hub_id in stdout()
+    plan(hub_id, memory="80GB")
+    assert f"--model {hub_id}" in stdout()
+    monkeypatch.setattr(model_folder, "snapshot_download", lambda found, **_: found)
+    assert resolve(name) == Path(hub_id)
+
+
+@pytest.mark.parametrize("model", ["tiny", RELEASED["tiny"]])
+def test_a_run_from_a_released_size_is_planned_offline(model: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(model_folder, "snapshot_download", None)
+    config = RECIPES["tiny_lora"]()
+    config = replace(config, init=replace(config.init, model=model))
+    assert planned_run(config)["parameters"]["trained"] > 0
+
+
+@given(st.integers(1, 2**36))
+@settings(max_examples=20, deadline=None)
+def test_room_is_left_for_the_system(memory: int):
+    assert system_bytes(memory) == min(memory // 8, 2 * 2**30)
+    budgets = plan_memory(VL2Config.nano(), memory)
+    assert all(
+        budget.fits == (budget.needed + system_bytes(memory) <= memory) for budget in budgets
+    )
+    chosen = best(budgets)
+    assert chosen is None or chosen.scheme.name != "float32"
+
+
 def test_inspect_of_base_shows_the_released_figures(stdout: Read):
     inspect("base")
     text = stdout()
@@ -86,14 +132,20 @@ def test_inspect_of_a_folder_shows_and_checks_its_files(stdout: Read, tmp_path: 
 def test_plan_shows_what_fits(stdout: Read):
     plan("base", memory="24GiB")
     text = stdout()
-    assert "most exact that fits: int4\n" in text
+    assert "\nmost precise that fits: int4\n" in text
+    assert "\nsystem: 2.0 GiB of the memory" in text
+    assert text.endswith("--model base --quantization int4\n")
     assert [line.split()[0] for line in text.splitlines()[3:8]] == [
         "float32", "bfloat16", "int8", "float8", "int4",
     ]  # fmt: skip
     plan("tiny", memory="24GiB", context=9000)
     assert "9,000 tokens (trained for 4,096)" in (text := stdout())
-    assert text.endswith("most exact that fits: float32\n")
-    plan("base", memory="1GiB")
+    assert text.endswith(
+        'bfloat16\nnext: vl2 ask photo.png "What is in the picture?" --model tiny\n'
+    )
+    with pytest.raises(typer.Exit) as ended:
+        plan("base", memory="1GiB")
+    assert ended.value.exit_code == 1
     assert "nothing fits: int4 needs 15." in stdout()
 
 
@@ -101,6 +153,7 @@ def test_plan_as_json_and_of_a_folder(stdout: Read):
     plan(str(GOLDEN / "tiny_like"), memory="2GB", as_json=True)
     data = json.loads(stdout())
     assert data["memory"] == 2 * 10**9
+    assert data["system"] == 2 * 10**9 // 8
     assert data["best"] == "float32"
     for scheme in data["schemes"]:
         assert scheme["needed"] == scheme["weights"] + scheme["kv"] + scheme["activations"]

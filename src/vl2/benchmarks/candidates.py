@@ -103,8 +103,7 @@ def find_model(bench: BenchConfig) -> tuple[VL2Config, Processor]:
     """
     config, folder = find_config(bench.model)
     if not bench.is_random:
-        assert folder is not None
-        return config, Processor.from_pretrained(folder)
+        return config, Processor.from_pretrained(folder or bench.model)
     layers = bench.layers
     if layers is None and bench.quick:
         layers = min(QUICK_LAYERS, config.language_config.num_hidden_layers)

@@ -3,8 +3,9 @@
 For one conversation at context length S, with activations and cache of b bytes per number (4 in
 float32, else 2), chunks of C = 1024 prompt tokens, hidden size H and heads h:
 
-    needed(S) = reserve + weights + fixed + S * (kv + per_token)
+    needed(S) = reserve + weights + fixed + S * (kv + per_token) <= memory - system
 
+    system     memory / 8, at most 2 GiB: what else runs on the machine
     reserve    512 MiB: Python, PyTorch, a CUDA context
     weights    `count.weight_bytes`
     kv         cache_width * layers * b
@@ -37,6 +38,7 @@ from vl2.checkpoint.report import find_config
 from vl2.config import LanguageConfig, VL2Config
 
 RESERVE_BYTES = 512 * 2**20
+SYSTEM_SHARE, SYSTEM_BYTES = 8, 2 * 2**30
 PREFILL_CHUNK = 1024
 
 
@@ -50,7 +52,7 @@ class Budget:
     fixed: int
     per_token: int
     context: int
-    memory: int
+    memory: int  # what is left beside the system
 
     @property
     def kv(self) -> int:
@@ -84,7 +86,7 @@ def plan_memory(config: VL2Config, memory: int, context: int | None = None) -> l
 
     Args:
         config: the model.
-        memory: bytes that may be used.
+        memory: bytes of the machine or the card.
         context: tokens of one conversation, pictures and answer included; None takes the model's
             `max_position_embeddings`.
 
@@ -105,10 +107,15 @@ def plan_memory(config: VL2Config, memory: int, context: int | None = None) -> l
             fixed=_fixed(config) * scheme.rest + 8 * language.vocab_size,
             per_token=_per_token(language) * scheme.rest + PREFILL_CHUNK * (1 + scheme.rest),
             context=context,
-            memory=memory,
+            memory=memory - system_bytes(memory),
         )
         for scheme in SCHEMES
     ]
+
+
+def system_bytes(memory: int) -> int:
+    """What is left of a machine's memory for everything else that runs on it."""
+    return min(memory // SYSTEM_SHARE, SYSTEM_BYTES)
 
 
 def plan_model(model: str, memory: int, context: int | None = None) -> dict[str, Any]:
@@ -119,10 +126,11 @@ def plan_model(model: str, memory: int, context: int | None = None) -> dict[str,
     """
     config, _ = find_config(model)
     budgets = plan_memory(config, memory, context)
-    chosen = best(budgets)
+    chosen = best(budgets, config.torch_dtype)
     return {
         "model": model,
         "memory": memory,
+        "system": system_bytes(memory),
         "context": budgets[0].context,
         "trained_context": config.language_config.max_position_embeddings,
         "reserve": RESERVE_BYTES,
@@ -146,9 +154,11 @@ def plan_model(model: str, memory: int, context: int | None = None) -> dict[str,
     }
 
 
-def best(budgets: list[Budget]) -> Budget | None:
-    """The most exact scheme that fits."""
-    return next((budget for budget in budgets if budget.fits), None)
+def best(budgets: list[Budget], held: str = "bfloat16") -> Budget | None:
+    """The most precise scheme that fits; wider floats than files of dtype `held` add nothing."""
+    wide = "float32" if held == "float32" else "bfloat16"
+    names = [budget.scheme.name for budget in budgets]
+    return next((budget for budget in budgets[names.index(wide) :] if budget.fits), None)
 
 
 def _per_token(c: LanguageConfig) -> int:

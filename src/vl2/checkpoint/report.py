@@ -20,20 +20,22 @@ from vl2.checkpoint.folder import has_weights
 from vl2.checkpoint.load import open_checkpoint
 from vl2.config import VL2Config
 from vl2.model_folder import EMBEDDED, has_embedded, resolve
-from vl2.presets import PRESETS
+from vl2.presets import preset_of
 
 
 def find_config(model: str) -> tuple[VL2Config, Path | None]:
     """The config of a preset name (tiny, small, base, nano), folder or hub id, and its folder.
 
-    A preset has no folder, but for "nano" where the package carries it. Of a hub model only the
-    description is fetched. A folder called like a preset is meant by "./tiny".
+    A preset and the hub id of a released size need no files and have no folder, but for "nano"
+    where the package carries it. Of another hub model only the description is fetched. A folder
+    called like a preset is meant by "./tiny".
 
     Raises:
         ValueError: nothing is there, or config.json is wrong.
     """
-    if model in PRESETS and not (model == EMBEDDED and has_embedded()):
-        return VL2Config.preset(model), None
+    preset = preset_of(model)
+    if preset is not None and not (model == EMBEDDED and has_embedded()):
+        return VL2Config.preset(preset), None
     folder = resolve(model, weights=False)
     return VL2Config.from_pretrained(folder), folder
 

@@ -55,6 +55,7 @@ def ask(  # noqa: PLR0913 - each parameter is an option of the command
     choice: options.Choice = None,
     strict: options.Strict = False,
     max_pixels: options.MaxPixels = None,
+    quantization: options.Quantization = None,
     dtype: options.Dtype = "auto",
     device: options.Device = "auto",
 ) -> None:
@@ -79,13 +80,18 @@ def ask(  # noqa: PLR0913 - each parameter is an option of the command
     form = _output_form(each, {"--json": as_json, "--jsonl": jsonl, "--csv": csv}, save)
     if each:
         files = files_of(paths)
-        ask_each(load_engine(model, dtype=dtype, device=device), asked, files, form)
+        ask_each(
+            load_engine(model, dtype=dtype, device=device, quantization=quantization),
+            asked,
+            files,
+            form,
+        )
         return
     check_target(save)
     if save and not paths:
         raise ValueError("--save needs a picture to draw on: name one before the question")
     pictures = [open_picture(path, asked.policy) for path in paths]
-    engine = load_engine(model, dtype=dtype, device=device)
+    engine = load_engine(model, dtype=dtype, device=device, quantization=quantization)
     names = {"model": model, "pictures": [*map(str, paths)]} if as_json else None
     answer = _answer(engine, asked, pictures, names)
     if save:

@@ -43,6 +43,7 @@ def chat(  # noqa: PLR0913 - each parameter is an option of the command
     top_k: options.TopK = 0,
     seed: options.Seed = None,
     max_pixels: options.MaxPixels = None,
+    quantization: options.Quantization = None,
     dtype: options.Dtype = "auto",
     device: options.Device = "auto",
 ) -> None:
@@ -58,7 +59,12 @@ def chat(  # noqa: PLR0913 - each parameter is an option of the command
     )
     policy = policy_of(max_pixels)
     pictures = [open_picture(path, policy) for path in images or ()]
-    talk = Talk(load_engine(model, dtype=dtype, device=device), params, pictures, policy)
+    talk = Talk(
+        load_engine(model, dtype=dtype, device=device, quantization=quantization),
+        params,
+        pictures,
+        policy,
+    )
     typed = sys.stdin.isatty()
     if typed:
         note(f"vl2 chat with {model}\n{HELP}")

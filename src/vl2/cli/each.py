@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 COLUMNS = ("picture", "text", "boxes", "finish_reason", "error")
 """Of `--csv`; boxes are JSON."""
+MOST_OPEN = 32
+"""Pictures in memory at a time; one takes up to 18 MB as tiles."""
 
 
 def files_of(paths: Sequence[Path]) -> list[Path]:
@@ -47,7 +49,7 @@ def ask_each(engine: Engine, question: Question, files: Sequence[Path], form: st
     """Print one answer per file, in order; a file that fails is told at the end.
 
     Args:
-        engine: answers `max_num_seqs` files at a time.
+        engine: answers as many files at a time as it has places.
         question: the same for every file.
         files: pictures.
         form: "text", "jsonl" or "csv".
@@ -66,7 +68,7 @@ def ask_each(engine: Engine, question: Question, files: Sequence[Path], form: st
                 failed.append((file, answer))
             write(file, answer)
             bar.update(task, completed=done)
-            if bar.disable and (done % engine.config.max_num_seqs == 0 or done == len(files)):
+            if bar.disable and (done % _group(engine) == 0 or done == len(files)):
                 note(f"{done} of {len(files)} pictures")
     if failed:
         note(f"{len(failed)} of {len(files)} pictures failed:")
@@ -79,7 +81,7 @@ def _answers(
     engine: Engine, question: Question, files: Sequence[Path]
 ) -> Iterator[tuple[Path, Completion | str]]:
     """Every file with its answer, or with why there is none."""
-    size = engine.config.max_num_seqs
+    size = _group(engine)
     for start in range(0, len(files), size):
         refused: dict[Path, str] = {}
         inputs = []
@@ -95,6 +97,11 @@ def _answers(
                 continue
             answer = next(answers)
             yield file, answer if answer.error is None else answer.error
+
+
+def _group(engine: Engine) -> int:
+    """Files that are opened and answered together."""
+    return min(engine.max_num_seqs, MOST_OPEN)
 
 
 def _write_text(file: Path, answer: Completion | str) -> None:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from vl2.engine.engine import Engine
 
 
-def load_engine(model: str, *, dtype: str, device: str) -> Engine:
+def load_engine(model: str, *, dtype: str, device: str, quantization: str | None = None) -> Engine:
     """The engine of an embedded, local or hub model, in the dtypes that suit this machine.
 
     On a CPU, matrices stay in bfloat16 where C functions multiply them, and "auto" is then float32
@@ -33,7 +33,7 @@ def load_engine(model: str, *, dtype: str, device: str) -> Engine:
     folder = resolve(model)
     processor = Processor.from_pretrained(folder)
     storage = None
-    if choose_device(device).type == "cpu":
+    if choose_device(device).type == "cpu" and quantization is None:
         dtype, storage = _cpu_dtypes(folder, dtype)
     with progress_bar(DownloadColumn()) as bar:
         task = bar.add_task(f"loading {model}", total=None)
@@ -41,6 +41,7 @@ def load_engine(model: str, *, dtype: str, device: str) -> Engine:
             folder,
             dtype=dtype,
             device=device,
+            quantization=quantization,
             storage_dtype=storage,
             on_progress=lambda done, total: bar.update(task, completed=done, total=total),
         )

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-_MODEL = "The embedded model nano, a model folder, or a hub id (organisation/name)."
+_MODEL = "nano (the embedded model), tiny, small, base, a model folder, or a hub id."
 _SCHEMA = "The answer is JSON of this schema: a file, or text."
 _QUESTION = "The question, if it could be taken for the name of a file; so does `-- QUESTION`."
 _CHOICE = "The answer is one of these; give it several times."
@@ -17,6 +17,10 @@ _SEED = "Makes sampled answers repeatable."
 Model = Annotated[str, typer.Option("--model", "-m", metavar="MODEL", help=_MODEL)]
 Question = Annotated[
     str | None, typer.Option("--question", "-q", help=_QUESTION, show_default=False)
+]
+Quantization = Annotated[
+    str | None,
+    typer.Option(help="int8 or int4, for less memory; float8 on cards.", show_default=False),
 ]
 Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]

@@ -1,4 +1,4 @@
-"""`vl2 plan`: which form of a model fits into some memory, and with how much context.
+"""`vl2 plan`: which precision of a model fits into some memory, and with how much context.
 
 `vl2 plan MODEL` is short for `vl2 plan model MODEL`; beside it stands `vl2 plan train`.
 """
@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from typing import Annotated, Any
 
 import typer
@@ -14,6 +15,7 @@ from typer.core import TyperGroup
 from vl2.checkpoint.sizes import format_bytes, parse_bytes
 from vl2.cli.plan_train import plan_train
 
+QUANTIZED = ("int8", "float8", "int4")
 _COLUMNS = "{:<9} {:>10} {:>10} {:>11} {:>10}  {:<4} {:>11}  {}"
 
 
@@ -30,20 +32,24 @@ def plan(
     model: Annotated[
         str, typer.Argument(help="tiny, small, base, nano, a model folder, or a hub id.")
     ],
-    memory: Annotated[str, typer.Option(help="Memory to use, such as 24GiB or 80GB.")],
+    memory: Annotated[str, typer.Option(help="Memory of the machine or card, such as 24GiB.")],
     context: Annotated[
         int | None, typer.Option(help="Tokens of a conversation; by default the model's longest.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Show which form of a model fits into an amount of memory, and with how much context.
+    """Show which precision of a model fits into an amount of memory, and with how much context.
 
-    For one conversation; the formulas stand in vl2/checkpoint/budget.py.
+    Counts one conversation and leaves room for the system; the formulas are in
+    vl2/checkpoint/budget.py. The exit code is 1 if nothing fits.
     """
     from vl2.checkpoint.budget import plan_model
 
     budget = plan_model(model, parse_bytes(memory), context)
+    budget["next"] = _next_command(budget)
     print(json.dumps(budget, indent=2) if as_json else _text(budget))
+    if budget["best"] is None:
+        raise typer.Exit(1)
 
 
 def _text(budget: dict[str, Any]) -> str:
@@ -71,6 +77,7 @@ def _text(budget: dict[str, Any]) -> str:
     lines += [
         "",
         f"cache: {wide:,} bytes/token in float32, else {narrow:,}",
+        f"system: {format_bytes(budget['system'])} of the memory are left to it",
         f"activations: {format_bytes(budget['reserve'])} for the runtime, a chunk of "
         f"{budget['prefill_chunk']:,} tokens, one picture of the most tiles",
         _verdict(budget),
@@ -81,10 +88,21 @@ def _text(budget: dict[str, Any]) -> str:
 def _verdict(budget: dict[str, Any]) -> str:
     if budget["best"] is None:
         least = min(budget["schemes"], key=lambda scheme: scheme["needed"])
-        return f"nothing fits: {least['name']} needs {format_bytes(least['needed'])}"
-    loadable = {scheme["name"]: scheme["loadable"] for scheme in budget["schemes"]}
-    later = "" if loadable[budget["best"]] else " (this version cannot load it yet)"
-    return f"most exact that fits: {budget['best']}{later}"
+        return (
+            f"nothing fits: {least['name']} needs {format_bytes(least['needed'])} beside the "
+            "system; use a smaller model, a shorter --context or more memory"
+        )
+    return f"most precise that fits: {budget['best']}\nnext: {budget['next']}"
+
+
+def _next_command(budget: dict[str, Any]) -> str | None:
+    """A question in the advised precision."""
+    if budget["best"] is None:
+        return None
+    options = f"--model {shlex.quote(budget['model'])}"
+    if budget["best"] in QUANTIZED:
+        options += f" --quantization {budget['best']}"
+    return f'vl2 ask photo.png "What is in the picture?" {options}'
 
 
 plans = typer.Typer(

@@ -70,13 +70,10 @@ def model_of(config: TrainConfig) -> VL2Config:
     """
     from vl2.checkpoint.report import find_config
     from vl2.config import VL2Config
-    from vl2.recipes.stages import SIZES
     from vl2.train.origin import model_folder
 
-    released = {size.hub_id: name for name, size in SIZES.items()}
-    name = config.init.preset or released.get(str(config.init.model))
-    if name is not None:
-        return VL2Config.preset(name)
+    if config.init.preset is not None:
+        return VL2Config.preset(config.init.preset)
     return find_config(model_folder(str(config.init.model)))[0]
 
 

@@ -16,6 +16,7 @@ from functools import partial
 from typing import Literal
 
 from vl2.data.config import DataConfig, SourceConfig
+from vl2.presets import RELEASED
 from vl2.train.config import (
     BalanceConfig,
     CheckpointConfig,
@@ -45,7 +46,7 @@ class Size:
 
 SIZES: dict[str, Size] = {
     "tiny": Size(
-        hub_id="deepseek-ai/deepseek-vl2-tiny",
+        hub_id=RELEASED["tiny"],
         rates={"align": 5.4e-4, "pretrain": 5.4e-4, "sft": 3.0e-5},
         tokens={"align": 2.0e9, "pretrain": 798.5e9, "sft": 19.5e9},
         pretrain_batch=2304,
@@ -53,7 +54,7 @@ SIZES: dict[str, Size] = {
         bias_step=0.0,
     ),
     "small": Size(
-        hub_id="deepseek-ai/deepseek-vl2-small",
+        hub_id=RELEASED["small"],
         rates={"align": 4.2e-4, "pretrain": 4.2e-4, "sft": 1.4e-5},
         tokens={"align": 2.0e9, "pretrain": 808.9e9, "sft": 20.0e9},
         pretrain_batch=2304,
@@ -61,7 +62,7 @@ SIZES: dict[str, Size] = {
         bias_step=0.0,
     ),
     "base": Size(
-        hub_id="deepseek-ai/deepseek-vl2",
+        hub_id=RELEASED["base"],
         rates={"align": 4.5e-4, "pretrain": 4.5e-4, "sft": 2.0e-5},
         tokens={"align": 2.0e9, "pretrain": 796.5e9, "sft": 19.5e9},
         pretrain_batch=3360,

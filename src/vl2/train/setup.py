@@ -19,6 +19,7 @@ import torch
 from vl2.checkpoint.dcp import CheckpointStore
 from vl2.checkpoint.load import choose_device
 from vl2.checkpoint.skeleton import build_skeleton
+from vl2.config import VL2Config
 from vl2.data.index import RowIndex
 from vl2.data.loader import TrainLoader
 from vl2.data.sources import Source, open_source
@@ -30,6 +31,7 @@ from vl2.parallel.config import Layout
 from vl2.parallel.mesh import ALONE, ONE, Ranks, join, leave
 from vl2.parallel.parallelize import Blocks, parallelize_vl2, stage_units
 from vl2.parallel.watchdog import Watchdog
+from vl2.presets import RELEASED, preset_of
 from vl2.train.config import TrainConfig
 from vl2.train.determinism import use_deterministic_algorithms
 from vl2.train.export import export
@@ -143,14 +145,23 @@ def profile(config: TrainConfig, steps: int) -> dict[str, Any]:
 
 
 def plan(config: TrainConfig) -> dict[str, Any]:
-    """What the run will train and need, without reading weights or data."""
-    origin = find_origin(config)
-    model = build_skeleton(origin.config)
+    """What the run will train and need, without reading weights or data.
+
+    A released size is known without its files.
+    """
+    released = preset_of(str(config.init.model))
+    if released in RELEASED and config.init.preset is None:
+        size = VL2Config.preset(released)
+    else:
+        origin = find_origin(config)
+        size = origin.config
+        if config.lora is not None:
+            scheme = origin.scheme(config.lora)
+            config = replace(config, lora=replace(config.lora, quantization=scheme))
+    model = build_skeleton(size)
     select(model, config)
     parts = trained_parts(model)
-    if config.lora is not None:
-        config = replace(config, lora=replace(config.lora, quantization=origin.scheme(config.lora)))
-    return {"parts": parts, **estimate(config, origin.config, parts)}
+    return {"parts": parts, **estimate(config, size, parts)}
 
 
 def build(prepared: Prepared, ranks: Ranks = ALONE) -> Trainer:

@@ -15,11 +15,13 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import vl2
+from vl2.data import encode as encode_module
+from vl2.data import source_pictures
 from vl2.data.augment import Damage, damaged
 from vl2.data.encode import encode_record, token_count
 from vl2.data.records import Record, RecordError, Turn
 from vl2.data.source_pictures import TRAINING, picture_size
-from vl2.processing.image_gate import open_image
+from vl2.processing.image_gate import ImagePolicy, open_image
 
 
 @pytest.fixture(scope="module")
@@ -155,6 +157,20 @@ def test_orientation_behind_the_pixels_of_a_png_counts(processor: vl2.Processor)
         assert picture_size(data) == open_image(data, TRAINING).size == size
         sample = record("<image>", "A.", images=(data,))
         assert token_count(sample, processor) == len(encode_record(sample, processor).input_ids)
+
+
+def test_a_large_photograph_is_counted_as_it_is_decoded(
+    processor: vl2.Processor, monkeypatch: pytest.MonkeyPatch
+):
+    for module in (encode_module, source_pictures):
+        monkeypatch.setattr(module, "TRAINING", ImagePolicy(max_pixels=3000))
+    file = io.BytesIO()
+    Image.new("RGB", (101, 67), "red").save(file, "JPEG")
+    data = file.getvalue()
+    assert picture_size(data) == (101, 67)  # boxes refer to it
+    assert picture_size(data, decoded=True) == (51, 34)
+    sample = record("<image>", "A.", images=(data,))
+    assert token_count(sample, processor) == len(encode_record(sample, processor).input_ids)
 
 
 def test_odd_pictures_are_taken(tmp_path: Path, processor: vl2.Processor):

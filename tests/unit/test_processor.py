@@ -20,8 +20,9 @@ from PIL import Image
 from vl2 import geometry, processing
 from vl2.config import RELEASED_RESOLUTIONS, VL2Config
 from vl2.model.adaptor import arrange_tokens
-from vl2.processing import image_gate
-from vl2.processing.image_gate import REFERENCE, ImageError, ImagePolicy
+from vl2.processing import image_error, image_gate
+from vl2.processing.image_error import ImageError
+from vl2.processing.image_gate import REFERENCE, ImagePolicy
 from vl2.processing.inputs import Batch, ModelInputs, check_inputs, collate
 from vl2.processing.processor import Processor
 from vl2.processing.settings import ProcessorConfig
@@ -117,6 +118,25 @@ def test_the_limit_is_a_setting():
         dataclasses.replace(RELEASED.config, tiling="other")
 
 
+def test_the_limit_of_pixels_is_a_setting_and_boxes_refer_to_what_was_sent():
+    file = io.BytesIO()
+    picture(2000, 1000).save(file, "JPEG")
+    less = SMALL.with_settings(max_pixels=500_000)
+    got = less(ask(file.getvalue()))
+    assert got.image_sizes == ((2000, 1000),)
+    assert got.images_spatial_crop.tolist() == [[2, 1]]
+    assert "decoded at reduced scale" in got.notes[0]
+    assert less(ask(file.getvalue()), policy=ImagePolicy(max_pixels=2_000_000)).notes == ()
+    for processor, policy in ((less, ImagePolicy()), (SMALL, ImagePolicy(max_pixels=500_000))):
+        with pytest.raises(ImageError, match="at most 500,000 are decoded"):
+            processor(ask(picture(2000, 1000)), policy=policy)
+    with pytest.raises(ImageError, match="at most 500,000 are decoded"):
+        less.from_conversation([{"role": "user", "content": "<image>"}], [picture(2000, 1000)])
+    for wrong in (0, -1, 10**12):
+        with pytest.raises(ValueError, match=r"max_pixels is .* expected 1 to 2,147,483,648"):
+            SMALL.with_settings(max_pixels=wrong)
+
+
 def test_both_ways_agree():
     image = picture(100, 300)
     conversation = [
@@ -195,7 +215,7 @@ def test_refused_pictures(source, code: str):
     with pytest.raises(ImageError) as caught:
         RELEASED(ask(source))
     assert caught.value.code == code
-    assert str(caught.value) == image_gate.REFUSALS[code]
+    assert str(caught.value) == image_error.REFUSALS[code]  # these have no values
 
 
 def test_the_invariant_names_both_numbers():
@@ -259,7 +279,7 @@ def test_everything_travels_to_worker_processes():
     batch = pickle.loads(pickle.dumps(processor.collate([sample])))
     assert torch.equal(batch.input_ids, SMALL.collate([SMALL(ask(picture()))]).input_ids)
     error = pickle.loads(pickle.dumps(ImageError("too_thin")))
-    assert (error.code, str(error)) == ("too_thin", image_gate.REFUSALS["too_thin"])
+    assert (error.code, str(error)) == ("too_thin", image_error.REFUSALS["too_thin"])
 
 
 def test_batch_of_nothing():
@@ -293,11 +313,12 @@ def test_saved_is_loaded(folder: Path, tmp_path_factory: pytest.TempPathFactory)
     processor = Processor.from_pretrained(folder)
     processor.save_pretrained(target)
     assert json.loads((target / "processor_config.json").read_text()) == data
-    ours = processor.with_settings(tiling="content", max_tiled_images=5)
+    ours = processor.with_settings(tiling="content", max_tiled_images=5, max_pixels=300_000)
     ours.save_pretrained(target)
     again = Processor.from_pretrained(target)
     assert again.config == ours.config
     assert (again.config.tiling, again.config.max_tiled_images) == ("content", 5)
+    assert again.config.max_pixels == 300_000
     messages = ask(picture(500, 400))
     for name in ("input_ids", "images"):
         assert torch.equal(getattr(again(messages), name), getattr(ours(messages), name))
@@ -317,6 +338,11 @@ def test_embedded_model():
         ({"candidate_resolutions": [[384, 384]]}, "candidate_resolutions is .* must agree"),
         ({"candidate_resolutions": [[384]]}, r"expected a list of \[width, height\]"),
         ({"candidate_resolutions": []}, "candidate_resolutions is empty"),
+        ({"patch_size": 0}, "patch_size is 0: expected 1 to 1,024"),
+        ({"downsample_ratio": -2}, "downsample_ratio is -2: expected 1 to 64"),
+        ({"max_tiled_images": -1}, "max_tiled_images is -1"),
+        ({"image_std": [0.5, 0.0, 0.5]}, "image_std is .* expected three numbers"),
+        ({"image_mean": [0.5, float("nan"), 0.5]}, "image_mean is .* expected three numbers"),
         ({"downsample_ratio": "2"}, "downsample_ratio is '2': expected int"),
         ({"normalize": 1}, "normalize is 1: expected bool"),
         ({"image_mean": [0.5]}, "image_mean is .* expected three numbers"),

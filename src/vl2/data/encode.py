@@ -131,7 +131,7 @@ def _canvases(record: Record, processor: Processor) -> list[Resolution]:
             if tiled and config.tiling == "content":
                 canvas = choose_canvas(open_image(source, TRAINING), layout, "content")
             else:
-                size = picture_size(source)
+                size = picture_size(source, decoded=True)
                 canvas = geometry.select_resolution(size, layout.candidates)
         canvases.append(canvas if tiled else layout.one_tile)
     return canvases

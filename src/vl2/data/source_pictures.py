@@ -29,15 +29,17 @@ def read_pictures(value: Any, root: Path, origin: Origin) -> Pictures:
     return tuple(_picture(each, root, origin) for each in values)
 
 
-def picture_size(source: bytes | Path) -> Resolution:
-    """(width, height) that `open_image(source, TRAINING)` gives, from the header.
+def picture_size(source: bytes | Path, *, decoded: bool = False) -> Resolution:
+    """(width, height) of a picture as it is shown, to which boxes refer, from the header.
 
-    Only a PNG that carries an orientation where its header does not show it has to be decoded.
+    With `decoded` it is the size that `open_image(source, TRAINING)` gives: a large JPEG is decoded
+    at reduced scale. Only a PNG that carries an orientation where its header does not show it has
+    to be decoded.
 
     Raises:
         ImageError: the picture is refused.
     """
-    size = probe(source, TRAINING)
+    size = probe(source, TRAINING, as_sent=not decoded)
     if size[0] == size[1]:
         return size
     try:

@@ -1,4 +1,4 @@
-"""The one gate for pictures: bytes, files and PIL images become RGB, or one fixed refusal.
+"""The one gate for pictures: files, bytes, images and arrays become RGB, or one fixed refusal.
 
 Nothing about the source (an address, a path, a decoder's message) ever stands in an error, so that
 it may be shown to whoever sent the picture. Formats are allow-listed, pixels are counted before
@@ -8,10 +8,12 @@ they are decoded, and at most one frame is decoded.
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 # Imported here so that PIL need not load every plugin it has: EPS, for one, starts a program.
 from PIL import (
@@ -19,7 +21,7 @@ from PIL import (
     GifImagePlugin,  # noqa: F401
     Image,
     ImageFile,
-    JpegImagePlugin,  # noqa: F401
+    JpegImagePlugin,
     PngImagePlugin,  # noqa: F401
     TiffImagePlugin,
     WebPImagePlugin,  # noqa: F401
@@ -27,50 +29,29 @@ from PIL import (
 
 from vl2.geometry import Resolution
 from vl2.logs import get_logger
-from vl2.processing.colour import Alpha, orientation, to_rgb, upright
+from vl2.processing.colour import Alpha, to_rgb, told_orientation, transparent_key, upright
+from vl2.processing.image_error import ImageError
+from vl2.processing.image_source import Source, plain_source
 
 log = get_logger(__name__)
 
-Source = str | Path | bytes | Image.Image
-"""A path, the bytes of a file, or a PIL image. A string is always a path, never an address."""
-
 MAX_PIXELS = 40_000_000
 MAX_BYTES = 20 * 2**20
+REDUCED = 8
+"""A JPEG of up to so many times `max_pixels` is decoded at a half, a quarter or an eighth."""
+REDUCED_SCANS = 2
+"""The same of a JPEG in several scans: all of its coefficients are in memory at once."""
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 """What is opened. A JPEG with more pictures behind it (MPO; phones write them) counts as JPEG."""
-
-_KINDS = "PNG, JPEG, WebP, GIF, BMP or TIFF"
-REFUSALS = {
-    "missing": "the picture file does not exist or cannot be opened: give a file that can be read",
-    "too_many_bytes": "the picture file is too large: send a smaller one",
-    "unsupported": f"this is not a picture of a kind that is read: send {_KINDS}",
-    "too_many_pixels": "the picture has too many pixels: scale it down first",
-    "unreadable": f"the picture is damaged or incomplete: send a whole {_KINDS} file",
-    "animated": "the picture has several frames or pages: send one",
-    "too_thin": "the picture is thinner than one pixel once fitted into the model's view: crop it",
-}
-"""Every `ImageError.code` and its text."""
-
-
-class ImageError(ValueError):
-    """A refused picture: a stable `code`, and a text that is fixed for the code."""
-
-    def __init__(self, code: str) -> None:
-        super().__init__(REFUSALS[code])
-        self.code = code
-
-    def __reduce__(self) -> tuple[type[ImageError], tuple[str]]:
-        """Travels from a worker process by its code."""
-        return ImageError, (self.code,)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ImagePolicy:
     """How pictures are admitted."""
 
-    max_pixels: int = MAX_PIXELS
-    max_bytes: int = MAX_BYTES  # of sources given as bytes
+    max_pixels: int = MAX_PIXELS  # decoded; a larger JPEG is decoded at reduced scale
+    max_bytes: int = MAX_BYTES  # of a source that is no path and no picture in memory
     exif: bool = True  # turn the picture as its EXIF says (PIL turns a TIFF in any case)
     alpha: Alpha = "white"  # lay transparency on white, or "drop" it
     strict: bool = False  # refuse several frames instead of taking the first
@@ -88,6 +69,7 @@ class Admitted:
     """A picture behind the gate."""
 
     image: Image.Image  # decoded, mode RGB
+    sent: Resolution  # (width, height) of the picture as it was sent, turned; boxes refer to it
     notes: tuple[
         str, ...
     ] = ()  # what the sender should know, for instance that frames were left out
@@ -108,78 +90,148 @@ def admit(source: Source, policy: ImagePolicy = MESSAGES) -> Admitted:
     Raises:
         ImageError: the picture is refused; its `code` says why.
     """
-    with _fixed_refusals(), _header(source, policy) as image:
-        notes = ()
+    with _fixed_refusals(policy), _header(source, policy) as (image, sent):
+        notes = []
         if _frames_follow(image):
             if policy.strict:
                 raise ImageError("animated")
-            notes = ("the picture has several frames or pages: only the first was used",)
+            which = f"frame {image.tell() + 1}, at which it stood," if image.tell() else "the first"
+            notes.append(f"the picture has several frames or pages: only {which} was used")
+        reduced = image.size != sent
+        if reduced:
+            notes.append(
+                f"the picture of {sent[0]} x {sent[1]} pixels was decoded at reduced scale"
+            )
+        key = transparent_key(image)
         image.load()
         _check_pixels(image.size, policy)
         turned = upright(image) if policy.exif else image
-        return Admitted(image=to_rgb(turned, policy.alpha), notes=notes)
+        return Admitted(
+            image=to_rgb(turned, policy.alpha, key),
+            sent=_oriented(sent, image, policy) if reduced else turned.size,
+            notes=tuple(notes),
+        )
 
 
-def probe(source: Source, policy: ImagePolicy = MESSAGES) -> Resolution:
+def probe(source: Source, policy: ImagePolicy = MESSAGES, *, as_sent: bool = False) -> Resolution:
     """(width, height) that the admitted picture will have; decodes nothing.
 
     A PNG may hide its EXIF behind its pixels; such a one is measured as it lies.
 
+    Args:
+        source: the picture.
+        policy: how it is admitted.
+        as_sent: the size before a large JPEG is reduced, to which boxes refer.
+
     Raises:
         ImageError: the header alone is reason to refuse the picture.
     """
-    with _fixed_refusals(), _header(source, policy) as image:
-        wide, high = image.size
-        told = image.format != "PNG" or "exif" in image.info  # getexif would decode a PNG
-        # PIL turns TIFF by itself and gives the size after that.
-        turned = policy.exif and told and image.format != "TIFF" and orientation(image) >= 5
-        return (high, wide) if turned else (wide, high)
+    with _fixed_refusals(policy), _header(source, policy) as (image, sent):
+        return _oriented(sent if as_sent else image.size, image, policy)
+
+
+def _oriented(size: Resolution, image: Image.Image, policy: ImagePolicy) -> Resolution:
+    """The size after the picture is turned; PIL turns TIFF in any case."""
+    turned = (policy.exif or image.format == "TIFF") and told_orientation(image) >= 5
+    return (size[1], size[0]) if turned else size
 
 
 @contextmanager
-def _fixed_refusals() -> Iterator[None]:
+def _fixed_refusals(policy: ImagePolicy) -> Iterator[None]:
     """Whatever a decoder raises becomes a fixed text; its own may hold addresses and paths."""
     try:
         yield
     except ImageError:
         raise
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise ImageError("too_many_pixels") from None
+    except MemoryError:
+        raise ImageError("no_memory") from None
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        pixels, limit = map(int, re.findall(r"\d+", str(error))[:2])
+        limit = min(limit, policy.max_pixels)
+        raise ImageError("too_many_pixels", pixels=pixels, limit=limit) from None
     except Exception:  # decoders raise anything
         log.debug("a picture was refused because of this", exc_info=True)
         raise ImageError("unreadable") from None
 
 
 @contextmanager
-def _header(source: Source, policy: ImagePolicy) -> Iterator[Image.Image]:
-    """The picture before decoding, its header checked; a file that was opened here is closed."""
-    if isinstance(source, Image.Image):
-        undecoded = isinstance(source, ImageFile.ImageFile)
-        if undecoded and source.format not in (*FORMATS, "MPO"):
+def _header(source: Source, policy: ImagePolicy) -> Iterator[tuple[Image.Image, Resolution]]:
+    """The picture before decoding, its header checked, and its size before it is reduced.
+
+    A file that was opened here is closed.
+    """
+    plain = plain_source(source, max_bytes=policy.max_bytes, max_pixels=policy.max_pixels)
+    if isinstance(plain, Image.Image):
+        undecoded = isinstance(plain, ImageFile.ImageFile)
+        if undecoded and plain.format not in (*FORMATS, "MPO"):
             raise ImageError("unsupported")
-        _check_pixels(source.size, policy)
-        yield source
+        image = _reopened(plain, policy)
+        sent = image.size
+        _reduce(image, policy)
+        yield image, sent
         return
-    with _stream(source, policy) as file:
+    with _stream(plain) as file:
         kind = _sniff(file.read(16))
         if kind is None:
             raise ImageError("unsupported")
         file.seek(0)
-        image = Image.open(file, formats=(kind,))
-        _check_pixels(image.size, policy)
+        image = _opener(kind)(file, "")
+        sent = image.size
+        _reduce(image, policy)
         _check_tiff_tile(image, policy)
-        yield image
+        yield image, sent
 
 
-def _stream(source: str | Path | bytes, policy: ImagePolicy) -> io.BytesIO | io.BufferedReader:
+def _opener(kind: str) -> Callable[[BinaryIO, str], Image.Image]:
+    """PIL's reader of a format: `Image.open` has a limit of its own, and reads on for MPO."""
+    return JpegImagePlugin.JpegImageFile if kind == "JPEG" else Image.OPEN[kind][0]
+
+
+def _reopened(image: Image.Image, policy: ImagePolicy) -> Image.Image:
+    """A second view of a JPEG's file that can be reduced without changing the given image."""
+    large = image.size[0] * image.size[1] > policy.max_pixels
+    if not isinstance(image, JpegImagePlugin.JpegImageFile) or not large or image.tell():
+        return image
+    if not image.tile or image.fp is None:  # decoded already
+        return image
+    image.fp.seek(0)
+    return JpegImagePlugin.JpegImageFile(image.fp, "")
+
+
+def _reduce(image: Image.Image, policy: ImagePolicy) -> None:
+    """Have a large JPEG decoded at the largest scale that fits; refuse what does not fit."""
+    wide, high = image.size
+    if wide * high > policy.max_pixels and isinstance(image, JpegImagePlugin.JpegImageFile):
+        times = REDUCED if _in_one_scan(image) else REDUCED_SCANS
+        fitting = (s for s in (2, 4, 8) if -(-wide // s) * -(-high // s) <= policy.max_pixels)
+        scale = next(fitting, None)
+        if (
+            scale is not None
+            and min(wide, high) >= scale
+            and wide * high <= times * policy.max_pixels
+        ):
+            image.draft(None, (wide // scale, high // scale))
+    _check_pixels(image.size, policy)
+
+
+def _in_one_scan(image: JpegImagePlugin.JpegImageFile) -> bool:
+    """Whether a JPEG whose header has just been read holds all its colours in its first scan."""
+    file, length = image.fp, 6 + 2 * image.layers
+    if "progressive" in image.info or file is None:
+        return False
+    after = file.tell()
+    file.seek(after - length - 2)
+    scan = file.read(7)  # marker, length, number of colours, first colour, its tables
+    file.seek(after)
+    return scan[:5] == bytes((0xFF, 0xDA, 0, length, image.layers)) and scan[6] < 0x40
+
+
+def _stream(source: bytes | Path) -> io.BytesIO | io.BufferedReader:
     if isinstance(source, bytes):
-        if len(source) > policy.max_bytes:
-            raise ImageError("too_many_bytes")
         return io.BytesIO(source)
     try:
-        path = Path(source)
-        if path.is_file():  # no folder, and no pipe or device, which would block
-            return path.open("rb")
+        if source.is_file():  # no folder, and no pipe or device, which would block
+            return source.open("rb")
     except (OSError, ValueError):
         pass
     raise ImageError("missing")
@@ -205,16 +257,19 @@ def _sniff(head: bytes) -> str | None:
 def _check_pixels(size: Resolution, policy: ImagePolicy) -> None:
     if min(size) < 1:
         raise ImageError("unreadable")
-    if size[0] * size[1] > policy.max_pixels:
-        raise ImageError("too_many_pixels")
+    _check_count(size[0] * size[1], policy)
+
+
+def _check_count(pixels: int, policy: ImagePolicy) -> None:
+    if pixels > policy.max_pixels:
+        raise ImageError("too_many_pixels", pixels=pixels, limit=policy.max_pixels)
 
 
 def _check_tiff_tile(image: Image.Image, policy: ImagePolicy) -> None:
     """A TIFF may declare a tile far larger than its picture, and the decoder allocates the tile."""
     if isinstance(image, TiffImagePlugin.TiffImageFile):
         tile = image.tag_v2.get(322, 1) * image.tag_v2.get(323, 1)  # TileWidth, TileLength
-        if tile > policy.max_pixels:
-            raise ImageError("too_many_pixels")
+        _check_count(tile, policy)
 
 
 def _frames_follow(image: Image.Image) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from vl2.processing.image_source import WRAPPED
 from vl2.processing.segments import Control, Picture, Segment, Text, joined
 from vl2.processing.tokenizer import Tokenizer
 
@@ -14,7 +15,8 @@ class PartReader:
 
     Parts are
     {"type": "text", "text": str},
-    {"type": "image", "image": a path, bytes or a PIL image} (users only),
+    {"type": "image", "image": anything of `image_source.Source`} (users only),
+    {"type": "image_url", "image_url": a data URL or {"url": it}} of OpenAI (users only),
     {"type": "grounding", "query": str} (users only): `<|ref|>query<|/ref|>`; when a message has no
     text beside it, a full stop follows as in the official examples. Without a query it is the mark
     `<|grounding|>`, which asks for an answer with boxes in its text.
@@ -54,7 +56,7 @@ class PartReader:
 
     def _part(self, part: Mapping[str, Any], kind: str, index: int) -> list[Segment]:
         if kind == "image":
-            self.sources.append(_value(part, "image", index))
+            self.sources.append(_picture(part, index))
             return [Picture(len(self.sources) - 1)]
         if kind == "text":
             return self._text(_string(part, "text", index))
@@ -74,13 +76,24 @@ class PartReader:
 
 def _kind(part: Any, role: str, index: int) -> str:
     kind = part.get("type") if isinstance(part, Mapping) else None
-    if kind not in ("text", "image", "grounding"):
+    if kind not in ("text", "image", "image_url", "grounding"):
         raise ValueError(
-            f"message {index} has a part of type {kind!r}: expected 'text', 'image' or 'grounding'"
+            f"message {index} has a part of type {kind!r}: expected 'text', 'image', 'image_url' "
+            "or 'grounding'"
         )
+    kind = "image" if kind == "image_url" else kind
     if kind != "text" and role != "user":
         raise ValueError(f"message {index} has a part {kind!r} but role {role}: only users send it")
     return kind
+
+
+def _picture(part: Mapping[str, Any], index: int) -> Any:
+    """The picture of a part: under "image" or "image_url", or beside the type as a source is."""
+    if part["type"] == "image_url":
+        return _value(part, "image_url", index)
+    if part.get("image") is None and any(part.get(key) is not None for key in WRAPPED):
+        return part
+    return _value(part, "image", index)
 
 
 def _value(part: Mapping[str, Any], name: str, index: int) -> Any:

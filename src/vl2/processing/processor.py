@@ -16,7 +16,14 @@ from vl2.model_folder import resolve
 from vl2.processing import conversation as talk
 from vl2.processing import tiling as tiles
 from vl2.processing.conversation import Message
-from vl2.processing.image_gate import MESSAGES, REFERENCE, ImagePolicy, Source, admit
+from vl2.processing.image_gate import (
+    MAX_PIXELS,
+    MESSAGES,
+    REFERENCE,
+    ImagePolicy,
+    Source,
+    admit,
+)
 from vl2.processing.inputs import Batch, ModelInputs, check_inputs, collate
 from vl2.processing.layout import TileLayout
 from vl2.processing.segments import Prompt
@@ -80,17 +87,28 @@ class Processor:
         self.tokenizer.save(folder)
 
     def with_settings(
-        self, *, tiling: Tiling | None = None, max_tiled_images: int | None = None
+        self,
+        *,
+        tiling: Tiling | None = None,
+        max_tiled_images: int | None = None,
+        max_pixels: int | None = None,
     ) -> Processor:
-        """The same processor with another tiling rule or limit; what is None stays."""
-        config = replace(
-            self.config,
-            tiling=self.config.tiling if tiling is None else tiling,
-            max_tiled_images=(
-                self.config.max_tiled_images if max_tiled_images is None else max_tiled_images
-            ),
-        )
+        """The same processor with another tiling rule or limit; what is None stays.
+
+        Args:
+            tiling: "released" or "content".
+            max_tiled_images: a conversation of more pictures is not tiled.
+            max_pixels: most pixels of a picture that are decoded; a larger JPEG is decoded at
+                reduced scale, any other picture is refused. A policy with its own limit goes first.
+        """
+        asked = {"tiling": tiling, "max_tiled_images": max_tiled_images, "max_pixels": max_pixels}
+        config = replace(self.config, **{k: v for k, v in asked.items() if v is not None})
         return Processor(self.tokenizer, config, image_size=self.layout.image_size)
+
+    def admission(self, policy: ImagePolicy) -> ImagePolicy:
+        """The policy with this processor's limit of pixels, unless it has a limit of its own."""
+        own = policy.max_pixels != MAX_PIXELS
+        return policy if own else replace(policy, max_pixels=self.config.max_pixels)
 
     def __call__(
         self,
@@ -105,7 +123,8 @@ class Processor:
 
         Args:
             messages: {"role": "user" | "assistant" | "system", "content": str or parts}, with parts
-                {"type": "text", "text"}, {"type": "image", "image": path, bytes or PIL image} and
+                {"type": "text", "text"}, {"type": "image", "image": anything of `Source`},
+                {"type": "image_url", "image_url": a data URL or {"url": it}} and
                 {"type": "grounding", "query"}.
             add_generation_prompt: end where the model answers; False for training.
             mask_prompt: learn answers only; None takes the setting of processor_config.json.
@@ -202,6 +221,7 @@ class Processor:
 
     def _inputs(self, prompt: Prompt, policy: ImagePolicy, mask_prompt: bool | None) -> ModelInputs:
         layout, config = self.layout, self.config
+        policy = self.admission(policy)
         admitted = [admit(source, policy) for source in prompt.sources]
         images = [picture.image for picture in admitted]
         canvases = self._canvases(images)
@@ -221,7 +241,7 @@ class Processor:
             images=tiles.to_pixels(views, layout) if views else torch.zeros(1, 3, *layout.one_tile),
             images_seq_mask=torch.tensor(encoded.image_mask),
             images_spatial_crop=torch.tensor([(g.wide, g.high) for g in grids] or [(0, 0)]),
-            image_sizes=tuple(image.size for image in images),
+            image_sizes=tuple(picture.sent for picture in admitted),
             notes=tuple(note for picture in admitted for note in picture.notes),
         )
         check_inputs(inputs, side=layout.side)

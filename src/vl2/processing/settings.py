@@ -1,4 +1,4 @@
-"""`processor_config.json` with the released field names, and two settings of ours."""
+"""`processor_config.json` with the released field names, and three settings of ours."""
 
 from __future__ import annotations
 
@@ -9,14 +9,23 @@ from pathlib import Path
 from typing import Any
 
 from vl2.config import VL2Config
+from vl2.config_checks import check_resolutions
 from vl2.geometry import Resolution
 from vl2.logs import get_logger
 from vl2.model_folder import no_model
+from vl2.processing.image_gate import MAX_PIXELS
 from vl2.processing.tokenizer import SPECIAL_TOKENS
 
 FILE = "processor_config.json"
 
 log = get_logger(__name__)
+
+_RANGES = (
+    ("patch_size", 1, 2**10),
+    ("downsample_ratio", 1, 64),
+    ("max_tiled_images", 0, 2**20),
+    ("max_pixels", 1, 2**31),
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,6 +47,7 @@ class ProcessorConfig:
     processor_class: str = "DeepseekVLV2Processor"
     tiling: str = "released"  # ours: "content" spends fewer tiles where the picture allows it
     max_tiled_images: int = 2  # ours: a conversation of more pictures is not tiled; 2 as released
+    max_pixels: int = MAX_PIXELS  # ours: most pixels of a picture that are decoded
     extra: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -47,15 +57,17 @@ class ProcessorConfig:
                 raise ValueError(
                     f"{name} is {getattr(self, name)!r}: expected {' or '.join(allowed)}"
                 )
-        for name in ("image_mean", "image_std"):
-            if len(getattr(self, name)) != 3:
+        for name, low, high in _RANGES:
+            value = getattr(self, name)
+            if type(value) is not int or not low <= value <= high:
+                raise ValueError(f"{name} is {value!r:.80}: expected {low:,} to {high:,}")
+        for name, low in (("image_mean", -1e6), ("image_std", 1e-6)):
+            values = getattr(self, name)
+            if len(values) != 3 or not all(low <= value <= 1e6 for value in values):
                 raise ValueError(
-                    f"{name} is {getattr(self, name)}: expected three numbers, one a channel"
+                    f"{name} is {values}: expected three numbers, one a channel, of at least {low}"
                 )
-        if not self.candidate_resolutions or min(map(min, self.candidate_resolutions)) < 1:
-            raise ValueError(
-                "candidate_resolutions is empty or not positive: give (width, height) pairs"
-            )
+        check_resolutions(self.candidate_resolutions)
 
     @classmethod
     def for_model(cls, model: VL2Config) -> ProcessorConfig:
@@ -107,7 +119,7 @@ class ProcessorConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """The released JSON form; our settings only where they differ from the release."""
-        ours = {"tiling": "released", "max_tiled_images": 2}
+        ours = {"tiling": "released", "max_tiled_images": 2, "max_pixels": MAX_PIXELS}
         named = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "extra"}
         kept = {k: v for k, v in named.items() if k not in ours or v != ours[k]}
         return {**kept, **self.extra}

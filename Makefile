@@ -26,9 +26,10 @@ demo: $(RUNTIME) ## ask the embedded model about a sample picture; writes out/an
 	$(BIN)/vl2 tiles $(SAMPLE) --save out/tiles.png
 
 # Compiled tests run apart, without the checks' import hook; pytest ends with 5 when there are none.
+# The others run in two processes of one thread each: most tests could not use a second one.
 test: $(DEV) ## run the tests, with shape and type checks at run time
-	JAXTYPING_DISABLE=1 $(BIN)/pytest -q -m compiled || [ $$? -eq 5 ]
-	$(BIN)/pytest -m "not compiled"
+	JAXTYPING_DISABLE=1 $(BIN)/pytest -q -m compiled $$(grep -rl --include='*.py' mark.compiled tests) || [ $$? -eq 5 ]
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal -m "not compiled"
 
 check: $(DEV) ## format, lint, types, imports, tests: what a change must pass; says how long it took
 	@begun=$$(date +%s); $(MAKE) --no-print-directory check-all; code=$$?; \

@@ -65,8 +65,8 @@ TRAINING = (*MODEL, "src/vl2/data", "src/vl2/parallel", "src/vl2/train", "src/vl
 
 CHECKS = (
     Check(
-        name="properties",
-        command="-m pytest -q -m hypothesis --hypothesis-profile long --timeout 3600",
+        name="counts",
+        command="-m pytest -q -m 'hypothesis or full' --hypothesis-profile long --timeout 3600",
         covers=("constraints.txt", "pyproject.toml", "src", "tests"),
     ),
     Check(

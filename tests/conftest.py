@@ -39,9 +39,13 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Skip tests marked `gpu` where no card is seen, and draw more examples under `long`."""
+    tests = [item for item in items if isinstance(item, pytest.Function)]
+    for item in tests:
+        if "full" in item.fixturenames:
+            item.add_marker("full")
     if config.getoption("--hypothesis-profile") == "long":
-        tests = {item.function for item in items if isinstance(item, pytest.Function)}
-        for test in filter(is_hypothesis_test, tests):  # cases of one test share its function
+        # Cases of one test share its function.
+        for test in filter(is_hypothesis_test, {item.function for item in tests}):
             draw_more(test)
     if torch.cuda.is_available():
         return
@@ -63,6 +67,12 @@ def seed() -> int:
     """Seed torch before each test: a result does not depend on the order of tests."""
     torch.manual_seed(0)
     return 0
+
+
+@pytest.fixture
+def full(request: pytest.FixtureRequest) -> bool:
+    """Whether a test with small counts runs all of them, as `make check-long` wants."""
+    return request.config.getoption("--hypothesis-profile") == "long"
 
 
 @dataclass(frozen=True)

@@ -311,9 +311,9 @@ def test_the_lock_ends_with_its_process(tmp_path: Path):
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_kills_and_damages_are_survived():
+def test_kills_and_damages_are_survived():  # and 2,000 kills by make check-long
     script = ROOT / "scripts" / "kill_check.py"
-    command = [sys.executable, str(script), "--kills", "200"]
+    command = [sys.executable, str(script), "--kills", "40"]
     done = subprocess.run(
         command,
         capture_output=True,
@@ -323,6 +323,6 @@ def test_kills_and_damages_are_survived():
     )
     assert done.returncode == 0, done.stderr
     counts = json.loads(done.stdout)
-    assert (counts["kills"], counts["valid"]) == (200, 200)
+    assert (counts["kills"], counts["valid"]) == (40, 40)
     assert counts["aborts"] == counts["recovered"] >= 50
     assert counts["corruptions"] == counts["refused"] >= 250

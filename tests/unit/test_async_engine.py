@@ -109,15 +109,16 @@ def test_a_timeout_ends_an_answer(engine):
     assert 0.3 <= seconds < 5
 
 
-def test_what_cannot_be_answered_is_the_callers_error_alone(engine):
+def test_what_cannot_be_answered_is_an_error_of_its_own(engine):
     async def run():
         async with AsyncEngine(engine) as answers:
             good = asyncio.create_task(answers.generate(MIXED[0], SHORT))
-            with pytest.raises(ValueError, match="leaves no room"):
-                await answers.generate(user("x " * 9000), SHORT)
-            return await good
+            [bad] = await answers.generate(user("x " * 9000), SHORT)
+            return bad, *await good
 
-    [good] = asyncio.run(run())
+    bad, good = asyncio.run(run())
+    assert bad.finish_reason == "error"
+    assert "leaves no room" in bad.error
     assert good.finish_reason in ("stop", "length")
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.unit.small_engines import ATTENTION, MIXED, config_with, engine_of, random_model, user
+from tests.unit.small_engines import ATTENTION, MIXED, engine_of, random_model, user
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from vl2.engine import model_runner
@@ -223,15 +223,6 @@ def test_requests_that_run_alone_keep_their_logits(model, together, monkeypatch)
     found = tokens_of(engine.generate(talks, LONG))
     monkeypatch.undo()
     assert found == tokens_of(engine_of(model).generate(talks, LONG))
-
-
-def test_a_sequence_longer_than_the_positions_fails_with_a_reason(together):
-    language = replace(config_with("mla").language_config, max_position_embeddings=8)
-    model = VL2Model(replace(config_with("mla"), language_config=language))
-    model.init_weights(torch.Generator().manual_seed(5))
-    [answer] = engine_of(model, max_model_len=64).generate([user("the date")], LONG)
-    assert answer.finish_reason == "error"
-    assert "the model has 8 positions; give a smaller EngineConfig.max_model_len" in answer.error
 
 
 # --- a step never waits for the device

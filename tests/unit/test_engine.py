@@ -322,6 +322,13 @@ def test_a_prompt_beyond_the_context_is_refused_with_numbers(models):
     )
 
 
+def test_a_context_beyond_the_positions_of_the_model_is_refused(models):
+    positions = models["mla"].config.language_config.max_position_embeddings
+    engine_of(models["mla"], max_model_len=positions)
+    with pytest.raises(ValueError, match=f"^max_model_len is {positions + 1}: expected at most"):
+        engine_of(models["mla"], max_model_len=positions + 1)
+
+
 def test_the_end_of_the_context_ends_the_answer(models):
     tokens = len(engine_of(models["mla"]).processor(MIXED[0]).input_ids)
     engine = engine_of(models["mla"], max_model_len=tokens + 3)

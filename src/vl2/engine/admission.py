@@ -5,13 +5,14 @@ from __future__ import annotations
 from bisect import bisect
 from collections import abc
 from collections.abc import Hashable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from vl2.engine.config import SamplingParams
+from vl2.engine.config import Completion, EngineConfig, FinishReason, SamplingParams, Usage
 from vl2.engine.grammar import GrammarCompiler
 from vl2.engine.pictures import pictures_of
 from vl2.engine.sampler import SamplingState
@@ -47,10 +48,11 @@ class Admission:
 
         Raises:
             ValueError: the processor refuses the conversation, the prompt leaves no room in the
-                context, or a grammar cannot be compiled.
+                context, a stop token is none of the model, or a grammar cannot be compiled.
         """
         ready = isinstance(conversation, ModelInputs)
         prompt = self._prompt(conversation if ready else self.processor(conversation))
+        stop_ids = self._stop_ids(params)
         room = self.context - len(prompt.token_ids)
         if room < 1:
             raise ValueError(
@@ -59,9 +61,6 @@ class Admission:
                 "no room for an answer; send less text or fewer or smaller pictures, or set "
                 "EngineConfig.max_model_len"
             )
-        stop_ids = frozenset(params.stop_token_ids)
-        if not params.ignore_eos:
-            stop_ids |= {self.processor.tokenizer.eos_id}
         form = params.structured_outputs
         return [
             Sequence(
@@ -85,10 +84,36 @@ class Admission:
             for answer in range(params.n)
         ]
 
+    def _stop_ids(self, params: SamplingParams) -> frozenset[int]:
+        """The tokens that end the answer; a negative id, as files write for "none", is none."""
+        vocabulary = len(self.counted)
+        foreign = [
+            token for token in params.stop_token_ids if not -vocabulary <= token < vocabulary
+        ]
+        if foreign:
+            raise ValueError(
+                f"stop_token_ids has {foreign[0]}: expected tokens of the model, 0 to "
+                f"{vocabulary - 1}"
+            )
+        own = () if params.ignore_eos else (self.processor.tokenizer.eos_id,)
+        return frozenset(token for token in (*params.stop_token_ids, *own) if token >= 0)
+
     def _prompt(self, inputs: ModelInputs) -> Prompt:
-        side = self.processor.layout.side
+        side, tile = self.processor.layout.side, self.processor.layout.one_tile
         check_inputs(inputs, side=side)
+        inputs = on_cpu(inputs)
         ids, tokenizer = inputs.input_ids.tolist(), self.processor.tokenizer
+        if inputs.images.shape[1:] != (3, *tile):
+            raise ValueError(
+                f"images of a sample are {list(inputs.images.shape)}: expected tiles of "
+                f"{[3, *tile]}; build the sample with the model's processor"
+            )
+        foreign = [token for token in (min(ids), max(ids)) if not 0 <= token < len(self.counted)]
+        if foreign:
+            raise ValueError(
+                f"input_ids of a sample has {foreign[0]}: expected tokens of the model, 0 to "
+                f"{len(self.counted) - 1}"
+            )
         places = inputs.images_seq_mask.nonzero()[:, 0].tolist()
         pictures = pictures_of(inputs, side)
         turns = [place for place, token in enumerate(ids) if token == tokenizer.user_id]
@@ -101,6 +126,87 @@ class Admission:
             places=places,
             pictures=pictures,
         )
+
+
+def context_of(model: VL2Model, config: EngineConfig) -> int:
+    """Most tokens of prompt and answer together.
+
+    Raises:
+        ValueError: `max_model_len` is more than the model has positions.
+    """
+    positions = model.config.language_config.max_position_embeddings
+    if config.max_model_len is not None and config.max_model_len > positions:
+        raise ValueError(
+            f"max_model_len is {config.max_model_len}: expected at most {positions}, the model's "
+            "max_position_embeddings"
+        )
+    return config.max_model_len or positions
+
+
+def on_cpu(inputs: ModelInputs) -> ModelInputs:
+    """The same where admission reads it: on the CPU, ids as int64 and tiles as float32."""
+    return replace(
+        inputs,
+        input_ids=inputs.input_ids.to("cpu", torch.int64),
+        images=inputs.images.detach().to("cpu", torch.float32),
+        images_seq_mask=inputs.images_seq_mask.cpu(),
+        images_spatial_crop=inputs.images_spatial_crop.cpu(),
+    )
+
+
+def paired(conversations: object, params: object) -> list[tuple[Conversation, SamplingParams]]:
+    """Each conversation with its params.
+
+    Raises:
+        ValueError: no list of conversations but a single one, or another thing; or params that are
+            neither one for all nor one for each.
+    """
+    if isinstance(conversations, str | bytes) or not isinstance(conversations, abc.Sequence):
+        what = f"conversations is of type {type(conversations).__name__}"
+        raise ValueError(f"{what}: expected a list of conversations, generate([messages])")
+    if conversations and all(isinstance(item, abc.Mapping) for item in conversations):
+        raise ValueError(
+            "conversations is a single conversation: expected a list of conversations, "
+            "generate([messages]) for one"
+        )
+    if not isinstance(params, list | tuple):
+        return [(conversation, checked_params(params)) for conversation in conversations]
+    if len(params) != len(conversations):
+        raise ValueError(
+            f"{len(params)} params for {len(conversations)} conversations: give one, or one for "
+            "each"
+        )
+    return list(zip(conversations, map(checked_params, params), strict=True))
+
+
+def checked_params(params: object) -> SamplingParams:
+    """The params; None decodes greedily.
+
+    Raises:
+        ValueError: they are none.
+    """
+    if params is None:
+        return SamplingParams()
+    if not isinstance(params, SamplingParams):
+        raise ValueError(
+            f"params is of type {type(params).__name__}: expected SamplingParams, for instance "
+            "SamplingParams(max_tokens=64)"
+        )
+    return params
+
+
+def unbegun(index: int, reason: FinishReason, error: str | None = None) -> Completion:
+    """The answer to a conversation that never ran."""
+    return Completion(
+        index=index,
+        text="",
+        token_ids=[],
+        boxes=[],
+        finish_reason=reason,
+        usage=Usage(prompt_tokens=0, image_tokens=0, completion_tokens=0),
+        logprobs=[],
+        error=error,
+    )
 
 
 def check_pair(model: VL2Model, processor: Processor) -> None:

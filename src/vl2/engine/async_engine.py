@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
 
-from vl2.engine.admission import Conversation
+from vl2.engine.admission import Conversation, checked_params, unbegun
 from vl2.engine.config import Completion, SamplingParams
-from vl2.engine.engine import Engine, EngineStats, Progress, unbegun
+from vl2.engine.engine import Engine, EngineStats, Progress
 from vl2.engine.sequence import Sequence
 
 PREPARED = 2
@@ -45,9 +45,10 @@ class _Listener:
 
     def hear(self, news: Update | Exception) -> bool:
         """Hand over news from the engine's thread; False if nobody can hear them any longer."""
-        if self.loop.is_closed():
+        try:
+            self.loop.call_soon_threadsafe(self.inbox.put_nowait, news)
+        except RuntimeError:  # the loop is closed
             return False
-        self.loop.call_soon_threadsafe(self.inbox.put_nowait, news)
         return True
 
 
@@ -77,7 +78,8 @@ class AsyncEngine:
     ) -> AsyncGenerator[Update]:
         """Answer a conversation and yield text as it is made.
 
-        Leaving the iteration early aborts the request at once.
+        Leaving the iteration early aborts the request at once. A conversation that cannot be
+        answered gets completions with `finish_reason` "error", as from `Engine.generate`.
 
         Args:
             conversation: messages or `ModelInputs`.
@@ -85,14 +87,17 @@ class AsyncEngine:
             timeout: seconds after which it is aborted, the time in the queue included.
 
         Raises:
-            ValueError: the conversation can never be answered.
+            ValueError: `params` or `timeout` are none.
             RuntimeError: the engine is closed or has stopped.
         """
+        params = checked_params(params)
+        if timeout is not None and (type(timeout) not in (int, float) or not timeout >= 0):
+            raise ValueError(f"timeout is {timeout!r}: expected seconds from 0 up, or None")
         deadline = None if timeout is None else time.monotonic() + timeout
         try:
             await asyncio.wait_for(self._places.acquire(), timeout)
         except TimeoutError:
-            for answer in range(params.n if params else 1):
+            for answer in range(params.n):
                 yield Update(answer=answer, delta="", completion=unbegun(0, "abort"))
             return
         try:
@@ -103,13 +108,17 @@ class AsyncEngine:
             self._places.release()
 
     async def _run(
-        self, conversation: Conversation, params: SamplingParams | None, deadline: float | None
+        self, conversation: Conversation, params: SamplingParams, deadline: float | None
     ) -> AsyncGenerator[Update]:
         """Prepare, submit and listen."""
         number = next(self._numbers)
         sequences = await asyncio.to_thread(
             self._engine.prepare, number, conversation, params, deadline=deadline
         )
+        if isinstance(sequences, Completion):
+            for answer in range(params.n):
+                yield Update(answer=answer, delta="", completion=sequences)
+            return
         inbox: asyncio.Queue[Update | Exception] = asyncio.Queue()
         loop = asyncio.get_running_loop()
         listeners = {

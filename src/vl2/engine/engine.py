@@ -13,12 +13,20 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from vl2.engine.admission import Admission, Conversation, check_pair
+from vl2.engine.admission import (
+    Admission,
+    Conversation,
+    check_pair,
+    checked_params,
+    context_of,
+    paired,
+    unbegun,
+)
 from vl2.engine.block_manager import BlockManager
 from vl2.engine.compiling import compile_parts
-from vl2.engine.config import Completion, EngineConfig, FinishReason, SamplingParams, Usage
+from vl2.engine.config import Completion, EngineConfig, FinishReason, SamplingParams
 from vl2.engine.grammar import GrammarCompiler
-from vl2.engine.model_runner import NOTHING, Known, ModelRunner, join_known
+from vl2.engine.model_runner import NOTHING, Known, ModelRunner, join_known, split_known
 from vl2.engine.pictures import VisionEncoder
 from vl2.engine.pool_size import pool_size
 from vl2.engine.prompt_lookup import PromptLookup
@@ -68,15 +76,15 @@ class Engine:
         """Put the parts together, and the model in evaluation mode.
 
         Raises:
-            ValueError: the processor is of another model, the cache is smaller than one context, or
-                there is nothing to compile with.
+            ValueError: the processor is of another model, the context is longer than the model's,
+                the cache is smaller than one context, or there is nothing to compile with.
         """
         check_pair(model, processor)
         self.model = model.eval()
         self.processor = processor
         self.config = config = config or EngineConfig()
         language = model.config.language_config
-        context = config.max_model_len or language.max_position_embeddings
+        context = context_of(model, config)
         num_blocks, self.max_num_seqs = pool_size(model, config, context)
         if config.compile:
             compile_parts(model)
@@ -130,20 +138,21 @@ class Engine:
             `params.n` completions per conversation, in order.
 
         Raises:
-            ValueError: as many params as fit neither rule.
+            ValueError: a single conversation, which is written generate([messages]), another thing
+                than a list, or params that fit neither rule.
         """
-        chosen = _one_each(params, len(conversations))
-        queue = deque(enumerate(zip(conversations, chosen, strict=True)))
+        queue = deque(enumerate(paired(conversations, params)))
         answers: list[Completion | None] = []
         places: dict[Sequence, int] = {}
         try:
             while queue or places:
                 while queue and len(self._scheduler.waiting) < self.max_num_seqs:
                     index, (conversation, one) = queue.popleft()
-                    added = self._try_request(index, conversation, one)
+                    added = self.prepare(index, conversation, one, index=index)
                     if isinstance(added, Completion):
                         answers += [added] * one.n
                         continue
+                    self.submit(added)
                     places |= {s: len(answers) + i for i, s in enumerate(added)}
                     answers += [None] * one.n
                 for progress in self.step():
@@ -159,16 +168,6 @@ class Engine:
                     self._drop(sequence, "abort")
         return [answer for answer in answers if answer is not None]
 
-    def _try_request(
-        self, index: int, conversation: Conversation, params: SamplingParams
-    ) -> list[Sequence] | Completion:
-        """The sequences of a conversation, or what became of it if it is refused."""
-        try:
-            return self.add_request(index, conversation, params, index=index)
-        except ValueError as error:
-            log.info("conversation %d is refused: %s", index, error)
-            return unbegun(index, "error", str(error))
-
     def add_request(
         self,
         request_id: Hashable,
@@ -178,22 +177,14 @@ class Engine:
         index: int = 0,
         deadline: float | None = None,
     ) -> list[Sequence]:
-        """Queue a conversation; `step` works on it from now on.
-
-        Args:
-            request_id: what `abort` knows it by.
-            conversation: messages or `ModelInputs`.
-            params: None decodes greedily.
-            index: what its completions carry.
-            deadline: value of `time.monotonic()` at which it is aborted.
-
-        Returns:
-            One sequence per answer.
+        """`prepare` and `submit`.
 
         Raises:
             ValueError: it can never be answered; nothing is queued then.
         """
         added = self.prepare(request_id, conversation, params, index=index, deadline=deadline)
+        if isinstance(added, Completion):
+            raise ValueError(added.error)
         self.submit(added)
         return added
 
@@ -205,14 +196,41 @@ class Engine:
         *,
         index: int = 0,
         deadline: float | None = None,
-    ) -> list[Sequence]:
-        """The first half of `add_request`: pictures and text are read; any thread may do it."""
-        return self._admission.sequences(
-            request_id, conversation, params or SamplingParams(), index=index, deadline=deadline
-        )
+    ) -> list[Sequence] | Completion:
+        """Read pictures and text of a conversation; any thread may do it.
+
+        Args:
+            request_id: what `abort` knows it by.
+            conversation: messages or `ModelInputs`.
+            params: None decodes greedily.
+            index: what its completions carry.
+            deadline: value of `time.monotonic()` at which it is aborted.
+
+        Returns:
+            One sequence per answer for `submit`; or, if the conversation can never be answered, the
+            completion that says why.
+
+        Raises:
+            ValueError: `params` are none.
+        """
+        params = checked_params(params)
+        try:
+            sequences = self._admission.sequences(
+                request_id, conversation, params, index=index, deadline=deadline
+            )
+            for sequence in sequences:
+                sequence.name_blocks(self.blocks.block_size)
+            return sequences
+        except ValueError as error:
+            reason = str(error)
+        except Exception as error:  # whatever is wrong with a request ends it alone
+            log.warning("conversation %d cannot be read", index, exc_info=True)
+            reason = f"{type(error).__name__}: {error}"
+        log.info("conversation %d is refused: %s", index, reason)
+        return unbegun(index, "error", " ".join(reason.split()))
 
     def submit(self, sequences: abc.Iterable[Sequence]) -> None:
-        """The second half of `add_request`: queue what `prepare` made."""
+        """Queue what `prepare` made; `step` works on it from now on."""
         for sequence in sequences:
             self._scheduler.add(sequence)
 
@@ -274,7 +292,7 @@ class Engine:
         return join_known(parts), failed
 
     def _choose(self, known: Known) -> list[Progress]:
-        """Sample all rows together and hand out the tokens."""
+        """Sample all rows together and hand out the tokens; who fails ends alone."""
         if not known.items:
             return []
         states, indices = [], []
@@ -282,10 +300,21 @@ class Engine:
             first = len(item.sequence.token_ids)
             states += [item.sequence.sampling] * item.rows
             indices += range(first, first + item.rows)
-        choices = iter(sample(known.logits, states, indices))
+        try:
+            choices = iter(sample(known.logits, states, indices))
+        except Exception as error:
+            if len(known.items) == 1:
+                return [self._fail(known.items[0].sequence, error)]
+            return [progress for one in split_known(known) for progress in self._choose(one)]
         return [self._take(item, [next(choices) for _ in range(item.rows)]) for item in known.items]
 
     def _take(self, item: Scheduled, choices: list[Choice]) -> Progress:
+        try:
+            return self._accept(item, choices)
+        except Exception as error:
+            return self._fail(item.sequence, error)
+
+    def _accept(self, item: Scheduled, choices: list[Choice]) -> Progress:
         """Accept the first choice and as many more as the drafts before them were right."""
         sequence, drafts = item.sequence, item.sequence.drafts
         self._count(item)
@@ -343,38 +372,12 @@ class Engine:
         return self._finish(sequence)
 
     def _finish(self, sequence: Sequence) -> Completion:
+        completion = sequence.completion()
         self._scheduler.remove(sequence, wrong=sequence.finish_reason == "error")
-        return sequence.completion()
+        return completion
 
     def _sequences(self) -> list[Sequence]:
         return [*self._scheduler.running, *self._scheduler.waiting]
-
-
-def _one_each(
-    params: SamplingParams | abc.Sequence[SamplingParams] | None, count: int
-) -> list[SamplingParams]:
-    """One entry per conversation."""
-    if params is None or isinstance(params, SamplingParams):
-        return [params or SamplingParams()] * count
-    if len(params) != count:
-        raise ValueError(
-            f"{len(params)} params for {count} conversations: give one, or one for each"
-        )
-    return list(params)
-
-
-def unbegun(index: int, reason: FinishReason, error: str | None = None) -> Completion:
-    """The answer to a conversation that never ran."""
-    return Completion(
-        index=index,
-        text="",
-        token_ids=[],
-        boxes=[],
-        finish_reason=reason,
-        usage=Usage(prompt_tokens=0, image_tokens=0, completion_tokens=0),
-        logprobs=[],
-        error=error,
-    )
 
 
 def _no_numbers(sequence: Sequence) -> str:

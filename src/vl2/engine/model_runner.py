@@ -180,6 +180,12 @@ def join_known(parts: Items[Known]) -> Known:
     return Known(items, torch.cat([part.logits for part in parts]))
 
 
+def split_known(known: Known) -> list[Known]:
+    """Each item with its own rows."""
+    rows = known.logits.split([item.rows for item in known.items])
+    return [Known([item], logits) for item, logits in zip(known.items, rows, strict=True)]
+
+
 def _pictures(item: Scheduled) -> list[Picture]:
     first = item.sequence.computed
     return item.sequence.prompt.pictures_between(first, first + item.tokens)

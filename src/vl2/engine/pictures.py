@@ -32,7 +32,7 @@ class Picture:
 
 
 def pictures_of(inputs: ModelInputs, side: int) -> tuple[Picture, ...]:
-    """The pictures of a checked sample, in order; `side` is that of a tile in tokens."""
+    """The pictures of a checked sample on the CPU, in order; `side` is of a tile in tokens."""
     pictures: list[Picture] = []
     tile = place = 0
     for wide, high in inputs.images_spatial_crop.tolist():

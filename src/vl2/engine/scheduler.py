@@ -44,8 +44,7 @@ class Scheduler:
     preempted: int = 0
 
     def add(self, sequence: Sequence) -> None:
-        """Queue a new sequence."""
-        sequence.name_blocks(self.blocks.block_size)
+        """Queue a new sequence, its full blocks named."""
         self.waiting.append(sequence)
 
     def schedule(self) -> list[Scheduled]:

@@ -131,13 +131,13 @@ class Sequence:
         """The finished answer with its boxes in source pixels."""
         assert self.finish_reason is not None
         prompt, failed = self.prompt, self.finish_reason in ("error", "abort")
-        sizes = prompt.inputs.image_sizes
+        sizes = () if failed else prompt.inputs.image_sizes
         boxes = scored_boxes(self.stream, self.logprobs, sizes, prompt.question, prompt.sent)
         return Completion(
             index=self.index,
             text=self.stream.text,
             token_ids=self.token_ids,
-            boxes=[] if failed else boxes,
+            boxes=boxes,
             finish_reason=self.finish_reason,
             usage=Usage(
                 prompt_tokens=len(self.prompt.token_ids),

@@ -69,14 +69,19 @@ def from_messages(
 
 
 def from_conversation(
-    conversation: Sequence[Message], tokenizer: Tokenizer, images: Sequence[Any], *, open_end: bool
+    conversation: Sequence[Message],
+    tokenizer: Tokenizer,
+    images: Sequence[Any] | None,
+    *,
+    open_end: bool,
 ) -> Prompt:
     """The official format: control strings and `<image>` inside text are obeyed. Trusted text only.
 
     Args:
         conversation: messages with string content.
         tokenizer: recognises control strings.
-        images: the pictures in the order of their `<image>`.
+        images: the pictures in the order of their `<image>`; None takes those that the messages
+            name in "images".
         open_end: leave out the EOS of a last assistant turn, so that the model goes on.
 
     Raises:
@@ -84,6 +89,8 @@ def from_conversation(
             number of `<image>` than of pictures.
     """
     roles = _roles(conversation, answer_next=open_end)
+    if images is None:
+        images = [source for n, m in enumerate(conversation) for source in _named_images(m, n)]
     turns = [_opening(tokenizer)]
     seen = 0
     for index, (role, message) in enumerate(zip(roles, conversation, strict=True)):
@@ -177,6 +184,11 @@ def encode(
 
 def _roles(messages: Sequence[Message], *, answer_next: bool) -> list[str]:
     """The role of each message under its short name; the order is checked."""
+    if isinstance(messages, str | bytes) or not isinstance(messages, Sequence):
+        raise ValueError(
+            f"the conversation is of type {type(messages).__name__}: expected a list of messages, "
+            '[{"role": "user", "content": ...}]'
+        )
     if not messages:
         raise ValueError("the conversation is empty: give at least one message")
     roles = [_role(message, index) for index, message in enumerate(messages)]
@@ -190,7 +202,11 @@ def _roles(messages: Sequence[Message], *, answer_next: bool) -> list[str]:
 
 def _role(message: Message, index: int) -> str:
     if not isinstance(message, Mapping) or not {"role", "content"} <= message.keys():
-        raise ValueError(f"message {index} is no object with 'role' and 'content'")
+        raise ValueError(
+            f"message {index} is no object with 'role' and 'content', but of type "
+            f"{type(message).__name__}: a conversation is a list of messages, "
+            '[{"role": "user", "content": ...}]'
+        )
     name = message["role"]
     role = _ROLES.get(name) if isinstance(name, str) else None
     if role is None:
@@ -198,7 +214,18 @@ def _role(message: Message, index: int) -> str:
     return role
 
 
+def _named_images(message: Message, index: int) -> Sequence[Any]:
+    images = message.get("images", ())
+    if not isinstance(images, list | tuple):
+        raise ValueError(
+            f"message {index} has 'images' of type {type(images).__name__}: expected a list"
+        )
+    return images
+
+
 def _check_count(seen: int, images: Sequence[Any]) -> None:
+    if not isinstance(images, list | tuple):
+        raise ValueError(f"images is of type {type(images).__name__}: expected a list of pictures")
     if seen != len(images):
         raise ValueError(
             f"{seen} <image> in the text for {len(images)} pictures: write one for each picture"

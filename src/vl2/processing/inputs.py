@@ -76,8 +76,10 @@ def check_inputs(inputs: ModelInputs, *, side: int) -> None:
         side: side of a tile in tokens.
 
     Raises:
-        ValueError: another number of placeholders than features, or of tiles than the crops need.
+        ValueError: a tensor of another kind, another number of placeholders than features, or of
+            tiles than the crops need.
     """
+    _check_tensors(inputs)
     crops = [TileGrid(wide=w, high=h) for w, h in inputs.images_spatial_crop.tolist() if w and h]
     features = sum(geometry.image_tokens(side, grid) for grid in crops)
     places = int(inputs.images_seq_mask.sum())
@@ -91,6 +93,37 @@ def check_inputs(inputs: ModelInputs, *, side: int) -> None:
         raise ValueError(
             f"{len(inputs.images)} tiles for crops {inputs.images_spatial_crop.tolist()}: expected "
             f"{tiles} (the global view and the local tiles of each picture)"
+        )
+
+
+def _check_tensors(inputs: ModelInputs) -> None:
+    """Shapes and kinds, which nobody checks when a sample is built by hand."""
+    for name, dims, wanted in (
+        ("input_ids", 1, "[tokens], whole numbers"),
+        ("images_seq_mask", 1, "[tokens], booleans"),
+        ("images", 4, "[tiles, 3, size, size], floats"),
+        ("images_spatial_crop", 2, "[pictures, 2], whole numbers"),
+    ):
+        value = getattr(inputs, name)
+        told = f"{name} of a sample is {type(value).__name__}: expected a tensor {wanted}"
+        if not isinstance(value, Tensor):
+            raise ValueError(told)
+        kind = "floats" if value.is_floating_point() else "whole numbers"
+        kind = "booleans" if value.dtype == torch.bool else kind
+        if value.dim() != dims or not wanted.endswith(kind) or value.is_complex():
+            shape = f"{value.dtype} {list(value.shape)}".removeprefix("torch.")
+            raise ValueError(f"{name} of a sample is {shape}: expected {wanted}")
+    tokens, mask = len(inputs.input_ids), len(inputs.images_seq_mask)
+    if not tokens or tokens != mask:
+        raise ValueError(
+            f"a sample has {tokens} input_ids and an images_seq_mask of {mask}: expected as many, "
+            "and at least one"
+        )
+    crops = inputs.images_spatial_crop
+    if crops.shape[1] != 2 or bool((crops < 0).any()):
+        raise ValueError(
+            f"images_spatial_crop of a sample is {crops.tolist()}: expected (tiles wide, tiles "
+            "high) of each picture"
         )
 
 

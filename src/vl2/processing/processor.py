@@ -168,8 +168,6 @@ class Processor:
                 as many as the pictures.
             ImageError: (a ValueError) a picture is refused.
         """
-        if images is None:
-            images = [source for message in conversation for source in message.get("images", ())]
         prompt = talk.from_conversation(
             conversation, self.tokenizer, images, open_end=inference_mode
         )

@@ -153,9 +153,12 @@ def test_an_engine_records_few_steps_and_repeats_its_answers(model):
     assert len(recorded) <= 6
 
 
-def test_float32_on_a_gpu_says_why_nothing_is_recorded(attention, cuda):
-    model = random_model(attention).to(cuda)
-    assert why_not_captured(model) is not None
+def test_every_float_is_recorded_and_int8_says_why_not(attention, cuda):
+    for dtype in (torch.float32, torch.float16, torch.bfloat16):
+        assert why_not_captured(random_model(attention).to(cuda, dtype)) is None
+    model = random_model(attention)
+    quantize_model(model, "int8")
+    assert why_not_captured(model.to(cuda)) is not None
 
 
 def test_capturing_shares_one_pool(cuda):

@@ -29,6 +29,7 @@ from vl2.model.quantized import check_scheme, default_plan
 from vl2.model.storage import store_matrices
 from vl2.model.vl2 import VL2Model
 from vl2.model_folder import resolve
+from vl2.ops.cards import has_bfloat16
 
 log = get_logger(__name__)
 
@@ -72,8 +73,9 @@ def load_model(
     Args:
         path: "nano" (the embedded model), a local folder, or a hub id such as
             "deepseek-ai/deepseek-vl2-tiny".
-        dtype: "auto" (config.json's, else the files'), "float32", "bfloat16", "float16" or a
-            torch.dtype. Float32 buffers (the router's correction bias) stay float32 in any of them.
+        dtype: "auto" (config.json's, else the files'; float16 for bfloat16 on cards that cannot
+            multiply that), "float32", "bfloat16", "float16" or a torch.dtype. Float32 buffers (the
+            router's correction bias) stay float32 in any of them.
         device: "auto" (CUDA when available, else the CPU) or a torch device.
         quantization: "int8", "int4", or for cards that multiply it "float8", quantises a float
             checkpoint layer by layer while it is read;
@@ -92,7 +94,7 @@ def load_model(
         check_scheme(quantization)
     target = choose_device(device)
     checkpoint = open_checkpoint(resolve(path))
-    held = _dtype(dtype, checkpoint)
+    held = _dtype(dtype, checkpoint, target)
     model = checkpoint.skeleton
     if quantization is not None:
         model = quantized_skeleton(checkpoint, quantization)
@@ -228,10 +230,14 @@ def choose_device(device: str | torch.device) -> torch.device:
     return found
 
 
-def _dtype(dtype: str | torch.dtype, checkpoint: Checkpoint) -> torch.dtype:
-    if dtype == "auto":
-        return _stated_dtype(checkpoint.folder) or main_dtype(s for s, _ in checkpoint.places)
-    return model_dtype(dtype)
+def _dtype(dtype: str | torch.dtype, checkpoint: Checkpoint, device: torch.device) -> torch.dtype:
+    if dtype != "auto":
+        return model_dtype(dtype)
+    held = _stated_dtype(checkpoint.folder) or main_dtype(s for s, _ in checkpoint.places)
+    if held == torch.bfloat16 and not has_bfloat16(device):
+        log.info("%s has no products in bfloat16: the model is held in float16", device)
+        return torch.float16
+    return held
 
 
 def model_dtype(dtype: str | torch.dtype, name: str = "dtype") -> torch.dtype:

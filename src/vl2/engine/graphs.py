@@ -64,10 +64,8 @@ def cuda_graph_capture(device: torch.device) -> Capture:
 def why_not_captured(model: VL2Model) -> str | None:
     """Why a decoding step of the model cannot be recorded, or None: it must never ask the host.
 
-    PyTorch's grouped product of experts (2.13) keeps their sizes on the device for bfloat16 on
-    Hopper (9.x) and datacentre Blackwell (10.x) alone, for float8 on Hopper alone; otherwise the
-    host reads them. Experts in int8 and int4 go from one to the next on the host everywhere;
-    quantised linear layers never ask it.
+    Experts in int8 and int4 go from one to the next on the host everywhere, those in float8 except
+    on Hopper; floats never ask it (ops/batched_experts.py), nor do quantised linear layers.
     """
     flag = model.image_newline
     if flag.device.type != "cuda":
@@ -75,13 +73,6 @@ def why_not_captured(model: VL2Model) -> str | None:
     quantised = [module for module in model.modules() if isinstance(module, QuantExperts)]
     if not all(map(_stay_on_device, quantised)):
         return "its weights are quantised, and the host chooses experts"
-    if model.config.language_config.n_routed_experts is None:
-        return None
-    major, minor = torch.cuda.get_device_capability(flag.device)
-    if major not in (9, 10):
-        return f"compute capability {major}.{minor} has no grouped product without the host"
-    if flag.dtype != torch.bfloat16:
-        return f"{flag.dtype} has no grouped product without the host: load it as bfloat16"
     return None
 
 

@@ -11,13 +11,12 @@ from torch import Tensor, nn
 
 from vl2.config import LanguageConfig
 from vl2.model.quant_layers import outputs
+from vl2.ops.batched_experts import batched_expert_mlp, batches_experts
 from vl2.ops.moe import (
     ExpertChange,
     Routing,
     chosen_expert_mlp,
     expert_mlp,
-    expert_mlp_ref,
-    has_grouped_matmul,
     matmul_dtype,
     route,
     router_logits,
@@ -86,8 +85,9 @@ class Experts(nn.Module):
         if x.device.type == "cpu" and change is None and not _traced():
             return chosen_expert_mlp(x.to(dtype), routing, *weights).to(x.dtype)
         gate, up, down = (weight.to(dtype) for weight in weights)
-        mlp = expert_mlp if has_grouped_matmul(x.to(dtype), gate) else expert_mlp_ref
-        return mlp(x.to(dtype), routing, gate, up, down, change).to(x.dtype)
+        rows = x.to(dtype)
+        mlp = batched_expert_mlp if batches_experts(rows, gate) else expert_mlp
+        return mlp(rows, routing, gate, up, down, change).to(x.dtype)
 
 
 def _traced() -> bool:

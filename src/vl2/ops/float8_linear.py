@@ -7,11 +7,15 @@ rounded numbers as floats: the answers are the same but for the order of sums.
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from vl2.logs import get_logger
+from vl2.ops.cards import compute_capability
 from vl2.ops.moe import (
     Routing,
     combine_experts,
@@ -30,24 +34,47 @@ from vl2.ops.quant import (
 )
 
 aten = torch.ops.aten
+log = get_logger(__name__)
 
 ALIGNED = 16
 """What the widths of a product on a card are multiples of."""
 
 
 def has_float8_products(x: Tensor, weight: Float8Weight) -> bool:
-    """Whether the card multiplies float8: CUDA from compute capability 8.9 on."""
+    """Whether the card multiplies float8: NVIDIA's from 8.9 on, if a first product succeeds."""
     aligned = all(width % ALIGNED == 0 for width in weight.values.shape[-2:])
-    if x.device.type != "cuda" or not aligned:
-        return False
-    return torch.cuda.get_device_capability(x.device) >= (8, 9)
+    held = compute_capability(x.device)
+    return held is not None and held >= (8, 9) and aligned and _multiplies(x.device)
 
 
 def has_float8_experts(x: Tensor, *weights: Float8Weight) -> bool:
     """Whether PyTorch (2.13) has a grouped product of float8 rows for the card: Hopper (9.x)."""
     if not all(has_float8_products(x, weight) for weight in weights):
         return False
-    return torch.cuda.get_device_capability(x.device)[0] == 9
+    held = compute_capability(x.device)
+    return held is not None and held[0] == 9
+
+
+@torch.compiler.assume_constant_result
+def _multiplies(device: torch.device) -> bool:
+    """Whether one small product succeeds; on 12.x cuBLAS refuses a scale per row: pytorch#192707.
+
+    It is tried once per card, and a failure is told once.
+    """
+    return _tried(device)
+
+
+@cache
+def _tried(device: torch.device) -> bool:
+    with torch.inference_mode():
+        one = quantize_float8(torch.ones(2 * ALIGNED, 2 * ALIGNED, device=device))
+        try:
+            scaled_product(one, one)
+        except RuntimeError as error:
+            reason = str(error).split("\n")[0][:200]
+            log.warning("%s multiplies float8 as floats, which is slower: %s", device, reason)
+            return False
+    return True
 
 
 def float8_linear(

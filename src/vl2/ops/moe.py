@@ -6,7 +6,7 @@ greedy (DeepSeek-V2), and sigmoid with a correction bias, "noaux_tc" (Base; arXi
 
 from __future__ import annotations
 
-from functools import cache
+from functools import cache, partial
 from typing import NamedTuple
 
 import torch
@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from vl2.config import LanguageConfig
+from vl2.ops.cards import has_grouped_matmul
 from vl2.ops.native import kernels, small
 from vl2.ops.native.kernels import Groups
 
@@ -97,17 +98,6 @@ def _limit_groups(choice: Float[Tensor, "n e"], config: LanguageConfig) -> Float
     return groups.masked_fill(~kept[..., None], float("-inf")).flatten(-2)
 
 
-def has_grouped_matmul(x: Float[Tensor, "n h"], gate: Float[Tensor, "e i h"]) -> bool:
-    """Whether PyTorch has a grouped matmul for these: CPU, or CUDA from compute capability 8.0.
-
-    Its kernels want rows of a multiple of 16 bytes, which every released width is.
-    """
-    aligned = all(width * x.element_size() % 16 == 0 for width in gate.shape[1:])
-    if x.device.type == "cuda":
-        return aligned and torch.cuda.get_device_capability(x.device) >= (8, 0)
-    return aligned and x.device.type == "cpu"
-
-
 def matmul_dtype(x: Tensor) -> torch.dtype:
     """The dtype of matrix products with x: autocast does not know the grouped one, so we ask it."""
     kind = x.device.type
@@ -122,7 +112,7 @@ def expert_mlp(
     down: Float[Tensor, "e h i"],
     change: ExpertChange | None = None,
 ) -> Float[Tensor, "n h"]:
-    """Weighted sum of each token's expert SwiGLUs through grouped matmuls.
+    """Weighted sum of each token's expert SwiGLUs, see `expert_swiglu`.
 
     Tokens are sorted by expert, so that each expert is one slice; results go back by the inverse
     permutation and are summed over k in a fixed order, which keeps the result reproducible. A
@@ -249,12 +239,17 @@ def expert_swiglu(
     down: Float[Tensor, "e h i"],
     change: ExpertChange | None = None,
 ) -> Float[Tensor, "m h"]:
-    """Each row through its expert: `rows` has counts[0] rows of the first expert, and so on."""
-    ends = counts.cumsum(0).to(torch.int32)
+    """Each row through its expert: `rows` has counts[0] rows of the first expert, and so on.
+
+    Where PyTorch has no grouped matmul, or a wrong one, that is one product per expert.
+    """
+    if has_grouped_matmul(rows, gate):
+        product = partial(_grouped, ends=counts.cumsum(0).to(torch.int32))
+    else:
+        product = partial(_each, counts=counts.tolist())
     gate_change, up_change, down_change = change or (None, None, None)
-    hidden = F.silu(_grouped(rows, gate, ends, gate_change))
-    hidden = hidden * _grouped(rows, up, ends, up_change)
-    return _grouped(hidden, down, ends, down_change)
+    hidden = F.silu(product(rows, gate, gate_change)) * product(rows, up, up_change)
+    return product(hidden, down, down_change)
 
 
 def expert_swiglu_ref(
@@ -301,7 +296,7 @@ def inverse_permutation(order: Int[Tensor, " m"]) -> Int[Tensor, " m"]:
 
 
 def _grouped(
-    rows: Float[Tensor, "m w"], weight: Float[Tensor, "e v w"], ends: Tensor, change: LowRank | None
+    rows: Float[Tensor, "m w"], weight: Float[Tensor, "e v w"], change: LowRank | None, ends: Tensor
 ) -> Float[Tensor, "m v"]:
     """Each row times its expert's matrix, with the change of that matrix if there is one."""
     out = F.grouped_mm(rows, weight.transpose(-1, -2), offs=ends)
@@ -309,6 +304,21 @@ def _grouped(
         return out
     inner = F.grouped_mm(rows, change.a.transpose(-1, -2), offs=ends)  # (M, rank)
     return out + F.grouped_mm(inner, change.b.transpose(-1, -2), offs=ends)
+
+
+def _each(
+    rows: Float[Tensor, "m w"],
+    weight: Float[Tensor, "e v w"],
+    change: LowRank | None,
+    counts: list[int],
+) -> Float[Tensor, "m v"]:
+    """The same, one expert after the other; those without rows get gradients of zeros."""
+    parts = rows.split(counts)
+    outs = [F.linear(x, matrix) for x, matrix in zip(parts, weight, strict=True)]
+    if change is not None:
+        factors = zip(parts, change.a, change.b, outs, strict=True)
+        outs = [out + F.linear(F.linear(x, a), b) for x, a, b, out in factors]
+    return torch.cat(outs)
 
 
 def expert_mlp_ref(

@@ -34,8 +34,6 @@ from vl2.ops.moe import (
     Routing,
     combine_experts,
     expert_swiglu,
-    expert_swiglu_ref,
-    has_grouped_matmul,
     inverse_permutation,
     matmul_dtype,
     sort_by_expert,
@@ -131,8 +129,7 @@ def _own_experts(
     experts = torch.arange(own, device=rows.device).repeat(ranks)
     experts = experts.repeat_interleave(came.flatten(), output_size=len(rows))  # (M,)
     order, counts = sort_by_expert(experts[:, None], own)
-    mlp = expert_swiglu if has_grouped_matmul(rows, weights[0]) else expert_swiglu_ref
-    return mlp(rows[order], counts, *weights, change)[inverse_permutation(order)]
+    return expert_swiglu(rows[order], counts, *weights, change)[inverse_permutation(order)]
 
 
 def _exchange(rows: Tensor, sent: list[int], received: list[int], mesh: DeviceMesh) -> Tensor:

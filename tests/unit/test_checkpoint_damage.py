@@ -131,6 +131,10 @@ def renamed(change: Callable[[str], str]) -> Change:
             lambda k: f"model.{k.replace('self_attn.', 'self_attn._fsdp_wrapped_module.')}",
             r"have 'model\.' before",
         ),
+        (
+            lambda k: "".join(reversed(k)),
+            r"none of its 133 tensors, such as '.*', is one of a DeepSeek-VL2: .* another kind",
+        ),
         (lambda k: k.replace("q_proj.", "q_proj.base_layer."), "adapters that are not merged"),
         (lambda k: k.replace("q_proj.weight", "q_proj.qweight"), "another tool quantised it"),
     ],
@@ -185,6 +189,7 @@ def test_wrong_headers(
     ("content", "pattern"),
     [
         (b"", "its header should take 0 bytes, the file has 0"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "pointer of Git LFS"),
         (b"\x07\0\0", "is no intact safetensors file"),
         ((2**63).to_bytes(8, "little") + b"{}", "its header should take 9223372036854775808 bytes"),
         ((2).to_bytes(8, "little") + b"[]", "its header is list, expected an object"),
@@ -324,6 +329,10 @@ def test_missing_and_doubled_shards(sharded: Path, monkeypatch: pytest.MonkeyPat
     gone = second.read_bytes()
     second.unlink()
     refuse(sharded, f"{second.name} is missing but", monkeypatch)
+    kept = first.read_bytes()
+    first.unlink()
+    refuse(sharded, rf"lacks 2 of the \d+ files that .* names \({first.name}, ", monkeypatch)
+    first.write_bytes(kept)
     (sharded / INDEX).unlink()
     refuse(sharded, "shards of a model of .* and no index", monkeypatch)
     second.write_bytes(gone)

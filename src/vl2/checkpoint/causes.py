@@ -44,6 +44,11 @@ def cause_in_names(stored: Collection[str], wanted: Collection[str]) -> str | No
         if found:
             return f"{found!r:.200} is a key of another form of a model: {cause}"
     added = Counter(word for key in foreign if (word := _added(key, known)))
+    if not added and foreign and len(foreign) == len(stored):
+        return (
+            f"none of its {len(stored)} tensors, such as {foreign[0]!r:.200}, is one of a "
+            "DeepSeek-VL2: it is of another kind of model"
+        )
     if not added:
         return None
     (word, count), *_ = added.most_common(1)

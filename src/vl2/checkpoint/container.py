@@ -92,6 +92,11 @@ def read_header(file: Path, dtypes: Mapping[str, torch.dtype] = DTYPES) -> dict[
         with file.open("rb") as stream:
             size = os.fstat(stream.fileno()).st_size
             prefix = stream.read(8)
+            if prefix == b"version ":
+                raise CheckpointError(
+                    f"{file} is a pointer of Git LFS and not the file itself: run `git lfs pull`, "
+                    "or download the file"
+                )
             length = int.from_bytes(prefix, "little")
             if len(prefix) < 8 or length > size - 8:
                 raise _damaged(file, f"its header should take {length} bytes, the file has {size}")

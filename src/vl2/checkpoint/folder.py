@@ -78,10 +78,9 @@ def _check_numbers(folder: Path, shards: list[Path]) -> None:
 
 def _indexed(folder: Path) -> dict[str, StoredTensor]:
     weight_map = _read_index(folder / INDEX)
-    headers = {
-        name: read_header(_shard(folder, name), QUANTIZED_DTYPES)
-        for name in sorted(set(weight_map.values()))
-    }
+    names = sorted(set(weight_map.values()))
+    _check_shards(folder, names)
+    headers = {name: read_header(folder / name, QUANTIZED_DTYPES) for name in names}
     stored: dict[str, StoredTensor] = {}
     for name, header in headers.items():
         for key, tensor in header.items():
@@ -125,11 +124,17 @@ def _read_index(file: Path) -> dict[str, str]:
     return weight_map
 
 
-def _shard(folder: Path, name: str) -> Path:
-    file = folder / name
-    if not file.is_file():
-        raise CheckpointError(f"{file} is missing but {INDEX} names it: fetch it again")
-    return file
+def _check_shards(folder: Path, names: list[str]) -> None:
+    missing = [name for name in names if not (folder / name).is_file()]
+    if len(missing) == 1:
+        raise CheckpointError(
+            f"{folder / missing[0]} is missing but {INDEX} names it: fetch it again"
+        )
+    if missing:
+        raise CheckpointError(
+            f"{folder} lacks {len(missing)} of the {len(names)} files that {INDEX} names "
+            f"({missing[0]}, ...): a download that was interrupted; fetch them again"
+        )
 
 
 def _twice(key: str, first: Path, second: Path) -> CheckpointError:

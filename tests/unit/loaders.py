@@ -43,6 +43,9 @@ class Records:
             raise RecordError(f"broken (record {row} of {self.name})")
         return self.records[row]
 
+    def place(self, row: int) -> str:
+        return f"{self.name} row {row + 1}"
+
     def fingerprint(self) -> str:
         return self.name
 

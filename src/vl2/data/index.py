@@ -6,17 +6,15 @@ import hashlib
 import json
 import os
 import tempfile
-import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from vl2.data.config import DataConfig, SourceConfig
-from vl2.data.encode import record_size
-from vl2.data.records import RecordError
-from vl2.data.source_record import reason_of
+from vl2.data.counting import UNUSABLE, Unusable, count_rows
 from vl2.data.sources import Source
 from vl2.data.substitute import REASONS, DataError, bad_allowed
 from vl2.logs import get_logger
@@ -24,13 +22,8 @@ from vl2.processing import Processor
 
 log = get_logger(__name__)
 
-UNUSABLE = -1
-"""Stands for both counts of a row that cannot be used."""
-
-_RULES = "2"
+_RULES = "3"
 """Counts of other rules are not taken from a cache: raise it when encoding changes."""
-
-_REPORT_SECONDS = 10.0
 
 
 class RowIndex:
@@ -59,6 +52,7 @@ class RowIndex:
         *,
         mask_prompt: bool = True,
         limits: DataConfig | None = None,
+        processes: int = 1,
     ) -> RowIndex:
         """Count tokens and tiles of all rows, or take them from the cache.
 
@@ -73,10 +67,11 @@ class RowIndex:
             mask_prompt: whether answers alone are learnt.
             limits: how many rows of a source may be bad, as of the records that a run meets; None
                 only warns.
+            processes: that count the rows, if there are many; the result is the same.
 
         Raises:
             DataError: a source has no row that can be used, or more bad ones than allowed. What was
-                counted is in the cache by then.
+                counted is in the cache by then. Or a process that counts died.
             ValueError: a source wants damaged pictures from a processor that tiles them by their
                 content, or the cache cannot be written.
         """
@@ -92,7 +87,15 @@ class RowIndex:
             places = [_absolute(config.path), _absolute(config.image_root or "")]
             key = _sha256([rules, content, len(source), *places])
             file = cache / f"rows-{key[:32]}.npz" if cache else None
-            found, reasons = _counted(source, processor, mask_prompt, file, key)
+            count = partial(
+                count_rows,
+                config=config,
+                source=source,
+                processor=processor,
+                mask_prompt=mask_prompt,
+                processes=processes,
+            )
+            found, reasons = _counted(source, count, file, key)
             if limits is not None:
                 _check_bad(source, reasons, limits)
             counts.append(found)
@@ -114,7 +117,10 @@ class RowIndex:
 
 
 def _counted(
-    source: Source, processor: Processor, mask_prompt: bool, file: Path | None, key: str
+    source: Source,
+    count: Callable[[Sequence[int]], tuple[np.ndarray, Unusable]],
+    file: Path | None,
+    key: str,
 ) -> tuple[np.ndarray, Counter[str]]:
     """Sizes [2, rows] of one source, and why rows are bad; a cache file gives the good ones."""
     sizes = _read(file, key, len(source)) if file else None
@@ -122,17 +128,16 @@ def _counted(
     if sizes is None:
         sizes = np.full((2, len(source)), UNUSABLE, dtype=np.int32)
     before = sizes.copy()
-    reasons = _scan(source, processor, mask_prompt, sizes)
+    rows = np.flatnonzero(sizes[0] == UNUSABLE)
+    sizes[:, rows], unusable = count(rows.tolist())
+    reasons = unusable.reasons
+    _name_bad(source, unusable)
     if not (sizes != UNUSABLE).any():
         first = next(iter(reasons), "the source is empty")
         raise DataError(
             f"source {source.name!r} has no usable row among {len(source)}: the first reason is: "
             f"{first}"
         )
-    if reasons:
-        told = "; ".join(f"{number} x {reason}" for reason, number in reasons.most_common(5))
-        bad = reasons.total()
-        log.warning("%s: %d of %d rows cannot be used: %s", source.name, bad, len(source), told)
     if file and (fresh or (before != sizes).any()):
         _write(file, key, sizes)
     return sizes, reasons
@@ -151,24 +156,18 @@ def _check_bad(source: Source, reasons: Counter[str], limits: DataConfig) -> Non
         )
 
 
-def _scan(
-    source: Source, processor: Processor, mask_prompt: bool, sizes: np.ndarray
-) -> Counter[str]:
-    """Fill in the rows without a count; returns why others stay without, first reasons first."""
-    rows = np.flatnonzero(sizes[0] == UNUSABLE).tolist()
-    reasons: Counter[str] = Counter()
-    reported = time.monotonic()
-    for done, row in enumerate(rows):
-        try:
-            size = record_size(source[row], processor, mask_prompt=mask_prompt)
-            sizes[:, row] = size.tokens, size.tiles
-        except RecordError as error:
-            log.debug("%s", error)
-            reasons[reason_of(error)] += 1
-        if time.monotonic() - reported > _REPORT_SECONDS:
-            log.info("%s: tokens of %d of %d rows counted", source.name, done + 1, len(rows))
-            reported = time.monotonic()
-    return reasons
+def _name_bad(source: Source, unusable: Unusable) -> None:
+    """Say how many rows are bad and why, and where the first ones are."""
+    reasons, named = unusable.reasons, unusable.named
+    if not reasons:
+        return
+    told = "; ".join(f"{number} x {reason}" for reason, number in reasons.most_common(5))
+    bad = reasons.total()
+    log.warning("%s: %d of %d rows cannot be used: %s", source.name, bad, len(source), told)
+    for row, reason in named:
+        log.warning("%s: %s: %s", source.name, source.place(row), reason)
+    if bad > len(named):
+        log.warning("%s: and %d rows more", source.name, bad - len(named))
 
 
 def _rules(processor: Processor, mask_prompt: bool) -> str:

@@ -10,12 +10,9 @@ import hashlib
 import json
 import multiprocessing
 import os
-import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from functools import partial
-from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import Any
@@ -29,6 +26,7 @@ from vl2.data.decode import Crash, Decoded, Decoder
 from vl2.data.index import RowIndex
 from vl2.data.mixture import RowOrder
 from vl2.data.plan import MicroPlan, Planner, micro_plans
+from vl2.data.processes import sheltered, worker_context
 from vl2.data.sources import Source
 from vl2.data.substitute import DataError, SlotReport, Tally, reports_of, reports_text
 from vl2.logs import get_logger
@@ -48,7 +46,6 @@ _PLANNED = (
     "mask_prompt",
     "seed",
 )
-_TRAINER_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
 class TrainLoader:
@@ -221,15 +218,13 @@ class TrainLoader:
         if self._pool is None:
             self._pool = self._make_pool()
         before = set(multiprocessing.active_children())
-        with _sheltered():
+        with sheltered():
             stream = iter(self._pool)
         self._workers += [p for p in multiprocessing.active_children() if p not in before]
         return stream
 
     def _make_pool(self) -> DataLoader:
-        # Forking the trainer itself could copy a lock that one of its threads holds.
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["vl2.data.decode"])
+        context = worker_context()
         self._lifeline = context.Pipe(duplex=False)
         return DataLoader(
             self._decoder,
@@ -253,26 +248,6 @@ class _Plans:
 
     def __iter__(self) -> Iterator[MicroPlan]:
         return self.plans
-
-
-@contextmanager
-def _sheltered() -> Iterator[None]:
-    """Start processes that are deaf to signals for the trainer, which a scheduler sends to all.
-
-    A blocked signal stays blocked in them; here it arrives afterwards. PyTorch's handler of SIGCHLD
-    is taken out again: it raises wherever the trainer happens to be when a worker dies, instead of
-    where the next batch is asked for.
-    """
-    resource_tracker.ensure_running()  # when that starts, it unblocks signals
-    in_main = threading.current_thread() is threading.main_thread()
-    child_handler = signal.getsignal(signal.SIGCHLD)
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _TRAINER_SIGNALS)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        if in_main and child_handler is not None:
-            signal.signal(signal.SIGCHLD, child_handler)
 
 
 def _as_it_is(decoded: Any) -> Any:

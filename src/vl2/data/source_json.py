@@ -73,6 +73,14 @@ class JsonSource:
         origin = Origin(source=self.name, id=record_id(row, fields.get("id")))
         return self._to_record(fields, origin, self._root)
 
+    def place(self, row: int) -> str:
+        """The file and the line at which a row begins, from 1 on."""
+        line, rest = 1, int(self._starts[row])
+        with self._path.open("rb") as file:  # read again: it is asked for a few rows only
+            while rest and (chunk := file.read(min(rest, _CHUNK))):
+                line, rest = line + chunk.count(b"\n"), rest - len(chunk)
+        return f"{self._path} line {line}"
+
     def fingerprint(self) -> str:
         """sha256 of the format and the whole file, wherever it lies; pictures do not count."""
         with self._path.open("rb") as file:

@@ -74,6 +74,12 @@ class ParquetSource:
         root = self._root or self._groups[part][0].parent
         return llava_record(fields, pictures_of(fields, root, origin), origin)
 
+    def place(self, row: int) -> str:
+        """The file and the number of a row in it, from 1 on."""
+        path = self._groups[locate(self._ends, row)[0]][0]
+        first = next(n for n, (other, _, _) in enumerate(self._groups) if other == path)
+        return f"{path} row {row + 1 - (int(self._ends[first - 1]) if first else 0)}"
+
     def fingerprint(self) -> str:
         """sha256 of the sizes and the footers of all files (columns, counts, places, ranges)."""
         told = hashlib.sha256(b"parquet")

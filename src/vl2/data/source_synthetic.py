@@ -91,6 +91,10 @@ class SyntheticSource:
             turns=tuple(turns),
         )
 
+    def place(self, row: int) -> str:
+        """Which row it is, from 1 on."""
+        return f"{self.kind} row {row + 1}"
+
     def fingerprint(self) -> str:
         """What decides the rows: the kind, the seed, and the first picture as it is drawn here."""
         first = self[0]

@@ -89,6 +89,11 @@ class WebDatasetSource:
             raise origin.error(f"the tar cannot be read: {error.strerror}") from None
         return _record(found, origin)
 
+    def place(self, row: int) -> str:
+        """The tar and the key of a sample."""
+        part, local = locate(self._ends, row)
+        return f"{self._shards[part].path} sample {self._shards[part].keys[local]}"
+
     def fingerprint(self) -> str:
         """sha256 of the headers of all tars (names, sizes and times of members)."""
         told = "".join(shard.digest for shard in self._shards)

@@ -30,6 +30,10 @@ class Source(Protocol):
         """The record of a row; `RecordError` when it cannot be used, `IndexError` beyond."""
         ...
 
+    def place(self, row: int) -> str:
+        """Where a row stands, for messages: the file, and the line or number in it from 1 on."""
+        ...
+
     def fingerprint(self) -> str:
         """sha256 of what decides the content, the same wherever the files lie."""
         ...

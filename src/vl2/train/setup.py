@@ -22,6 +22,7 @@ from vl2.checkpoint.skeleton import build_skeleton
 from vl2.config import VL2Config
 from vl2.data.index import RowIndex
 from vl2.data.loader import TrainLoader
+from vl2.data.processes import usable_cores
 from vl2.data.sources import Source, open_source
 from vl2.logs import get_logger
 from vl2.model.quant_layers import QuantWeight
@@ -101,6 +102,7 @@ def prepare(config: TrainConfig, layout: Layout = ONE) -> Prepared:
         cache,
         mask_prompt=config.data.mask_prompt,
         limits=config.data,
+        processes=usable_cores(),
     )
     return Prepared(config=config, origin=origin, sources=sources, index=index)
 

@@ -59,6 +59,9 @@ class SamConfig:
         check_ranges("sam", self)
         check_tiles("sam", self.image_size, self.patch_size)
         multiple("sam.width", self.width, "heads", self.heads)
+        for width in self.downsample_channels:
+            if not 1 <= width <= 2**20:
+                raise ValueError(f"sam.downsample_channels holds {width}: expected 1 to 1,048,576")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -35,7 +35,7 @@ def read_section(cls: type, data: Mapping[str, Any], where: str, sections: Secti
         if name not in known:
             continue
         place = f"{where}: {name}"
-        if name in sections and value is not None:
+        if name in sections and (value is not None or "None" not in str(known[name].type)):
             if not isinstance(value, Mapping):
                 raise ValueError(f"{place} is {value!r}: expected an object")
             values[name] = read_section(sections[name], value, place, sections)
@@ -69,11 +69,12 @@ def _checked(where: str, value: Any, f: Field[Any]) -> Any:
     """Convert lists to tuples and refuse a JSON type that the field cannot hold."""
     if isinstance(value, list):
         value = tuple(tuple(v) if isinstance(v, list) else v for v in value)
-    kinds = [kind.split("[")[0] for kind in str(f.type).split(" | ")]
+    kinds = str(f.type).split(" | ")
     if any(_is_a(kind, value) for kind in kinds):
         return float(value) if kinds[0] == "float" and value is not None else value
     default = f.default if f.default_factory is MISSING else f.default_factory()
-    wanted = "a finite number" if kinds[0] == "float" else kinds[0]
+    words = {"float": "a finite number", "tuple[int, ...]": "a list of whole numbers"}
+    wanted = words.get(kinds[0], kinds[0])
     raise ValueError(f"{where} is {value!r:.80}: expected {wanted} (for instance {default!r})")
 
 
@@ -85,4 +86,8 @@ def _is_a(kind: str, value: Any) -> bool:
         return kind == "bool"
     if kind == "float":
         return isinstance(value, int | float) and abs(value) <= float_info.max
-    return isinstance(value, {"int": int, "bool": bool, "str": str, "tuple": tuple}[kind])
+    if kind.startswith("tuple"):
+        each = kind.removeprefix("tuple[").partition(",")[0]
+        named = each in ("int", "str")
+        return isinstance(value, tuple) and (not named or all(_is_a(each, v) for v in value))
+    return isinstance(value, {"int": int, "bool": bool, "str": str}[kind])

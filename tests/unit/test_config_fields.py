@@ -292,6 +292,32 @@ def test_an_impossible_number_is_one_line_with_its_name(place: tuple[str, str], 
     assert len(message) < 400
 
 
+ODD = [None, True, -1, 0, 7, 0.5, 2**63, float("nan"), "", "x", [], [1], [[1, 2]], {}, {"a": 1}]
+
+
+@given(st.data())
+def test_any_value_anywhere_is_read_or_refused_in_one_line(data: st.DataObject):
+    config = json.loads(json.dumps(whole()))
+    target = config
+    for key in data.draw(st.sampled_from([(), *PATHS.values()])):
+        target = target[key]
+    names = ["image_size", "global_attn_indexes", *sorted(target)]  # sam says nothing itself
+    target[data.draw(st.sampled_from(names))] = data.draw(st.sampled_from(ODD))
+    read = said(config)
+    if isinstance(read, str):
+        assert "\n" not in read
+        assert len(read) < 500
+    else:
+        assert VL2Config.from_dict(json.loads(json.dumps(read.to_dict()))) == read
+
+
+def said(config: dict[str, Any]) -> VL2Config | str:
+    try:
+        return VL2Config.from_dict(config)
+    except ValueError as error:
+        return str(error)
+
+
 @pytest.mark.parametrize(("section", "name"), NUMBERS)
 def test_zero_is_possible_only_where_its_range_says_so(section: str, name: str):
     data = whole()
@@ -317,6 +343,21 @@ def test_zero_is_possible_only_where_its_range_says_so(section: str, name: str):
         (inside("language_config", n_group=72, topk_group=2), ["expected 1..2", "topk_group"]),
         (inside("vision_config", heads=7), ["vision_config.width", "heads = 7"]),
         (inside("vision_config", patch_size=385), ["patch_size is 385", "384"]),
+        (inside("", language_config=None), ["language_config is None", "an object"]),
+        (inside("", architectures=[1]), ["architectures is (1,)"]),
+        (inside("language_config", eos_token_id=["</s>"]), ["eos_token_id"]),
+        (
+            inside("vision_config", tower="hybrid", sam={"global_attn_indexes": [None]}),
+            ["global_attn_indexes is (None,)", "whole numbers"],
+        ),
+        (
+            inside("vision_config", tower="hybrid", sam={"downsample_channels": ["x"]}),
+            ["downsample_channels is ('x',)", "whole numbers"],
+        ),
+        (
+            inside("vision_config", tower="hybrid", sam={"downsample_channels": [512, -1]}),
+            ["downsample_channels holds -1"],
+        ),
         (inside("", candidate_resolutions=[]), ["candidate_resolutions is empty"]),
         (inside("", candidate_resolutions=[384, 384]), ["candidate_resolutions holds 384"]),
         (inside("", candidate_resolutions=[[384]]), ["candidate_resolutions holds [384]"]),

@@ -122,15 +122,15 @@ def measure_bounds(device: torch.device, *, copied: int = 2**32, width: int = 81
     return Bounds(bandwidth=2 * copied / copy, flops=2 * width**3 / product)
 
 
-def measure_parity(device: torch.device) -> Record:
-    """Greedy answers of the embedded model, float32 on both sides."""
+def measure_parity(device: torch.device, quantization: str | None = None) -> Record:
+    """Greedy answers of the embedded model, float32 on both sides, or quantised on both."""
     processor = vl2.Processor.from_pretrained("nano")
     talks = [picture_messages(processor, seed) for seed in range(4)]
     prompts = [text_prompt(processor, 20 + 30 * n, n) for n in range(4)]
     params = vl2.SamplingParams(max_tokens=48, ignore_eos=True)
     found = []
     for place in (torch.device("cpu"), device):
-        model = vl2.load_model("nano", dtype="float32", device=str(place))
+        model = vl2.load_model("nano", "float32", str(place), quantization)
         found.append(vl2.Engine(model, processor).generate([*talks, *prompts], params))
     pairs = list(zip(*found, strict=True))
     scores = [
@@ -141,6 +141,7 @@ def measure_parity(device: torch.device) -> Record:
     ]
     return {
         "bench": "parity",
+        "quantization": quantization,
         "answers": len(pairs),
         "equal": sum(left.token_ids == right.token_ids for left, right in pairs),
         "errors": [answer.error for answer in found[1] if answer.error],

@@ -83,7 +83,7 @@ def settings(folder: Path, steps: int, workers: int) -> TrainConfig:
         data=replace(config.data, batch_size=4, micro_batch=2, workers=workers),
         balance=RECIPES["debug_pretrain"]().balance,
         checkpoint=CheckpointConfig(every=1, keep=2),
-        compute=replace(config.compute, threads=1),
+        compute=replace(config.compute, threads=1, deterministic=torch.cuda.is_available()),
     )
 
 
@@ -177,7 +177,7 @@ def check(steps: int, stops: Sequence[int], workers: Sequence[int], root: Path) 
     }
 
 
-def main() -> int:
+def main(words: Sequence[str] | None = None) -> int:
     """Run the whole check, or one leg of it."""
     parser = argparse.ArgumentParser(description="Does a stopped run go on bit for bit?")
     parser.add_argument("--steps", type=int, default=40)
@@ -185,7 +185,7 @@ def main() -> int:
     parser.add_argument("--workers", default="0,2")
     parser.add_argument("--signal", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--leg", type=Path, help=argparse.SUPPRESS)
-    given = parser.parse_args()
+    given = parser.parse_args(words)
     if given.leg is not None:
         stop = int(given.stops) if given.stops.isdigit() else None
         workers = int(given.workers) if given.workers.isdigit() else 0

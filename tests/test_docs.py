@@ -12,6 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 from vl2.cli import app
+from vl2.cli.examples import EXAMPLES
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -23,13 +24,14 @@ def blocks(text: str, language: str) -> list[str]:
 
 
 def commands() -> list[str]:
-    """Every `vl2 ...` line of a shell block, and every complete one inside a sentence."""
+    """Every `vl2 ...` line of a shell block, every complete one in a sentence, and of the helps."""
     found = []
     for page in PAGES:
         text = page.read_text(encoding="utf-8")
         lines = [line for block in blocks(text, "sh") for line in block.splitlines()]
         found += [line for line in lines if line.startswith("vl2 ")]
         found += re.findall(r"`(vl2 [a-z]+ [^`]+)`", text)
+    found += [line for lines in EXAMPLES.values() for line in lines]
     return sorted(set(found))
 
 

@@ -152,6 +152,9 @@ def test_ask_answers_in_the_form_that_is_asked_for(vl2_command, picture, tmp_pat
     code, out, _ = vl2_command("ask", str(picture), "How many?", "--schema", str(schema))
     assert code == 0
     assert json.loads(out)["n"] <= 9
+    for encoding in ("utf-8-sig", "utf-16"):  # as editors on Windows write
+        schema.write_text('{"enum": ["yes"]}', encoding=encoding)
+        assert vl2_command("ask", str(picture), "Is it?", "--schema", str(schema))[1] == '"yes"\n'
     code, out, err = vl2_command("ask", str(picture), "the circle", "--ground", "--strict")
     assert code == 0
     assert out.startswith("<|ref|>")

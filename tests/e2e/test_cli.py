@@ -3,15 +3,19 @@
 import io
 import json
 import math
+import os
 import subprocess
 import sys
 
 import pytest
 import torch
 from PIL import Image
+from typer.main import get_command
 
 import vl2
+from vl2.cli import app
 from vl2.cli.chat import Talk
+from vl2.cli.examples import EXAMPLES
 from vl2.cli.terminal import printable
 from vl2.ops.native import kernels
 
@@ -117,6 +121,13 @@ def test_a_failed_question_leaves_no_trace(engine, picture):
     assert len(talk.waiting) == 1
 
 
+def test_chat_as_json_is_one_line_an_answer(vl2_command, model_folder, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.StringIO("What is it?\nAnd now?\n"))
+    code, out, _ = vl2_command("chat", "--model", model_folder, "--max-tokens", 2, "--json")
+    assert code == 0
+    assert [json.loads(line)["finish_reason"] for line in out.splitlines()] == ["length"] * 2
+
+
 @pytest.mark.parametrize(
     ("lines", "code", "message"),
     [
@@ -178,6 +189,15 @@ WRONG = {
     ),
     "plan, setting": ((*PLAN, "batch=1", *H100), "there is no setting 'batch'"),
     "plan, tiles": ((*PLAN, *H100, "--tiles", -1), "tiles is -1: expected 0 to 19"),
+    "thin": (
+        ("ask", "PICTURE", "THIN", "x", "--model", "MODEL"),
+        "thin.png: the picture is thinner",
+    ),
+    "tiles, thin": (
+        ("tiles", "PICTURE", "THIN", "--save", "TARGET"),
+        "thin.png: the picture is thin",
+    ),
+    "schema": (("ask", "PICTURE", "x", "--schema", "TEXT"), "text: no JSON in UTF-8 or UTF-16"),
     "chat, missing": (("chat", "nowhere.png"), "nowhere.png: no such file"),
 }
 
@@ -192,12 +212,42 @@ def test_wrong_input_is_one_line_and_code_2(
     (places["DAMAGED"] / "config.json").write_text("{")
     places["TEXT"].write_text("no picture")
     places["CUT"].write_bytes(picture.read_bytes()[:120])
+    places["THIN"], places["TARGET"] = tmp_path / "thin.png", tmp_path / "target.png"
+    Image.new("RGB", (6000, 1)).save(places["THIN"])
     places |= {"PICTURE": picture, "MODEL": model_folder}
     code, out, err = vl2_command(*(places.get(word, word) for word in words))
     assert (code, out) == (2, "")
     assert message in err
     assert err.startswith("error: ")
     assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("command", EXAMPLES)
+def test_every_help_ends_with_examples(vl2_command, command):
+    code, out, err = vl2_command(*command.split(), "-h")
+    assert (code, err) == (0, "")
+    assert out == vl2_command(*command.split(), "--help")[1]
+    lines = [f"    {line}" for line in EXAMPLES[command]]
+    assert out.splitlines()[-len(lines) - 1 :] == ["  Examples:", *lines]
+    assert len(lines) in (2, 3)
+
+
+def test_every_command_has_examples():
+    plans = get_command(app).commands["plan"].commands
+    names = {*get_command(app).commands, *(f"plan {name}" for name in plans)} - {"plan"}
+    assert names == set(EXAMPLES)
+
+
+@pytest.mark.parametrize(
+    ("words", "shown"),
+    [("vl2 t", "tiles\ntrain"), ("vl2 plan t", "train"), ("vl2 ask --se", "--seed")],
+)
+def test_a_shell_completes_commands_and_options(words, shown):
+    last = str(len(words.split()) - 1)
+    asked = {"_VL2_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": last}
+    run = [sys.executable, "-m", "vl2"]
+    done = subprocess.run(run, capture_output=True, text=True, env=os.environ | asked)
+    assert (done.returncode, done.stdout.strip(), done.stderr) == (0, shown, "")
 
 
 def test_version_and_help(vl2_command):

@@ -182,6 +182,16 @@ def test_convert_changes_dtype_and_shards(stdout: Read, tmp_path: Path):
         assert torch.equal(after[key], tensor.to(held)), key
 
 
+def test_convert_as_json(stdout: Read, tmp_path: Path):
+    source = str(GOLDEN / "tiny_like")
+    convert(source, tmp_path / "target", as_json=True)
+    found = json.loads(stdout())
+    assert found["folder"] == str(tmp_path / "target")
+    assert found["source"] == source
+    assert found["tensors"] == len(weights(tmp_path / "target"))
+    assert set(found["bytes"]) == {"float32"}
+
+
 def test_convert_between_layouts_is_bitwise(stdout: Read, tmp_path: Path):
     source = GOLDEN / "qlora_group_yarn"
     convert(str(source), tmp_path / "stacked", layout="stacked")

@@ -17,6 +17,7 @@ from vl2.cli.bench import bench
 from vl2.cli.chat import chat
 from vl2.cli.convert import convert
 from vl2.cli.doctor import doctor
+from vl2.cli.examples import examples_of
 from vl2.cli.inspect import inspect
 from vl2.cli.memory import OUT_OF_MEMORY, is_out_of_memory
 from vl2.cli.plan import plans
@@ -26,13 +27,13 @@ from vl2.logs import log_to_stderr
 
 app = typer.Typer(
     name="vl2",
-    help="DeepSeek-VL2: ask about pictures, look into models and convert them.",
-    add_completion=False,
+    help="DeepSeek-VL2: ask about pictures, train, inspect and convert models.",
+    context_settings={"help_option_names": ["-h", "--help"]},
     rich_markup_mode=None,  # rich takes longer to import than the help may to appear
 )
-app.command(cls=AskCommand)(ask)
+app.command(cls=AskCommand, epilog=examples_of("ask"))(ask)
 for command in (chat, tiles, inspect, train, convert, bench, doctor):
-    app.command()(command)
+    app.command(epilog=examples_of(command.__name__))(command)
 app.add_typer(plans, name="plan")
 
 
@@ -52,7 +53,7 @@ def _start(
         ),
     ] = False,
     verbose: Annotated[
-        bool, typer.Option("--verbose", "-v", help="Show what happens on stderr.")
+        bool, typer.Option("--verbose", "-v", help="Print progress messages to stderr.")
     ] = False,
 ) -> None:
     log_to_stderr(logging.INFO if verbose else logging.WARNING)

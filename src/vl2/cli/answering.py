@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from vl2.cli.memory import is_out_of_memory
+from vl2.cli.terminal import show, show_remarks, streaming
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from PIL import Image
 
     from vl2.engine.config import Completion, SamplingParams
@@ -30,18 +34,30 @@ class Question:
     params: SamplingParams
     policy: ImagePolicy
 
-    def inputs(self, engine: Engine, pictures: Sequence[Image.Image]) -> ModelInputs:
+    def inputs(
+        self, engine: Engine, pictures: Sequence[Image.Image], files: Sequence[Path]
+    ) -> ModelInputs:
         """The question about these pictures as the model takes it.
 
         Raises:
-            ValueError: a picture cannot be fitted into the model's view.
+            ValueError: a picture cannot be fitted into the model's view, with its file's name.
         """
-        return engine.processor(
-            [{"role": "user", "content": content_of(pictures, self.text, ground=self.ground)}],
-            add_generation_prompt=True,
-            allow_grounding_tokens=self.ground,
-            policy=self.policy,
-        )
+        from vl2.processing.image_gate import ImageError
+
+        content = content_of(pictures, self.text, ground=self.ground)
+        try:
+            return engine.processor(
+                [{"role": "user", "content": content}],
+                add_generation_prompt=True,
+                allow_grounding_tokens=self.ground,
+                policy=self.policy,
+            )
+        except ImageError as error:
+            if len(pictures) == 1:
+                raise ValueError(f"{files[0]}: {error}") from None
+            for picture, file in zip(pictures, files, strict=True):
+                self.inputs(engine, [picture], [file])
+            raise
 
 
 def content_of(
@@ -75,6 +91,31 @@ def answer_one(
         if is_out_of_memory(answer.error):
             raise MemoryError(answer.error)
         raise ValueError(answer.error)
+    return answer
+
+
+def show_answer(
+    engine: Engine,
+    inputs: ModelInputs,
+    params: SamplingParams,
+    names: dict[str, Any] | None,
+) -> Completion:
+    """Ask once and show the answer; with `names` it is JSON that begins with them.
+
+    Raises:
+        MemoryError, ValueError: see `answer_one`.
+    """
+    if names is not None:
+        answer = answer_one(engine, inputs, params)
+        show(json.dumps({**names, **answer_fields(answer)}, ensure_ascii=False) + "\n")
+        return answer
+    stream = streaming()
+    answer = answer_one(engine, inputs, params, stream)
+    if stream is None:
+        show(answer.text + "\n")
+    else:
+        stream.end()
+    show_remarks(answer)
     return answer
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,7 +12,7 @@ import typer
 from typer.core import TyperCommand
 
 from vl2.cli import options
-from vl2.cli.answering import Question, answer_fields, answer_one
+from vl2.cli.answering import Question, show_answer
 from vl2.cli.each import ask_each, files_of
 from vl2.cli.loading import load_engine
 from vl2.cli.pictures import (
@@ -22,14 +23,13 @@ from vl2.cli.pictures import (
     save_png,
     side_by_side,
 )
-from vl2.cli.terminal import note, show, show_remarks, streaming
+from vl2.cli.terminal import note
 from vl2.folders import expand, names_something
 
 if TYPE_CHECKING:
     from PIL import Image
 
     from vl2.engine.config import Completion, StructuredOutputsParams
-    from vl2.engine.engine import Engine
 
 
 def ask(  # noqa: PLR0913 - each parameter is an option of the command
@@ -61,9 +61,9 @@ def ask(  # noqa: PLR0913 - each parameter is an option of the command
 ) -> None:
     """Ask about one or more pictures and print the answer.
 
-    With --ground the question names what to locate, "the red circle" or "Locate the red circle.":
-    it is sent in the official form. A question with marks of its own (<|ref|>, <|grounding|>) is
-    then sent as it is. Boxes are listed on stderr in pixels of the picture; --save draws them.
+    With --ground the question names what to locate: "the red circle" or "Locate the red circle.".
+    It is sent in the official form, unless it has marks of its own (<|ref|>, <|grounding|>). Boxes
+    are listed on stderr in pixels of the picture; --save draws them.
     """
     from vl2.engine.config import SamplingParams
 
@@ -92,8 +92,9 @@ def ask(  # noqa: PLR0913 - each parameter is an option of the command
         raise ValueError("--save needs a picture to draw on: name one before the question")
     pictures = [open_picture(path, asked.policy) for path in paths]
     engine = load_engine(model, dtype=dtype, device=device, quantization=quantization)
+    inputs = asked.inputs(engine, pictures, paths)
     names = {"model": model, "pictures": [*map(str, paths)]} if as_json else None
-    answer = _answer(engine, asked, pictures, names)
+    answer = show_answer(engine, inputs, params, names)
     if save:
         _draw(pictures, answer, save)
 
@@ -117,28 +118,6 @@ def _output_form(each: bool, asked: dict[str, bool], save: Path | None) -> str:
     return form.removeprefix("--")
 
 
-def _answer(
-    engine: Engine,
-    question: Question,
-    pictures: Sequence[Image.Image],
-    names: dict[str, Any] | None,
-) -> Completion:
-    """Ask once and show the answer; with `names` it is JSON that begins with them."""
-    inputs = question.inputs(engine, pictures)
-    if names is not None:
-        answer = answer_one(engine, inputs, question.params)
-        show(json.dumps({**names, **answer_fields(answer)}, ensure_ascii=False) + "\n")
-        return answer
-    stream = streaming()
-    answer = answer_one(engine, inputs, question.params, stream)
-    if stream is None:
-        show(answer.text + "\n")
-    else:
-        stream.end()
-    show_remarks(answer)
-    return answer
-
-
 def form_of(
     schema: str | None, regex: str | None, choice: list[str] | None, *, strict: bool
 ) -> StructuredOutputsParams | None:
@@ -152,13 +131,29 @@ def form_of(
     if schema is None and regex is None and not choice and not strict:
         return None
     if schema is not None and not schema.lstrip().startswith("{"):
-        file = expand(schema)
-        if not names_something(file) or not file.is_file():
-            raise ValueError(f"--schema {schema}: no such file, and no JSON object either")
-        schema = file.read_text(encoding="utf-8")
+        schema = _read_schema(schema)
     return StructuredOutputsParams(
         json=schema, regex=regex, choice=choice or None, grounding=strict
     )
+
+
+def _read_schema(name: str) -> str:
+    """The text of a schema's file; editors begin it with a byte order mark or write UTF-16.
+
+    Raises:
+        ValueError: there is no such file, or it holds no JSON.
+    """
+    file = expand(name)
+    if not names_something(file) or not file.is_file():
+        raise ValueError(f"--schema {name}: no such file, and no JSON object either")
+    data = file.read_bytes()
+    encoding = "utf-16" if data[:2] in (BOM_UTF16_LE, BOM_UTF16_BE) else "utf-8-sig"
+    try:
+        text = data.decode(encoding)
+        json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"--schema {name}: no JSON in UTF-8 or UTF-16: {error}") from None
+    return text
 
 
 def split_words(words: Sequence[str], question: str | None = None) -> tuple[list[Path], str]:

@@ -26,38 +26,45 @@ def bench(  # noqa: PLR0913 - each parameter is an option of the command
     ],
     model: Annotated[str, typer.Option("--model", "-m", help=_MODEL)] = "tiny",
     random_weights: Annotated[
-        bool, typer.Option("--random-weights", help="Made-up weights for nano or a folder, too.")
+        bool, typer.Option("--random-weights", help="Use random weights for nano or a folder, too.")
     ] = False,
     quantization: Annotated[
         list[str] | None, typer.Option(help="none, bfloat16, int8, float8, int4; repeatable.")
     ] = None,
-    dtype: Annotated[str, typer.Option(help="Of plain weights: float32, bfloat16.")] = "float32",
+    dtype: Annotated[
+        str, typer.Option(help="Dtype of float weights: float32 or bfloat16.")
+    ] = "float32",
     quantized_dtype: Annotated[
-        str | None, typer.Option(help="Beside int8 and int4: bfloat16 where there is AMX.")
+        str | None,
+        typer.Option(help="Dtype beside int8 and int4 weights; bfloat16 on CPUs with AMX."),
     ] = None,
-    layers: Annotated[int | None, typer.Option(help="Decoder layers to keep.")] = None,
+    layers: Annotated[int | None, typer.Option(help="Number of decoder layers to keep.")] = None,
     quick: Annotated[
         bool, typer.Option("--quick", help="Few rounds; random weights: two layers of both towers.")
     ] = False,
     rounds: Annotated[
-        int | None, typer.Option(help="Measurements of each figure: 5, quick 3.")
+        int | None, typer.Option(help="Measurements of each figure; by default 5, 3 with --quick.")
     ] = None,
     tokens: Annotated[
-        int | None, typer.Option(help="Decoded tokens per measurement: 32, quick 8.")
+        int | None,
+        typer.Option(help="Tokens decoded per measurement; by default 32, 8 with --quick."),
     ] = None,
     prompt: Annotated[
-        int | None, typer.Option(help="Tokens of a text prompt: 480, quick 256.")
+        int | None,
+        typer.Option(help="Tokens of the text prompt; by default 480, 256 with --quick."),
     ] = None,
     threads: Annotated[
-        int | None, typer.Option(help="By default OMP_NUM_THREADS, or the cores that are free.")
+        int | None,
+        typer.Option(help="Threads; by default OMP_NUM_THREADS or the number of free cores."),
     ] = None,
     here: Annotated[bool, typer.Option("--here", hidden=True)] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object per line.")] = False,
 ) -> None:
-    """Measure a model on this machine beside what the machine can do at best.
+    """Measure a model's speed and memory here and compare them with the machine's limits.
 
-    Forms take turns in one process and medians count: trust ratios, not single figures. summary
-    gives every ratio; memory measures each form in a process of its own.
+    Precisions are measured in turn in one process and medians are printed: ratios are more
+    reliable than single figures. summary prints every ratio; memory measures each precision in a
+    process of its own.
     """
     from vl2.benchmarks.config import BENCHES, BenchConfig
     from vl2.engine.cores import choose_threads

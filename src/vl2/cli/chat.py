@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vl2.cli import options
-from vl2.cli.answering import answer_one, content_of
+from vl2.cli.answering import content_of, show_answer
 from vl2.cli.loading import load_engine
 from vl2.cli.pictures import open_picture, policy_of
-from vl2.cli.terminal import note, show, show_remarks, streaming
+from vl2.cli.terminal import note
 from vl2.folders import expand
 
 if TYPE_CHECKING:
@@ -43,6 +43,9 @@ def chat(  # noqa: PLR0913 - each parameter is an option of the command
     top_k: options.TopK = 0,
     seed: options.Seed = None,
     max_pixels: options.MaxPixels = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print each answer as one line of JSON.")
+    ] = False,
     quantization: options.Quantization = None,
     dtype: options.Dtype = "auto",
     device: options.Device = "auto",
@@ -59,12 +62,8 @@ def chat(  # noqa: PLR0913 - each parameter is an option of the command
     )
     policy = policy_of(max_pixels)
     pictures = [open_picture(path, policy) for path in images or ()]
-    talk = Talk(
-        load_engine(model, dtype=dtype, device=device, quantization=quantization),
-        params,
-        pictures,
-        policy,
-    )
+    engine = load_engine(model, dtype=dtype, device=device, quantization=quantization)
+    talk = Talk(engine, params, pictures, policy, as_json=as_json)
     typed = sys.stdin.isatty()
     if typed:
         note(f"vl2 chat with {model}\n{HELP}")
@@ -90,12 +89,15 @@ class Talk:
         params: SamplingParams,
         pictures: list[Image.Image],
         policy: ImagePolicy | None = None,
+        *,
+        as_json: bool = False,
     ) -> None:
         self.messages: list[dict[str, Any]] = []
         self.waiting = pictures
         self._engine = engine
         self._params = params
         self._policy = policy or policy_of(None)
+        self._as_json = as_json
 
     def take(self, line: str) -> None:
         """Obey a command or answer a question; an empty line is nothing.
@@ -133,13 +135,7 @@ class Talk:
             allow_grounding_tokens=True,
             policy=self._policy,
         )
-        stream = streaming()
-        answer = answer_one(self._engine, inputs, self._params, stream)
-        if stream is None:
-            show(answer.text + "\n")
-        else:
-            stream.end()
-        show_remarks(answer)
+        answer = show_answer(self._engine, inputs, self._params, {} if self._as_json else None)
         self.messages += [asked, {"role": "assistant", "content": answer.text}]
         self.waiting = []
 

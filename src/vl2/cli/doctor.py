@@ -46,9 +46,9 @@ def doctor(
     """Print versions, devices, threads and folders, and check a model on this machine.
 
     With a MODEL, its answers to drawn pictures are compared token by token: alone and in a batch,
-    with the cache and without, in pieces and at once, with reuse, with guesses, compiled. The first
-    difference is shown, and the exit code is 1. In float32 all must agree; in bfloat16 near ties
-    may not.
+    with and without the cache, with prompts in chunks, with reused prefixes, with guessed tokens,
+    compiled. If they differ, the first difference is shown and the exit code is 1. In float32 all
+    must be equal; in bfloat16 near ties may differ.
     """
     _show(_report(), as_json=as_json)
     if model is None and golden is None:

@@ -87,7 +87,9 @@ def _answers(
         inputs = []
         for file in files[start : start + size]:
             try:
-                inputs.append(question.inputs(engine, [open_picture(file, question.policy)]))
+                inputs.append(
+                    question.inputs(engine, [open_picture(file, question.policy)], [file])
+                )
             except (ValueError, OSError) as error:
                 refused[file] = str(error).removeprefix(f"{file}: ")
         answers = iter(engine.generate(inputs, question.params))

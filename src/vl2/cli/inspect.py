@@ -16,9 +16,9 @@ def inspect(
     ],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Show a model's config, parameters, bytes, cache size and tokens per tile grid.
+    """Show a model's configuration, parameters, size, cache size and tokens per tile grid.
 
-    No weights are read: a preset needs no files, a folder is checked by its headers.
+    No weights are read: a released size needs no files, of a folder only headers are checked.
     """
     from vl2.checkpoint.report import describe
 

@@ -13,6 +13,7 @@ import typer
 from typer.core import TyperGroup
 
 from vl2.checkpoint.sizes import format_bytes, parse_bytes
+from vl2.cli.examples import examples_of
 from vl2.cli.plan_train import plan_train
 
 QUANTIZED = ("int8", "float8", "int4")
@@ -24,7 +25,7 @@ class PlanGroup(TyperGroup):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Put the command that is meant in front."""
-        named = not args or args[0] in self.commands or args[0] == "--help"
+        named = not args or args[0] in self.commands or args[0] in ctx.help_option_names
         return super().parse_args(ctx, args if named else ["model", *args])
 
 
@@ -110,5 +111,5 @@ plans = typer.Typer(
     help="Plan what fits: a model into memory (MODEL --memory SIZE), or its training into GPUs.",
     rich_markup_mode=None,
 )
-plans.command("model")(plan)
-plans.command("train")(plan_train)
+plans.command("model", epilog=examples_of("plan model"))(plan)
+plans.command("train", epilog=examples_of("plan train"))(plan_train)

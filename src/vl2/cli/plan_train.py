@@ -22,20 +22,22 @@ def plan_train(
         list[str] | None, typer.Argument(help="key=value, such as data.micro_batch=2.")
     ] = None,
     *,
-    gpus: Annotated[int, typer.Option(help="How many, in nodes of eight.")],
-    gpu: Annotated[str, typer.Option(help="a100, h100 or h200.")],
+    gpus: Annotated[int, typer.Option(help="Number of GPUs, in nodes of eight.")],
+    gpu: Annotated[str, typer.Option(help="Kind of GPU: a100, h100 or h200.")],
     layout: Annotated[
         str | None,
-        typer.Option(help="Only this one, such as expert=8,replicate=2; shard is what is left."),
+        typer.Option(
+            help="Plan this layout only, such as expert=8,replicate=2; shard takes the rest."
+        ),
     ] = None,
     tiles: Annotated[
-        float | None, typer.Option(help="Tiles of a sequence's pictures, on average.")
+        float | None, typer.Option(help="Average number of tiles in a sequence.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Plan the training of a recipe on many GPUs: memory, time, and the layouts that fit.
 
-    On paper, nothing is measured; the formulas stand in vl2/train/flops.py, memory.py, cluster.py.
+    Estimated, not measured; the formulas are in vl2/train/flops.py, memory.py and cluster.py.
     """
     from vl2.cli.train import find_recipe
     from vl2.overrides import override

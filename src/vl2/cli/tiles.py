@@ -39,9 +39,9 @@ def tiles(
     pictures = [open_picture(path, policy_of(max_pixels)) for path in images]
     processor = Processor.from_pretrained(resolve(model, weights=False))
     rows = [_row(*pair, processor) for pair in zip(images, pictures, strict=True)]
+    drawn = [_drawn(*pair, processor) for pair in zip(images, pictures, strict=True) if save]
     show(json.dumps(rows, ensure_ascii=False) + "\n" if as_json else "".join(map(_line, rows)))
     if save:
-        drawn = [[processor.draw_layout(p, rule) for rule in RULES] for p in pictures]
         save_png(stacked([side_by_side(pair) for pair in drawn]), save)
 
 
@@ -56,6 +56,18 @@ def _row(path: Path, picture: Image.Image, processor: Processor) -> dict[str, An
         grid = layout.grid(canvas)
         row[rule] = {"wide": grid.wide, "high": grid.high, "tokens": layout.tokens(canvas)}
     return row
+
+
+def _drawn(path: Path, picture: Image.Image, processor: Processor) -> list[Image.Image]:
+    """Both layouts.
+
+    Raises:
+        ValueError: the picture cannot be fitted into the model's view, with its name.
+    """
+    try:
+        return [processor.draw_layout(picture, rule) for rule in RULES]
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
 
 
 def _line(row: dict[str, Any]) -> str:

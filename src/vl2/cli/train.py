@@ -31,7 +31,7 @@ def train(
         list[str] | None, typer.Argument(help="key=value, such as optim.learning_rate=1e-4.")
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print settings and estimates, and do nothing.")
+        bool, typer.Option("--dry-run", help="Print settings and estimates without training.")
     ] = False,
     profile: Annotated[
         Path | None,
@@ -41,8 +41,8 @@ def train(
 ) -> None:
     """Train a model: one stage of a recipe, with any setting overridden.
 
-    A run goes on where it stopped when it is started again. Ctrl-C or SIGTERM ends it at the next
-    step and keeps its state (exit code 75). The trained model is left in RUN/model.
+    Rerun the same command to resume a run. Ctrl-C or SIGTERM stops it after the current step and
+    saves its state (exit code 75). The trained model is written to RUN/model.
     """
     if sys.platform == "win32":
         raise ValueError("vl2 train needs Linux or macOS: on Windows use WSL 2")

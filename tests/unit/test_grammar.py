@@ -257,6 +257,12 @@ HARMLESS = [
     {"json": {}},
     {"json": "true"},
 ]
+TOTAL = {
+    "type": "object",
+    "properties": {"total": {"const": 1}},
+    "required": ["total"],
+    "additionalProperties": False,
+}
 HARMFUL = [
     ({"regex": "("}, "unclosed group"),
     ({"regex": "(?=a)b"}, "look-around"),
@@ -274,6 +280,16 @@ HARMFUL = [
     ({"json": "[" * 60_000}, "nested too deeply"),
     ({"json": nested(5000)}, "65536|nested too deeply"),
     ({"json": nested(100)}, "recursion limit"),
+    ({"json": {"name": "f", "parameters": TOTAL}}, "'name' is .* the schema inside 'parameters'"),
+    ({"json": {"type": "function", "function": {"parameters": TOTAL}}}, "give the schema inside"),
+    ({"json": {"propertes": {"a": {}}, "requierd": ["a"]}}, "did you mean 'properties'"),
+    ({"json": {"type": "object", "requierd": ["a"]}}, "did you mean 'required'"),
+    ({"json": {"properties": {"a": {"typ": "integer"}}}}, "did you mean 'type'"),
+    ({"json": {"items": [{"anyOf": [{"$defs": {"a": {"minimun": 1}}}]}]}}, "mean 'minimum'"),
+    ({"json": {"type": "string", "nullable": True}}, "'nullable' is no keyword .* leave it out"),
+    ({"json": {"name": "bill", "strict": True}}, "'name' is no keyword"),
+    ({"json": {"title": "Bill", "description": "a bill"}}, "say nothing about the answer"),
+    ({"json": {"type": "json_object"}}, "Invalid type"),
     ({"json": "5"}, "object or boolean"),
     ({"json": "false"}, "Unsatisfiable"),
     ({"json": {"type": "strin"}}, "Invalid type"),
@@ -287,6 +303,49 @@ HARMFUL = [
     ({"json": {"enum": [f"value {i}" for i in range(10_000)]}}, "at most 65536"),
     ({"json": {"allOf": CROSSED}}, "too large"),
 ]
+
+
+@pytest.mark.parametrize(
+    "wrapped",
+    [
+        {"name": "bill", "strict": True, "schema": TOTAL},
+        {"type": "json_schema", "json_schema": {"name": "bill", "schema": TOTAL, "strict": True}},
+        {"type": "json_schema", "name": "bill", "schema": TOTAL, "strict": True},
+        {"json_schema": {"schema": TOTAL}},
+        {"schema": TOTAL, "description": "of a bill", "name": "bill"},
+    ],
+)
+@pytest.mark.parametrize("form", [dict, json.dumps])
+def test_the_schema_inside_openais_wrapper_is_used(compiler, wrapped, form):
+    plain = compiler.compile(StructuredOutputsParams(json=TOTAL))
+    matcher = compiler.compile(StructuredOutputsParams(json=form(wrapped)))
+    for token in NANO.encode('{"total":1}'):
+        assert torch.equal(matcher.allowed(), plain.allowed())
+        matcher.accept(token)
+        plain.accept(token)
+    assert matcher.accepting
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"properties": {"name": {"const": "schema"}, "propertes": {"type": "string"}}},
+        {"enum": [{"propertes": 1}, {"name": 2}]},
+        {"const": {"typ": 1}},
+        {
+            "$schema": "https://json-schema.org/draft/2020-12/schema",
+            "title": "T",
+            "type": "object",
+            "x-order": 3,
+            "examples": [{"typ": 1}],
+        },
+        {"type": "object", "properties": {"any": {"title": "Any"}, "else": {}}},
+        {"items": True, "additionalProperties": False},
+        {"$defs": {"schema": {"type": "integer"}}, "$ref": "#/$defs/schema"},
+    ],
+)
+def test_names_and_values_are_no_keywords(compiler, schema):
+    compiler.compile(StructuredOutputsParams(json=schema))
 
 
 @pytest.mark.parametrize("form", HARMLESS)

@@ -6,29 +6,22 @@ This is the only file that imports llguidance; without structured outputs it is 
 from __future__ import annotations
 
 import json
-import math
 import re
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator
-from decimal import Decimal
 from functools import cache, cached_property
 from importlib import import_module
-from typing import Any, cast
+from typing import Any
 
 import torch
 from jaxtyping import Bool
 from torch import Tensor
 
 from vl2.engine.config import StructuredOutputsParams
+from vl2.engine.schema import checked_schema, checked_size
 from vl2.processing.grounding import GRID
 from vl2.processing.tokenizer import Tokenizer
-
-MAX_BYTES = 65536
-"""Of a schema, a regular expression or all choices; objects take time as the square of it."""
-
-MAX_MULTIPLE = 10_000
-"""Least common multiple of a schema's `multipleOf`: an automaton has so many states."""
 
 LIMITS = {
     "max_lexer_states": 50_000,  # up to 2 kB each
@@ -131,12 +124,12 @@ class GrammarCompiler:
     def _source(self, params: StructuredOutputsParams) -> str:
         """The form in llguidance's notation."""
         if params.json is not None:
-            return json.dumps({"grammars": [{"json_schema": _checked_schema(params.json)}]})
+            return json.dumps({"grammars": [{"json_schema": _spaced(checked_schema(params.json))}]})
         if params.regex is not None:
-            return f"start: /{_unslashed(_checked_size('regex', params.regex))}/"
+            return f"start: /{_unslashed(checked_size('regex', params.regex))}/"
         if params.choice is not None:
             choices = " | ".join(map(json.dumps, params.choice))
-            return _checked_size("choice", f"start: CHOICE\nCHOICE: {choices}")
+            return checked_size("choice", f"start: CHOICE\nCHOICE: {choices}")
         tokens = self._tokenizer
         return grounding_grammar(tokens.ref_id, tokens.ref_end_id, tokens.det_id, tokens.det_end_id)
 
@@ -229,55 +222,9 @@ def _at_least(number: int) -> str:
     return "|".join(cases)
 
 
-def _checked_schema(schema: dict[str, Any] | str) -> Any:
+def _spaced(schema: Any) -> Any:
     """The schema with our spacing."""
-    try:
-        text = schema if isinstance(schema, str) else json.dumps(schema, allow_nan=False)
-        parsed = json.loads(text, parse_constant=_no_number) if len(text) <= MAX_BYTES else None
-        multiple = _common_multiple(list(_multiples(parsed)))
-    except RecursionError:
-        raise ValueError("json is nested too deeply: expected at most 64 levels") from None
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"json is no JSON schema: {error}") from None
-    _checked_size("json", text)
-    if multiple > MAX_MULTIPLE:
-        raise ValueError(
-            f"json has multipleOf with a common multiple of more than {MAX_MULTIPLE} units of "
-            "their last decimal place: expected rounder numbers"
-        )
-    parsed = {} if parsed is True else parsed
-    return {**parsed, "x-guidance": SPACING} if isinstance(parsed, dict) else parsed
-
-
-def _no_number(name: str) -> None:
-    raise ValueError(f"{name} is no number of JSON")
-
-
-def _multiples(schema: object) -> Iterator[Decimal]:
-    """Every `multipleOf` in it."""
-    if isinstance(schema, dict):
-        value = schema.get("multipleOf")
-        if type(value) in (int, float) and value and math.isfinite(value):
-            yield abs(Decimal(str(value)))
-    if isinstance(schema, dict | list):
-        for part in schema.values() if isinstance(schema, dict) else schema:
-            yield from _multiples(part)
-
-
-def _common_multiple(values: list[Decimal]) -> int:
-    """Least common multiple, in units of the finest decimal place among the values."""
-    finest = min((cast(int, value.as_tuple().exponent) for value in values), default=0)
-    return math.lcm(*(int(value.scaleb(-min(finest, 0))) for value in values))
-
-
-def _checked_size(name: str, text: str) -> str:
-    try:
-        size = len(text.encode())
-    except UnicodeEncodeError:
-        raise ValueError(f"{name} holds a lone surrogate: expected text") from None
-    if size > MAX_BYTES:
-        raise ValueError(f"{name} has {size} bytes: expected at most {MAX_BYTES}")
-    return text
+    return {**schema, "x-guidance": SPACING} if isinstance(schema, dict) else schema
 
 
 def _unslashed(pattern: str) -> str:

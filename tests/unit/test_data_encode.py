@@ -15,13 +15,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import vl2
-from vl2.data import encode as encode_module
-from vl2.data import source_pictures
 from vl2.data.augment import Damage, damaged
 from vl2.data.encode import encode_record, token_count
 from vl2.data.records import Record, RecordError, Turn
 from vl2.data.source_pictures import TRAINING, picture_size
-from vl2.processing.image_gate import ImagePolicy, open_image
+from vl2.processing.image_gate import open_image
 
 
 @pytest.fixture(scope="module")
@@ -159,18 +157,20 @@ def test_orientation_behind_the_pixels_of_a_png_counts(processor: vl2.Processor)
         assert token_count(sample, processor) == len(encode_record(sample, processor).input_ids)
 
 
-def test_a_large_photograph_is_counted_as_it_is_decoded(
-    processor: vl2.Processor, monkeypatch: pytest.MonkeyPatch
-):
-    for module in (encode_module, source_pictures):
-        monkeypatch.setattr(module, "TRAINING", ImagePolicy(max_pixels=3000))
+def test_a_large_photograph_is_counted_as_it_is_decoded(processor: vl2.Processor):
+    small = processor.with_settings(max_pixels=3000)
     file = io.BytesIO()
     Image.new("RGB", (101, 67), "red").save(file, "JPEG")
     data = file.getvalue()
     assert picture_size(data) == (101, 67)  # boxes refer to it
-    assert picture_size(data, decoded=True) == (51, 34)
+    assert picture_size(data, small.admission(TRAINING), decoded=True) == (51, 34)
     sample = record("<image>", "A.", images=(data,))
+    assert token_count(sample, small) == len(encode_record(sample, small).input_ids)
+    sample = record("<image>", "A.", images=(picture((101, 67)),))
     assert token_count(sample, processor) == len(encode_record(sample, processor).input_ids)
+    for refused in (token_count, encode_record):
+        with pytest.raises(RecordError, match=r"at most 3,000 are decoded: .* raise max_pixels"):
+            refused(sample, small)
 
 
 def test_odd_pictures_are_taken(tmp_path: Path, processor: vl2.Processor):

@@ -17,7 +17,7 @@ from vl2.data.source_record import Origin
 from vl2.geometry import Resolution
 from vl2.processing import ModelInputs, Processor
 from vl2.processing import conversation as talk
-from vl2.processing.image_gate import open_image
+from vl2.processing.image_gate import ImagePolicy, open_image
 from vl2.processing.tiling import choose_canvas
 
 Source = bytes | Path
@@ -50,17 +50,18 @@ def encode_record(
         RecordError: a picture is refused or damaged, the text does not follow the format, or
             nothing of it would be learnt. The message names the record and its source.
     """
-    images = _decoded(record, damage)
+    policy = processor.admission(TRAINING)
+    images = _decoded(record, policy, damage)
     with _named(record):
         if record.document is not None:
-            inputs = processor.from_document(record.document, images, policy=TRAINING)
+            inputs = processor.from_document(record.document, images, policy=policy)
         else:
             inputs = processor.from_conversation(
                 _messages(record),
                 images,
                 inference_mode=False,
                 mask_prompt=mask_prompt,
-                policy=TRAINING,
+                policy=policy,
             )
         _check_learnt(bool((inputs.labels[1:] != processor.config.ignore_id).any()))
     return inputs
@@ -110,12 +111,12 @@ def _check_learnt(learnt: bool) -> None:
         raise ValueError("nothing of it would be learnt: it has no answers")
 
 
-def _decoded(record: Record, damage: Damage | None) -> list[Image.Image]:
+def _decoded(record: Record, policy: ImagePolicy, damage: Damage | None) -> list[Image.Image]:
     rng = damage.generator() if damage else None
     images = []
     for number, source in enumerate(record.images, start=1):
         with _named(record, picture=_picture(number, source)):
-            image = open_image(source, TRAINING)
+            image = open_image(source, policy)
         if damage and rng and rng.random() < damage.share:
             image = damaged(rng, image)
         images.append(image)
@@ -124,14 +125,15 @@ def _decoded(record: Record, damage: Damage | None) -> list[Image.Image]:
 
 def _canvases(record: Record, processor: Processor) -> list[Resolution]:
     layout, config = processor.layout, processor.config
+    policy = processor.admission(TRAINING)
     tiled = len(record.images) <= config.max_tiled_images
     canvases = []
     for number, source in enumerate(record.images, start=1):
         with _named(record, picture=_picture(number, source)):
             if tiled and config.tiling == "content":
-                canvas = choose_canvas(open_image(source, TRAINING), layout, "content")
+                canvas = choose_canvas(open_image(source, policy), layout, "content")
             else:
-                size = picture_size(source, decoded=True)
+                size = picture_size(source, policy, decoded=True)
                 canvas = geometry.select_resolution(size, layout.candidates)
         canvases.append(canvas if tiled else layout.one_tile)
     return canvases

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from vl2.data.source_record import Origin, Pictures
 from vl2.geometry import Resolution
-from vl2.processing.image_gate import MESSAGES, ImageError, open_image, probe
+from vl2.processing.image_gate import MESSAGES, ImageError, ImagePolicy, open_image, probe
 
 TRAINING = MESSAGES
 """Pictures are learnt as they will be asked about: turned as EXIF says, transparency on white."""
+HEADERS = replace(TRAINING, max_pixels=2**31)
+"""For sizes of pictures that are not decoded: what is too large is refused when it is decoded."""
 
 
 def read_pictures(value: Any, root: Path, origin: Origin) -> Pictures:
@@ -29,17 +32,19 @@ def read_pictures(value: Any, root: Path, origin: Origin) -> Pictures:
     return tuple(_picture(each, root, origin) for each in values)
 
 
-def picture_size(source: bytes | Path, *, decoded: bool = False) -> Resolution:
+def picture_size(
+    source: bytes | Path, policy: ImagePolicy = HEADERS, *, decoded: bool = False
+) -> Resolution:
     """(width, height) of a picture as it is shown, to which boxes refer, from the header.
 
-    With `decoded` it is the size that `open_image(source, TRAINING)` gives: a large JPEG is decoded
+    With `decoded` it is the size that `open_image(source, policy)` gives: a large JPEG is decoded
     at reduced scale. Only a PNG that carries an orientation where its header does not show it has
     to be decoded.
 
     Raises:
         ImageError: the picture is refused.
     """
-    size = probe(source, TRAINING, as_sent=not decoded)
+    size = probe(source, policy, as_sent=not decoded)
     if size[0] == size[1]:
         return size
     try:
@@ -47,7 +52,7 @@ def picture_size(source: bytes | Path, *, decoded: bool = False) -> Resolution:
             told_elsewhere = _may_be_turned(file)
     except OSError:
         raise ImageError("missing") from None
-    return open_image(source, TRAINING).size if told_elsewhere else size
+    return open_image(source, policy).size if told_elsewhere else size
 
 
 def _picture(value: Any, root: Path, origin: Origin) -> bytes | Path:

@@ -10,7 +10,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from vl2.ops.cards import groups_on_card
 
@@ -37,7 +39,8 @@ class NeverWait(TorchDispatchMode):
         kwargs = kwargs or {}
         name = func.name().removeprefix("aten::").partition(".")[0]
         self.names.append(name)
-        if name in WAITS:
+        tensors = [part for part in tree_leaves((args, kwargs)) if isinstance(part, Tensor)]
+        if name in WAITS and any(tensor.device.type != "cpu" for tensor in tensors):
             raise HostWaits(name)
         if name == "_grouped_mm" and not groups_on_card(args[0].device, args[0].dtype):
             raise HostWaits("_grouped_mm reads its sizes on this card")

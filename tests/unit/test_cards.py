@@ -9,9 +9,10 @@ from unittest.mock import patch
 
 import pytest
 import torch
-from tests.unit.host_waits import WAITING, HostWaits, absent_card
+from tests.unit.host_waits import WAITING, HostWaits, NeverWait, absent_card
 from tests.unit.quant_samples import matrix, relative
 from tests.unit.small_models import small_model
+from tests.unit.test_task import batch_of, mixed_rows
 from torch import Tensor
 
 from vl2.checkpoint import load
@@ -19,12 +20,17 @@ from vl2.config import VL2Config
 from vl2.engine.graphs import why_not_captured
 from vl2.model.attention import AttentionContext
 from vl2.model.language import Language
+from vl2.model.vl2 import VL2Model
 from vl2.ops import batched_experts, cards, float8_linear, moe
 from vl2.ops.batched_experts import COPY, batched_expert_mlp
 from vl2.ops.float8_linear import float8_linear_ref
 from vl2.ops.moe import ExpertChange, LowRank, Routing, expert_mlp_ref, expert_swiglu
 from vl2.ops.paged import BlockTables, PagedStep, empty_pools
 from vl2.ops.quant import quantize_float8
+from vl2.ops.transfer import send
+from vl2.train.config import BalanceConfig
+from vl2.train.optim import freeze
+from vl2.train.task import LanguageTask
 
 TURING, AMPERE, ADA, HOPPER, BLACKWELL, B300, GEFORCE = (
     *((7, 5), (8, 0), (8, 9), (9, 0)),
@@ -196,6 +202,48 @@ def test_what_waits_is_noticed(monkeypatch):
     monkeypatch.setattr(batched_experts, "FEW_TOKENS", 0)
     with pytest.raises(HostWaits, match="_grouped_mm"):
         decode("debug_base", torch.bfloat16, 2)
+
+
+@pytest.mark.parametrize("preset", ["debug_base", "debug_tiny"])
+def test_a_micro_batch_of_training_reads_nothing_from_the_card(preset, monkeypatch):
+    """Losses, loads, pictures in one tile and in more, forward and backward."""
+    pretend(monkeypatch, HOPPER)
+    batch = batch_of(*mixed_rows())
+    assert all(tensor.device.type == "cpu" for tensor in batch.tensors.values())
+    with torch.device("meta"):
+        model = VL2Model(VL2Config.preset(preset)).to(torch.bfloat16).train()
+        freeze(model, ("",))
+        task = LanguageTask(model, BalanceConfig())
+    with NeverWait() as mode, without_autocast():
+        losses, penalty = task._forward(batch)
+        assert losses.device.type == penalty.device.type == "meta"
+        (losses.sum() + penalty).backward()
+    assert len(losses) == 41  # of all rows: known without asking
+    assert {"_grouped_mm", "masked_scatter", "index_add_"} <= set(mode.names)
+
+
+def test_loads_are_counts_of_real_tokens():
+    experts = torch.randint(0, 8, (30, 3))
+    mask = torch.rand(2, 15) > 0.4
+    routing = Routing(experts, torch.rand(30, 3), torch.rand(30, 8))
+    counted = torch.bincount(experts[mask.flatten()].flatten(), minlength=8).float()
+    assert torch.equal(moe.expert_load(routing, mask, 8), counted)
+
+
+def test_cudnn_plans_no_attention():
+    assert not torch.backends.cuda.cudnn_sdp_enabled()
+
+
+@pytest.mark.gpu
+def test_what_is_sent_goes_by_pinned_memory():
+    x, card = torch.randn(1000), torch.device("cuda")
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        there = send(x, card)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert torch.equal(there.cpu(), x)
 
 
 class Flag:

@@ -20,6 +20,7 @@ from vl2.model.sam import SamTower
 from vl2.model.siglip import SiglipTower
 from vl2.ops.loss import next_token_loss
 from vl2.ops.moe import balance_loss
+from vl2.ops.transfer import send
 
 Positions = Literal["all", "last", "none"]
 """For which positions logits are computed."""
@@ -103,7 +104,8 @@ class VL2Model(nn.Module):
         repeats = [grid.tiles == 2 and torch.equal(t[0], t[1]) for t, grid in pictures]
         needed = [t[:1] if same else t for (t, _), same in zip(pictures, repeats, strict=True)]
         counts = [len(t) for t in needed]
-        tiles = torch.cat(needed).to(self.image_newline.dtype)
+        flag = self.image_newline
+        tiles = send(torch.cat(needed), flag.device).to(flag.dtype)
         features = self.vision(tiles)
         parts = self.projector(features).split(counts)
         views = [p.expand(g.tiles, -1, -1) for p, (_, g) in zip(parts, pictures, strict=True)]
@@ -124,6 +126,8 @@ class VL2Model(nn.Module):
     ) -> Float[Tensor, "b t h"]:
         """Token embeddings with picture features in place of the placeholders.
 
+        What is about pictures may be on the host: a card that has it has to be asked for it.
+
         Raises:
             ValueError: the number of placeholders differs from the number of features.
         """
@@ -140,7 +144,7 @@ class VL2Model(nn.Module):
         if not features:
             return embeds
         flat = torch.cat(features).to(embeds.dtype)
-        return embeds.masked_scatter(images_seq_mask[..., None], flat)
+        return embeds.masked_scatter(send(images_seq_mask, embeds.device)[..., None], flat)
 
     def forward(  # noqa: PLR0913 - the one entry point; all but the official five are keywords
         self,

@@ -9,6 +9,10 @@ from torch import Tensor
 
 from vl2.ops.native import kernels, small
 
+torch.backends.cuda.enable_cudnn_sdp(False)
+"""cuDNN builds a plan for each new shape, for tenths of a second, and lengths are ever new here. A
+program whose shapes are few may switch it on again behind the import."""
+
 
 def decoder_mask(
     tokens: int,

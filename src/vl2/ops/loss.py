@@ -8,6 +8,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from vl2.ops.transfer import send
+
 IGNORE_ID = -100
 
 
@@ -43,9 +45,12 @@ def token_losses(
     """Loss of each of the n supervised targets, row by row, in float32.
 
     Only supervised positions reach the head; each chunk's logits are made again going backward.
+    Labels may be on the host: how many are supervised is then known without waiting for a card.
     """
-    wanted = labels[:, 1:] != IGNORE_ID
-    rows, target = hidden[:, :-1][wanted], labels[:, 1:][wanted]
+    following = F.pad(labels[:, 1:], (0, 1), value=IGNORE_ID).flatten()
+    places = (following != IGNORE_ID).nonzero()[:, 0]
+    target = send(following[places], hidden.device)
+    rows = hidden.flatten(0, 1).index_select(0, send(places, hidden.device))
     parts = [
         checkpoint(
             _losses,

@@ -385,8 +385,9 @@ def balance_loss(
 
 def expert_load(routing: Routing, mask: Bool[Tensor, "b t"], experts: int) -> Float[Tensor, " e"]:
     """How many real tokens chose each expert, as float32 counts."""
-    chosen = routing.experts[mask.flatten()].flatten()
-    return torch.bincount(chosen, minlength=experts).float()
+    # Selecting real tokens and torch.bincount would wait for the device; whole numbers add exactly.
+    real = mask.flatten()[:, None].expand_as(routing.experts).flatten().float()
+    return real.new_zeros(experts).index_add_(0, routing.experts.flatten(), real)
 
 
 def update_bias(

@@ -22,6 +22,7 @@ from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleGP
 from vl2.model.vl2 import VL2Model
 from vl2.ops.loss import token_losses
 from vl2.ops.moe import Routing, balance_loss
+from vl2.ops.transfer import send
 from vl2.parallel.config import Schedule
 from vl2.parallel.pipeline_batch import MicroBatch, pad_micro_batches
 from vl2.parallel.pipeline_stage import (
@@ -186,7 +187,7 @@ class Pipeline:
         return features.to(self.dtype).contiguous()
 
     def _language(self, x: Tensor, micro: MicroBatch, step: _Step) -> Tensor:
-        tensors = {k: v.to(self.device, non_blocking=True) for k, v in micro.tensors.items()}
+        tensors = {k: send(v, self.device) for k, v in micro.tensors.items() if k != "labels"}
         context = {name: tensors[name] for name in CONTEXT if name in tensors}
         out = self.model.language(x, **context)
         real = tensors["attention_mask"].bool()
@@ -201,7 +202,7 @@ class Pipeline:
                 step.observe(out.routing, real, tensors.get("images_seq_mask"))
         if not self._ends:
             return hidden.to(self.dtype).contiguous()
-        losses = token_losses(hidden, self.model.language.lm_head.weight, tensors["labels"])
+        losses = token_losses(hidden, self.model.language.lm_head.weight, micro.tensors["labels"])
         step.losses.append(losses.detach())
         return losses.sum() / step.tokens
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from vl2.data.collate import TrainBatch
 from vl2.model.vl2 import VL2Model
 from vl2.ops.loss import IGNORE_ID, token_losses
+from vl2.ops.transfer import send
 from vl2.parallel.fsdp import expect_pictures, reduce_over_replicas
 from vl2.parallel.mesh import ALONE, Ranks
 from vl2.train.balance import Balancer, loss_scale
@@ -54,6 +55,10 @@ class Task(Protocol):
     def discard(self) -> None:
         """Called instead when the step is thrown away."""
         ...
+
+
+ON_HOST = ("labels", "images", "images_seq_mask", "images_spatial_crop")
+"""What shapes depend on: asking a card for it would make the host wait, so the host keeps it."""
 
 
 class StepSums(NamedTuple):
@@ -160,15 +165,19 @@ class LanguageTask:
 
     def _forward(self, batch: TrainBatch) -> tuple[Tensor, Tensor]:
         """Losses of the supervised tokens, and the balance loss."""
-        tensors = {k: v.to(self.device, non_blocking=True) for k, v in batch.tensors.items()}
+        host = {name: batch.tensors[name] for name in ON_HOST if name in batch.tensors}
+        tensors = {k: v if k in host else send(v, self.device) for k, v in batch.tensors.items()}
         labels = tensors.pop("labels")
         with self._precision():
             out = self.model(**tensors, logits="none")
             head = self.model.language.lm_head.weight
             losses = token_losses(out.language.hidden, head, labels)
         mask = tensors.get("attention_mask")
-        real = torch.ones_like(labels, dtype=torch.bool) if mask is None else mask.bool()
-        self.balancer.observe(out.language.routing, real, tensors.get("images_seq_mask"))
+        real = torch.ones(labels.shape, dtype=torch.bool, device=self.device)
+        real = real if mask is None else mask.bool()
+        pictures = host.get("images_seq_mask")
+        pictures = pictures if pictures is None else send(pictures, self.device)
+        self.balancer.observe(out.language.routing, real, pictures)
         assert out.balance_loss is not None
         return losses, out.balance_loss
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 
 from rich.console import Console
 from rich.logging import RichHandler
@@ -18,6 +19,16 @@ def log_to_stderr(level: int = logging.INFO) -> None:
     logger = logging.getLogger("vl2")
     logger.setLevel(level)
     if not logger.handlers:
-        logger.addHandler(
-            RichHandler(console=Console(stderr=True), show_path=False, show_time=False)
-        )
+        console = Console(stderr=True)
+        if console.is_terminal:
+            logger.addHandler(RichHandler(console=console, show_path=False, show_time=False))
+        else:
+            logger.addHandler(_Lines())
+
+
+class _Lines(logging.Handler):
+    """A record is one line where no terminal shows it, for grep and for log collectors."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write to the stderr of now."""
+        sys.stderr.write(f"{record.levelname:<8} {' '.join(self.format(record).split())}\n")

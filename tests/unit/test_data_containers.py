@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 import os
 import sys
 import tarfile
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -278,3 +280,54 @@ def test_only_the_first_rows(tmp_path: Path, rows: int):
         assert asked == ["0", "1", "2"][:rows]
         with pytest.raises(IndexError):
             source[len(source)]
+
+
+# Files of another kind than their source says
+
+
+def files_of_all_kinds(folder: Path) -> dict[str, Path]:
+    """One file of each kind, under a name that says nothing."""
+    row = {"conversations": talk("What?")}
+    pq.write_table(pa.Table.from_pylist([row]), folder / "parquet.data")
+    tar(folder / "tar.data", [("a.jpg", picture()), ("a.txt", b"A dog.")])
+    (folder / "lines.data").write_text(json.dumps(row))
+    (folder / "list.jsonl").write_text(json.dumps([row, row], indent=1))
+    (folder / "gzip.data").write_bytes(gzip.compress(json.dumps(row).encode()))
+    with zipfile.ZipFile(folder / "zip.data", "w") as file:
+        file.writestr("a.jsonl", json.dumps(row))
+    return {path.stem: path for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize("format", ["llava", "text", "interleaved", "parquet", "webdataset"])
+def test_a_file_of_another_kind_is_named(tmp_path: Path, format: str):
+    json_formats = "format=llava or text or interleaved"
+    expected = {
+        "parquet": ("is a Parquet file: give the source format=parquet", "parquet"),
+        "tar": ("is a tar: give the source format=webdataset", "webdataset"),
+        "lines": (f"is JSON: give the source {json_formats}", "llava text interleaved"),
+        "list": (f"is JSON: give the source {json_formats}", "llava text interleaved"),
+        "gzip": ("is compressed: unpack it with gunzip", ""),
+        "zip": ("is a zip: unpack it", ""),
+    }
+    for kind, path in files_of_all_kinds(tmp_path).items():
+        told, readers = expected[kind]
+        config = SourceConfig(path=str(path), format=format)
+        if format in readers:
+            assert len(open_source(config)) == (2 if kind == "list" else 1)
+            continue
+        with pytest.raises(ValueError, match=r"has the format '\w+' but is ") as caught:
+            open_source(config)
+        assert str(caught.value) == f"{path} has the format {format!r} but {told}"
+
+
+def test_the_place_of_a_row(tmp_path: Path):
+    rows = [{"caption": str(n)} for n in range(5)]
+    for name in ("a", "b"):
+        pq.write_table(pa.Table.from_pylist(rows), tmp_path / f"{name}.parquet", row_group_size=2)
+        tar(tmp_path / f"{name}.tar", [(f"{n}.txt", b"x") for n in range(5)])
+    source = open_source(SourceConfig(path=str(tmp_path / "*.parquet"), format="parquet"))
+    assert source.place(3) == f"{tmp_path}/a.parquet row 4"
+    assert source.place(8) == f"{tmp_path}/b.parquet row 4"
+    source = open_source(SourceConfig(path=str(tmp_path / "*.tar"), format="webdataset"))
+    assert source.place(8) == f"{tmp_path}/b.tar sample 3"
+    assert open_source(SourceConfig(path="easy", format="synthetic")).place(0) == "easy row 1"

@@ -26,6 +26,39 @@ def matching_files(pattern: str) -> list[Path]:
     return files
 
 
+_KINDS: tuple[tuple[int, bytes, str, tuple[str, ...]], ...] = (
+    (0, b"PAR1", "a Parquet file", ("parquet",)),
+    (257, b"ustar", "a tar", ("webdataset",)),
+    (0, b"ARROW1", "an Arrow file: write it as Parquet", ()),
+    (0, b"\x1f\x8b", "compressed: unpack it with gunzip", ()),
+    (0, b"\x28\xb5\x2f\xfd", "compressed: unpack it with zstd -d", ()),
+    (0, b"BZh", "compressed: unpack it with bunzip2", ()),
+    (0, b"\xfd7zXZ", "compressed: unpack it with unxz", ()),
+    (0, b"PK\x03\x04", "a zip: unpack it", ()),
+)
+"""Where a file of a kind has which bytes, what it is called, and the formats that read it."""
+
+_JSON = ("llava", "text", "interleaved")
+
+
+def check_kind(path: Path, wanted: str) -> None:
+    """Hold the content of a file against the format of its source; its name does not count.
+
+    Raises:
+        ValueError: it is of another kind, which is named with the format for it.
+        OSError: it cannot be read.
+    """
+    with path.open("rb") as file:
+        head = file.read(4096)
+    kinds = [(name, formats) for at, magic, name, formats in _KINDS if head[at:].startswith(magic)]
+    if head.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] in (b"{", b"["):
+        kinds.append(("JSON", _JSON))
+    for name, formats in kinds[:1]:
+        if wanted not in formats:
+            remedy = f": give the source format={' or '.join(formats)}" if formats else ""
+            raise ValueError(f"{path} has the format {wanted!r} but is {name}{remedy}")
+
+
 def ends_of(lengths: Sequence[int]) -> np.ndarray:
     """Number of rows up to the end of each part."""
     return np.cumsum(np.array([*lengths], dtype=np.int64))

@@ -13,13 +13,14 @@ import numpy as np
 
 from vl2.data.config import SourceConfig
 from vl2.data.records import Record
-from vl2.data.source_files import check_row, row_count
+from vl2.data.source_files import check_kind, check_row, row_count
 from vl2.data.source_record import MAX_ROW_BYTES, Origin, record_id
 
 Row = Mapping[str, Any]
 
 _BOM = b"\xef\xbb\xbf"
 _CHUNK = 2**24
+_LIST = re.compile(rb"\[\s*[{\]]")
 _SPACE = re.compile(r"[ \t\r\n]*")
 
 
@@ -50,6 +51,7 @@ class JsonSource:
         self._path, self._root, self._to_record = path, root, to_record
         self._format = config.format
         try:
+            check_kind(path, config.format)
             starts, ends = _spans(path)
         except OSError as error:
             raise ValueError(
@@ -122,7 +124,8 @@ def _spans(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """First byte of each row, and the byte behind its last."""
     with path.open("rb") as file:
         head = file.read(4096).removeprefix(_BOM).lstrip()
-    if path.suffix != ".jsonl" and head.startswith(b"["):
+    # Lines that are lists are no rows, so a .jsonl that begins a list of objects is misnamed.
+    if head.startswith(b"[") and (path.suffix != ".jsonl" or _LIST.match(head)):
         return _list_spans(path)
     return _line_spans(path)
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from vl2.data.config import SourceConfig
 from vl2.data.records import Record
-from vl2.data.source_files import check_row, ends_of, locate, matching_files, row_count
+from vl2.data.source_files import check_kind, check_row, ends_of, locate, matching_files, row_count
 from vl2.data.source_grounding import MEDIA
 from vl2.data.source_llava import ANSWERS, llava_record, pictures_of
 from vl2.data.source_record import Origin, record_id
@@ -105,6 +105,7 @@ class ParquetSource:
 
 def _row_groups(parquet: Any, path: Path) -> list[tuple[int, int, list[str]]]:
     """(number, rows, columns to read) of each row group of a file."""
+    check_kind(path, "parquet")
     try:
         with parquet.ParquetFile(path) as file:
             footer, names = file.metadata, file.schema_arrow.names

@@ -15,7 +15,7 @@ import numpy as np
 
 from vl2.data.config import SourceConfig
 from vl2.data.records import Record
-from vl2.data.source_files import check_row, ends_of, locate, matching_files, row_count
+from vl2.data.source_files import check_kind, check_row, ends_of, locate, matching_files, row_count
 from vl2.data.source_json import Row, read_object
 from vl2.data.source_llava import ANSWERS, llava_record
 from vl2.data.source_record import MAX_ROW_BYTES, Origin, caption_record, record_id
@@ -127,12 +127,8 @@ def _index(path: Path, source: str) -> _Shard:
     digest = hashlib.sha256()
     size = path.stat().st_size
     damage = ""
+    check_kind(path, "webdataset")
     with path.open("rb") as file:
-        if file.read(2) == b"\x1f\x8b":
-            raise ValueError(
-                f"{path} is compressed, which allows no seeking: unpack it with gunzip"
-            )
-        file.seek(0)
         try:
             with tarfile.open(fileobj=file, mode="r:") as tar:
                 for member in tar:

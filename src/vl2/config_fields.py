@@ -37,8 +37,11 @@ HARMLESS = frozenset(" ".join(_NOTES).split())
 
 _HARMLESS_ENDS = ("_token_id", "_token_index", "_token", "_version", "_path", "_class")
 
+_NO_WORDS: dict[str, tuple[object, ...]] = {"tie_word_embeddings": (True, False)}
 _ONLY: dict[str, dict[str, tuple[object, ...]]] = {
+    "projector_config": _NO_WORDS,
     "vision_config": {
+        **_NO_WORDS,
         **dict.fromkeys(("layer_norm_eps", "norm_eps"), (1e-6,)),
         **dict.fromkeys(("hidden_act", "act_layer"), ("gelu_pytorch_tanh", "gelu_tanh")),
         **dict.fromkeys(("num_channels", "in_chans", "in_channels"), (3,)),

@@ -167,8 +167,10 @@ EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\n(touch
         to_bytes(picture(), "JPEG2000"),
         to_bytes(picture(), "PDF"),
         to_bytes(picture(), "TGA"),
+        b"\0\0\0\x18ftypheic" + bytes(100),
+        b"icns" + bytes(100),
     ],
-    ids=["EPS", "SVG", "ICO", "PPM", "JPEG2000", "PDF", "TGA"],
+    ids=["EPS", "SVG", "ICO", "PPM", "JPEG2000", "PDF", "TGA", "HEIC", "ICNS"],
 )
 def test_other_formats_start_nothing(data: bytes, monkeypatch: pytest.MonkeyPatch):
     def forbidden(*_args, **_options):

@@ -5,13 +5,27 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from unittest import mock
 
 import pytest
+import torch
 
 from vl2.cli import main
+from vl2.config import VL2Config
+from vl2.data.collate import TrainBatch
+from vl2.model.vl2 import VL2Model
+from vl2.parallel.mesh import ALONE
+from vl2.recipes.stages import RECIPES
+from vl2.train.export import export
+from vl2.train.origin import find_origin
+from vl2.train.task import LanguageTask, StepReport
+from vl2.train.trainer import Trainer
 
 ROOT = Path(__file__).parents[2]
 QUICK = ("data.sources.0.rows=24", "steps=6", "checkpoint.every=3", "log_every=2")
@@ -115,12 +129,75 @@ def test_a_finished_run_changes_nothing_when_started_again(life: Path):
     assert {f.name: f.read_bytes() for f in model.glob("*.safetensors")} == before
 
 
+def contents(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
 @pytest.mark.slow
-def test_a_run_with_other_settings_in_the_same_folder_is_refused(
-    life: Path, capfd: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("data.seed=5", "data.seed was 0, is 5;"),
+        ("seed=5", "seed was 0, is 5;"),
+        ("optim.weight_decay=0.2", "optim.weight_decay was 0.1, is 0.2;"),
+        ("optim.betas=[0.8, 0.9]", "optim.betas was [0.9, 0.95], is [0.8, 0.9];"),
+        ("balance.bias_step=0.01", "balance.bias_step was 0.0, is 0.01;"),
+        ("lora={rank: 8, targets: [projector]}", "lora.rank was None, is 8;"),
+        ("init.preset=debug_tiny", "init.preset was 'debug_base', is 'debug_tiny', with another"),
+    ],
+)
+def test_a_run_with_other_settings_in_the_same_folder_is_refused_and_stays(
+    word: str, message: str, life: Path, capfd: pytest.CaptureFixture[str]
 ):
-    assert train(life, "debug_align", *QUICK, "data.seed=5") == 2
-    assert "another data" in capfd.readouterr().err
+    run = life / "runs" / "debug_align"
+    before = contents(run)
+    assert train(life, "debug_align", *QUICK, word) == 2
+    [line] = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error:")]
+    assert message in line
+    assert contents(run) == before
+
+
+@pytest.mark.slow
+def test_a_run_whose_states_are_all_damaged_is_refused_and_stays(
+    life: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+):
+    run = tmp_path / "runs" / "debug_align"
+    shutil.copytree(life / "runs" / "debug_align", run)
+    for file in run.glob("checkpoints/*/extra.json"):
+        file.write_text("{}")
+    before = contents(run)
+    assert train(tmp_path, "debug_align", *QUICK) == 2
+    assert "is whole (steps 3, 6;" in capfd.readouterr().err
+    assert contents(run) == before
+
+
+@pytest.mark.slow
+def test_a_run_that_learnt_nothing_fails_and_leaves_no_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+):
+    accumulate = LanguageTask.accumulate
+
+    def spoilt(task: LanguageTask, batches: Sequence[TrainBatch]) -> StepReport:
+        return replace(accumulate(task, batches), loss=float("nan"))
+
+    monkeypatch.setattr(LanguageTask, "accumulate", spoilt)
+    assert train(tmp_path, "debug_align", *QUICK, "steps=2", "checkpoint.every=1") == 2
+    assert "3 bad steps in a row" in capfd.readouterr().err
+    run = tmp_path / "runs" / "debug_align"
+    assert not (run / "model").exists()
+    assert not list((run / "checkpoints").glob("step-*"))
+
+
+def test_numbers_that_are_not_finite_are_not_exported(tmp_path: Path):
+    model = VL2Model(VL2Config.preset("debug_tiny"))
+    model.init_weights(torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        model.language.lm_head.weight[3, 5] = float("nan")
+    config = replace(RECIPES["debug_align"](), out=str(tmp_path / "run"))
+    trainer = mock.Mock(spec=Trainer, ranks=ALONE, step=7, task=LanguageTask(model, config.balance))
+    with pytest.raises(ValueError, match=r"language\.lm_head\.weight has numbers .* step 7"):
+        export(trainer, config, find_origin(config))
+    assert list(tmp_path.iterdir()) == []
 
 
 def llava(folder: Path, rows: list[dict]) -> Path:

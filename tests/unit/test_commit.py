@@ -19,11 +19,12 @@ from vl2.checkpoint.commit import (
     discard_after,
     keep_last,
     lock_root,
+    newest_state,
     newest_valid,
     write_step,
 )
 from vl2.checkpoint.errors import CheckpointError
-from vl2.checkpoint.manifest import step_number, verify
+from vl2.checkpoint.manifest import MANIFEST, MARKER, step_number, verify
 
 ROOT = Path(__file__).parents[2]
 
@@ -326,3 +327,32 @@ def test_kills_and_damages_are_survived():  # and 2,000 kills by make check-long
     assert (counts["kills"], counts["valid"]) == (40, 40)
     assert counts["aborts"] == counts["recovered"] >= 50
     assert counts["corruptions"] == counts["refused"] >= 250
+
+
+def test_a_run_without_a_whole_step_begins_only_where_none_was_kept(tmp_path: Path):
+    assert newest_state(tmp_path) is None
+    write(tmp_path, 1)
+    (tmp_path / "step-00000001" / MARKER).unlink()  # as an interrupted first save leaves it
+    assert newest_state(tmp_path) is None
+    write(tmp_path, 2)
+    assert newest_state(tmp_path) == tmp_path / "step-00000002"
+
+
+@pytest.mark.parametrize("how", ["bytes", "marker", "manifest", "both", "files"])
+def test_a_run_whose_steps_are_all_damaged_does_not_begin_again(how: str, tmp_path: Path):
+    write(tmp_path, 1, 2)
+    for number in (1, 2):
+        folder = tmp_path / f"step-{number:08}"
+        if how == "bytes":
+            damage(folder)
+        if how == "files":
+            (folder / "a.bin").unlink()
+        if how in ("marker", "both"):
+            (folder / MARKER).unlink()
+        if how in ("manifest", "both"):
+            (folder / MANIFEST).unlink()
+    before = sorted(tmp_path.rglob("*"))
+    match = r"no kept state in .* is whole \(steps 1, 2; .*step-00000002.*begin again at step 0"
+    with pytest.raises(CheckpointError, match=match):
+        newest_state(tmp_path)
+    assert sorted(tmp_path.rglob("*")) == before

@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-from vl2.checkpoint.dcp import CheckpointStore
+from vl2.checkpoint.commit import committed
+from vl2.checkpoint.dcp import CheckpointStore, read_extra
 from vl2.data.collate import SampleInfo, TrainBatch
 from vl2.train.config import CheckpointConfig, GuardConfig, OptimConfig
 from vl2.train.metrics import MetricsLog
@@ -239,7 +240,7 @@ def test_a_state_of_another_run_is_refused_before_a_tensor_moves(tmp_path: Path)
     run(tmp_path, NetTask(Net()), fingerprint={"stage": "align"})
     net = Net()
     before = {k: v.clone() for k, v in net.state_dict().items()}
-    with pytest.raises(ValueError, match=r"another stage \('align', now 'sft'\)"):
+    with pytest.raises(ValueError, match="stage was 'align', is 'sft'"):
         run(tmp_path, NetTask(net), fingerprint={"stage": "sft"})
     assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
 
@@ -281,3 +282,83 @@ def test_a_run_goes_on_from_before_a_parameters_first_gradient(tmp_path: Path):
         run(tmp_path / "parts", task, steps=10)
     run(tmp_path / "parts", LateTask(parts), steps=10)
     assert same(parts, whole)
+
+
+def test_a_run_of_which_every_step_is_bad_fails_and_keeps_nothing(tmp_path: Path):
+    for steps in (1, 2, 3, 40):
+        folder = tmp_path / str(steps)
+        bad = {n: float("nan") for n in range(50)}
+        with pytest.raises(ValueError, match=r"3 bad steps in a row at step .* no kept state"):
+            run(folder, NetTask(Net(), bad), steps, every=1)
+        assert committed(folder / "checkpoints") == []
+
+
+@pytest.mark.parametrize("first", range(5, 10))
+@pytest.mark.parametrize("count", [1, 2])
+def test_no_state_is_kept_inside_a_streak(tmp_path: Path, first: int, count: int):
+    bad = {n: float("nan") for n in range(first, first + count)}
+    made = trainer(tmp_path, NetTask(Net(), bad), 10, every=4)
+    streaks, save = [], made._save
+
+    def saved(*, asynchronous: bool) -> None:
+        streaks.append((made.step, made.guard.in_a_row))
+        save(asynchronous=asynchronous)
+
+    made._save = saved
+    made.run()
+    made.store.close()
+    assert {in_a_row for _, in_a_row in streaks} == {0}
+    assert streaks[0][0] == 4
+    assert 8 <= streaks[1][0] <= 10  # after the streak, not before the next time it is due
+    assert streaks[-1][0] == made.step == 10
+    assert made.guard.in_a_row == 0
+
+
+def test_a_signal_inside_a_streak_waits_for_its_end(tmp_path: Path):
+    task = NetTask(Net(), {12: float("nan"), 13: float("nan")})
+    discard = task.discard
+
+    def signalled() -> None:
+        discard()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    task.discard = signalled
+    with pytest.raises(TrainingStopped, match="step 15 of 40"):
+        run(tmp_path, task)
+    [*_, last] = committed(tmp_path / "checkpoints")
+    assert read_extra(last)["guard"]["in_a_row"] == 0
+
+
+@pytest.mark.parametrize("every", [1, 100])
+def test_parameters_that_are_not_finite_are_never_kept(tmp_path: Path, every: int):
+    task = NetTask(Net())
+    after, times = task.after_step, []
+
+    def broken() -> None:
+        after()
+        if (
+            task.net.seen == 40 and not times
+        ):  # as a step that is too large breaks them: no loss shows it
+            times.append(1)
+            task.net.body.weight.data[0, 0] = float("inf")
+
+    task.after_step = broken
+    if every == 100:
+        with pytest.raises(ValueError, match=r"not finite at step .* no kept state to go back to"):
+            run(tmp_path, task, every=every)
+        assert committed(tmp_path / "checkpoints") == []
+        return
+    made = run(tmp_path, task, every=every)
+    assert made.guard.rollbacks == 1
+    assert all(p.isfinite().all() for p in task.net.parameters())
+
+
+def test_a_run_whose_states_are_all_damaged_is_refused(tmp_path: Path):
+    run(tmp_path, NetTask(Net()))
+    for folder in committed(tmp_path / "checkpoints"):
+        (folder / "extra.json").write_text("{}")
+    before = (tmp_path / "metrics.jsonl").read_bytes()
+    match = r"no kept state in .* is whole \(steps 20, 30, 40; .*extra.json has 2 bytes.* step 0"
+    with pytest.raises(ValueError, match=match):
+        run(tmp_path, NetTask(Net()))
+    assert (tmp_path / "metrics.jsonl").read_bytes() == before

@@ -121,6 +121,29 @@ def newest_valid(root: Path) -> Path | None:
     return None
 
 
+def newest_state(root: Path) -> Path | None:
+    """The newest whole step to go on from; None only where no step was ever kept.
+
+    One folder with a manifest and no marker is what an interrupted first save leaves. All else that
+    is named like a step was kept once.
+
+    Raises:
+        CheckpointError: there are steps, and all of them are damaged.
+    """
+    if (found := newest_valid(root)) is not None:
+        return found
+    folders = _step_folders(root)
+    cut_off = [f for f in folders if (f / MANIFEST).exists() and not (f / MARKER).exists()]
+    if not folders or folders == cut_off[:1]:
+        return None
+    numbers = ", ".join(str(step_number(folder)) for folder in folders)
+    raise CheckpointError(
+        f"no kept state in {root} is whole (steps {numbers}; {_fault(folders[-1])}), and the run "
+        "would begin again at step 0, with its metrics cut: bring the files back, or give another "
+        f"folder (out=FOLDER), or remove {root} to begin afresh"
+    )
+
+
 def committed(root: Path) -> list[Path]:
     """Folders of the steps with a marker, oldest first; they are not checked."""
     return [folder for folder in _step_folders(root) if (folder / MARKER).is_file()]
@@ -192,6 +215,15 @@ def _step_folders(root: Path) -> list[Path]:
         return []
     found = [path for path in root.iterdir() if STEP.fullmatch(path.name) and path.is_dir()]
     return sorted(found, key=step_number)
+
+
+def _fault(folder: Path) -> str:
+    """What is wrong with a damaged step, without the advice."""
+    try:
+        verify(folder)
+    except CheckpointError as error:
+        return str(error).partition(": the step is")[0]
+    return ""
 
 
 def _set_aside_damaged(root: Path, step: int) -> None:

@@ -33,7 +33,7 @@ from vl2.checkpoint.commit import (
     discard_after,
     keep_last,
     lock_root,
-    newest_valid,
+    newest_state,
     partial_folder,
     write_step,
 )
@@ -132,9 +132,13 @@ class CheckpointStore:
             pending.result()
 
     def newest(self) -> Path | None:
-        """Folder of the newest whole step; damaged ones are logged and skipped."""
+        """Folder of the newest whole step; damaged ones are logged and skipped.
+
+        Raises:
+            CheckpointError: there are steps, and all are damaged.
+        """
         self.wait()
-        found = on_main(self.peers, lambda: newest_valid(self.root))
+        found = on_main(self.peers, lambda: newest_state(self.root))
         name = self.peers.gather_text(found.name if found else "")[0]
         return self.root / name if name else None
 

@@ -26,22 +26,38 @@ def export(trainer: Trainer, config: TrainConfig, origin: Origin) -> Path:
     Of many ranks the main one does it, from the last kept state: no rank has the whole model.
     Adapters are merged into floats. Of an origin that is quantised there are none, so that the
     adapters are all that is left; their folder is returned then.
+
+    Raises:
+        ValueError: the model has numbers that are not finite; nothing is written.
     """
     folder = Path(config.folder) / (EXPORTED if origin.quantized is None else ADAPTER)
-    if trainer.ranks.is_main:
-        model = _whole_model(trainer, config, origin)
-        if origin.quantized is None:
-            _write(model, config, origin, folder)
-        else:
-            _write_adapters(model, config)
-            log.warning(
-                "%s is there in %s only, into which adapters cannot be merged: they are left in %s",
-                origin.folder,
-                origin.quantized.scheme,
-                folder,
-            )
-    trainer.ranks.barrier()
+    is_main = trainer.ranks.is_main
+    trainer.ranks.together(lambda: _export(trainer, config, origin, folder) if is_main else None)
     return folder
+
+
+def _export(trainer: Trainer, config: TrainConfig, origin: Origin, folder: Path) -> None:
+    model = _whole_model(trainer, config, origin)
+    _check_finite(model, trainer.step)
+    if origin.quantized is None:
+        _write(model, config, origin, folder)
+        return
+    _write_adapters(model, config)
+    log.warning(
+        "%s is there in %s only, into which adapters cannot be merged: they are left in %s",
+        origin.folder,
+        origin.quantized.scheme,
+        folder,
+    )
+
+
+def _check_finite(model: VL2Model, step: int) -> None:
+    for name, tensor in model.state_dict().items():
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise ValueError(
+                f"{name} has numbers that are not finite after step {step}, so no model is left: "
+                "train again with a lower optim.learning_rate, or from a start without them"
+            )
 
 
 def _whole_model(trainer: Trainer, config: TrainConfig, origin: Origin) -> VL2Model:

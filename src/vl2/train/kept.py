@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from vl2.checkpoint.commit import newest_valid
+from vl2.checkpoint.commit import newest_state
 from vl2.checkpoint.dcp import load_step
 from vl2.checkpoint.manifest import step_number
 from vl2.model.vl2 import VL2Model
@@ -45,7 +45,7 @@ def load_kept(path: str | Path) -> Kept:
     run = run_of(given)
     if run is None:
         raise ValueError(f"{path} is no run: expected a folder with {SETTINGS} and {CHECKPOINTS}")
-    step = newest_valid(run / CHECKPOINTS) if given == run else given
+    step = newest_state(run / CHECKPOINTS) if given == run else given
     if step is None:
         raise ValueError(f"{run / CHECKPOINTS} holds no valid step: let the run keep one first")
     config = read_yaml(run / SETTINGS, TrainConfig)

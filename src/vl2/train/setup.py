@@ -5,11 +5,11 @@ Everything that can be wrong is looked at first: settings, start, data. Weights 
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -48,13 +48,13 @@ from vl2.train.origin import (
     check_layout,
     find_origin,
     load_weights,
-    weights_digest,
 )
 from vl2.train.report import estimate, trained_parts
+from vl2.train.resume import ROWS, check_kept, content, identity, start_identity
 from vl2.train.routing_profile import profile_routing
 from vl2.train.select import check_targets, select
 from vl2.train.task import LanguageTask
-from vl2.train.trainer import Trainer, check_fingerprint, seed_all
+from vl2.train.trainer import Trainer, seed_all
 
 if TYPE_CHECKING:
     from vl2.parallel.pipeline import Pipeline
@@ -70,10 +70,16 @@ class Prepared:
     origin: Origin
     sources: tuple[Source, ...]
     index: RowIndex
+    identity: dict[str, Any]  # what a kept state must agree with, see `resume.identity`
 
 
-def prepare(config: TrainConfig, layout: Layout = ONE) -> Prepared:
+def prepare(config: TrainConfig, layout: Layout = ONE, *, check: bool = False) -> Prepared:
     """Check everything that can be checked without the weights.
+
+    Args:
+        config: of the run.
+        layout: of its ranks.
+        check: whether the run could go on from what its folder holds, before anything is written.
 
     Raises:
         ValueError: what is wrong, in one line.
@@ -94,6 +100,9 @@ def prepare(config: TrainConfig, layout: Layout = ONE) -> Prepared:
     if (obstacle := find_obstacle(config, origin.config, layout)) is not None:
         raise ValueError(obstacle)
     sources = tuple(open_source(source) for source in config.data.sources)
+    known = identity(config, origin, sources)
+    if check:
+        check_kept(Path(config.folder) / CHECKPOINTS, known)
     cache = Path(config.folder) / "index"
     index = RowIndex.build(
         config.data.sources,
@@ -104,7 +113,7 @@ def prepare(config: TrainConfig, layout: Layout = ONE) -> Prepared:
         limits=config.data,
         processes=usable_cores(),
     )
-    return Prepared(config=config, origin=origin, sources=sources, index=index)
+    return Prepared(config=config, origin=origin, sources=sources, index=index, identity=known)
 
 
 def run(config: TrainConfig) -> Path:
@@ -121,7 +130,7 @@ def run(config: TrainConfig) -> Path:
     try:
         ranks = join(config.parallel, str(choose_device(config.compute.device)), started)
         with Watchdog(ranks, config.parallel.watchdog):
-            prepared = ranks.main_first(lambda: prepare(config, ranks.layout))
+            prepared = ranks.main_first(lambda: prepare(config, ranks.layout, check=ranks.is_main))
             trainer = build(prepared, ranks)
             with trainer.store:
                 trainer.run()
@@ -167,7 +176,7 @@ def plan(config: TrainConfig) -> dict[str, Any]:
 
 
 def build(prepared: Prepared, ranks: Ranks = ALONE) -> Trainer:
-    """Read the weights and put the trainer together; its folder is made and described."""
+    """Read the weights and put the trainer together; it describes its folder when it begins."""
     config, origin = prepared.config, prepared.origin
     folder = Path(config.folder)
     if config.compute.threads:
@@ -185,11 +194,9 @@ def build(prepared: Prepared, ranks: Ranks = ALONE) -> Trainer:
             gather=None if ranks.is_alone else ranks.gather_data,
         )
     )
-    fingerprint = _fingerprint(prepared, loader)
     store = CheckpointStore(folder / CHECKPOINTS, config.checkpoint.keep, peers=ranks.apart())
-    found = store.newest()
-    ranks.together(lambda: check_fingerprint(found, fingerprint))
-    model = ranks.in_turn(lambda: _model(prepared, ranks))
+    model, tensors = ranks.in_turn(lambda: _model(prepared, ranks))
+    start = start_identity(config.init, origin)  # its weights are here by now
     task = LanguageTask(
         model,
         config.balance,
@@ -200,7 +207,7 @@ def build(prepared: Prepared, ranks: Ranks = ALONE) -> Trainer:
     metrics = SilentMetrics(config.steps)
     if ranks.is_main:
         metrics = _metrics(config, origin, ranks)
-    return Trainer(
+    trainer = Trainer(
         task,
         loader,
         Optimizers(model, config.optim, config.steps, ranks),
@@ -208,12 +215,18 @@ def build(prepared: Prepared, ranks: Ranks = ALONE) -> Trainer:
         metrics,
         guard=config.guard,
         checkpoint=config.checkpoint,
-        fingerprint=fingerprint,
+        fingerprint={**prepared.identity, **start, ROWS: content(None, [loader.fingerprint])},
     )
+    if ranks.is_main:
+        trainer.on_start = partial(_describe, tensors, config)
+    return trainer
 
 
-def _model(prepared: Prepared, ranks: Ranks) -> VL2Model:
-    """The model as it is trained: weights read, parts frozen, spread over the ranks."""
+def _model(prepared: Prepared, ranks: Ranks) -> tuple[VL2Model, dict[str, Any]]:
+    """The model as it is trained: weights read, parts frozen, spread over the ranks.
+
+    With it goes the list of its tensors for the run folder.
+    """
     config, origin = prepared.config, prepared.origin
     compute = config.compute
     seed_all(config.seed)
@@ -221,9 +234,9 @@ def _model(prepared: Prepared, ranks: Ranks) -> VL2Model:
     device = compute.device if ranks.is_alone else "cpu"
     scheme = origin.scheme(config.lora)
     model = load_weights(origin, config.init, config.seed, device, scheme)
-    names = select(model, config)
+    tensors = _listed(model, config, origin, select(model, config))
     if ranks.is_main:
-        _describe(model, config, origin, names, Path(config.folder))
+        _log_parts(model, config, origin, tensors.get("quantised", {}))
     blocks = Blocks(
         recompute=compute.recompute,
         recompute_vision=compute.recompute_vision,
@@ -231,7 +244,7 @@ def _model(prepared: Prepared, ranks: Ranks) -> VL2Model:
         autocast=compute.autocast,
     )
     parallelize_vl2(model, ranks, blocks)
-    return model
+    return model, tensors
 
 
 def _pipeline(model: VL2Model, config: TrainConfig, ranks: Ranks) -> Pipeline | None:
@@ -249,32 +262,41 @@ def _pipeline(model: VL2Model, config: TrainConfig, ranks: Ranks) -> Pipeline | 
     )
 
 
-def _describe(
-    model: VL2Model, config: TrainConfig, origin: Origin, names: list[str], folder: Path
-) -> None:
-    """Write the settings and the list of tensors, and log the numbers by part."""
+def _describe(tensors: dict[str, Any], config: TrainConfig) -> None:
+    """Write the settings and the list of tensors into the run folder."""
+    folder = Path(config.folder)
     write_yaml(replace(config, init=absolute(config.init)), folder / SETTINGS)
+    (folder / "tensors.json").write_text(json.dumps(tensors, indent=1) + "\n", encoding="utf-8")
+    log.info("tensors by name: %s", folder / "tensors.json")
+
+
+def _listed(
+    model: VL2Model, config: TrainConfig, origin: Origin, names: list[str]
+) -> dict[str, Any]:
+    """What trains, what is frozen, and where it came from."""
     trained = set(names)
-    frozen = [n for n, _ in model.named_parameters() if n not in trained]
     held = {n: m.scheme for n, m in model.named_modules() if isinstance(m, QuantWeight)}
-    tensors = {
+    return {
         "handed_over_from": str(origin.folder or f"random weights of {config.init.preset}"),
         "stages_before": list(origin.stages),
         "trained": names,
-        "frozen": frozen,
+        "frozen": [n for n, _ in model.named_parameters() if n not in trained],
         **({"quantised": held} if held else {}),
     }
-    (folder / "tensors.json").write_text(json.dumps(tensors, indent=1) + "\n", encoding="utf-8")
-    if held:
-        _log_held(held, origin)
+
+
+def _log_parts(
+    model: VL2Model, config: TrainConfig, origin: Origin, held: Mapping[str, str]
+) -> None:
+    """Log the numbers by part, and the form of what is frozen."""
     counted = model
     if held:  # numbers are those of the float model
+        _log_held(held, origin)
         counted = build_skeleton(origin.config)
         select(counted, config)
     for kind, parts in trained_parts(counted).items():
         listed = ", ".join(f"{part} {count:,}" for part, count in parts.items())
         log.info("%s: %s", kind, listed or "nothing")
-    log.info("tensors by name: %s", folder / "tensors.json")
 
 
 def _log_held(held: Mapping[str, str], origin: Origin) -> None:
@@ -304,37 +326,3 @@ def _flops(config: TrainConfig, origin: Origin) -> Callable[[Mapping[str, int]],
     select(model, config)
     work = model_work(model, config.compute)
     return lambda sizes: step_flops(work, sizes)
-
-
-def _fingerprint(prepared: Prepared, loader: TrainLoader) -> dict[str, Any]:
-    """What a kept state must agree with; the rest of the settings may change."""
-    config = prepared.config
-    fixed = {
-        "stage": config.stage,
-        "start": [config.init.preset, config.init.dtype, weights_digest(prepared.origin)],
-        "lora": [_lora_settings(config), _profile_bytes(config)],
-        "optimizer": [config.optim.optimizer, config.optim.moments],
-        "data": loader.fingerprint,
-        "model": prepared.origin.config.to_dict(),
-    }
-    return {key: _digest(value) for key, value in fixed.items()}
-
-
-def _lora_settings(config: TrainConfig) -> Any:
-    """Settings of the adapters; that of quantising counts where it is used, in younger runs."""
-    found = to_mapping(config.lora)
-    if config.lora is not None and config.lora.quantization is None:
-        del found["quantization"]
-    return found
-
-
-def _profile_bytes(config: TrainConfig) -> str:
-    """The routing profile that chose the experts, if one did."""
-    if config.lora is None or config.lora.experts is None:
-        return ""
-    return Path(config.lora.experts).read_text(encoding="utf-8")
-
-
-def _digest(value: Any) -> str:
-    text = json.dumps(value, sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -9,15 +9,15 @@ from __future__ import annotations
 import random
 import signal
 import time
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
-from vl2.checkpoint.dcp import CheckpointStore, read_extra
+from vl2.checkpoint.dcp import CheckpointStore
 from vl2.data.collate import TrainBatch
 from vl2.logs import get_logger
 from vl2.model.quantized import quantized_buffers
@@ -26,6 +26,7 @@ from vl2.train.guard import Guard
 from vl2.train.metrics import MetricsLog, SilentMetrics, batch_size, tile_figures
 from vl2.train.optim import Optimizers
 from vl2.train.quarantine import Quarantine
+from vl2.train.resume import check_same
 from vl2.train.task import StepReport, Task
 
 log = get_logger(__name__)
@@ -89,18 +90,21 @@ class Trainer:
             metrics: shows what happens.
             guard: when a step is thrown away.
             checkpoint: when the state is kept.
-            fingerprint: what a kept state must agree with to be gone on from (JSON).
+            fingerprint: what a kept state must agree with to be gone on from, see `check_same`.
         """
         self.task, self.loader, self.optimizers = task, loader, optimizers
         self.ranks = optimizers.ranks
         self.store, self.metrics = store, metrics
         self.guard, self.checkpoint = Guard(guard), checkpoint
         self.fingerprint = fingerprint or {}
+        self.on_start: Callable[[], None] | None = None
+        """Called when the kept state is loaded, or there is none: nothing was written before."""
         self.steps = metrics.steps
         self.step = 0
         self.quarantine = Quarantine(store.root.parent / "quarantine.jsonl")
         self._stop_signal: int | None = None
         self._kept: int | None = None  # the step whose state the store has, or is about to have
+        self._due = False  # a state is to be kept as soon as the last step was a good one
 
     def run(self) -> None:
         """Train to the last step, from the newest valid state if there is one.
@@ -110,6 +114,8 @@ class Trainer:
             ValueError: a kept state is of another run, or the loss cannot be brought back to sense.
         """
         self._resume()
+        if self.on_start is not None:
+            self.on_start()
         self.task.module.train()
         self.metrics.start(self.step)
         handlers = self._listen()
@@ -133,8 +139,9 @@ class Trainer:
             waited = time.monotonic() - started
             if not self._take(batch, started, waited):
                 batches = iter(self.loader)
-            if (stop := self._asked_to_stop()) is not None:
-                self._save(asynchronous=False)
+            # After bad steps the state is suspect: the streak ends first, or the run goes back.
+            if not self.guard.in_a_row and (stop := self._asked_to_stop()) is not None:
+                self._keep(asynchronous=False)
                 raise TrainingStopped(
                     f"stopped by signal {stop} at step {self.step} of {self.steps}; "
                     "the state is kept: start the same command again to go on"
@@ -155,8 +162,10 @@ class Trainer:
             self.quarantine.add(self.step, reason, batch)
             log.error("step %d is thrown away: %s", self.step + 1, reason)
             if self.guard.must_roll_back:
-                self._roll_back()
+                self._roll_back(f"{self.guard.in_a_row} bad steps in a row")
                 return False
+            if self.step + 1 == self.steps:  # no run ends with it: the next batch takes its place
+                return True
         else:
             self.optimizers.step()
             self.optimizers.zero_grad()
@@ -167,9 +176,25 @@ class Trainer:
         values = values if reason is None else {"thrown_away": 1.0}
         sizes = self._all_sizes(batch)
         self.metrics.add(self.step, values, sizes, started=started, waited=waited)
-        if self.step % self.checkpoint.every == 0 or self.step == self.steps:
-            self._save(asynchronous=self.checkpoint.asynchronous)
-        return True
+        self._due |= self.step % self.checkpoint.every == 0 or self.step == self.steps
+        if not self._due or self.guard.in_a_row:
+            return True
+        return self._keep(asynchronous=self.checkpoint.asynchronous)
+
+    def _keep(self, *, asynchronous: bool) -> bool:
+        """Keep the state; False when it is broken and the run went back instead."""
+        if self._is_finite():
+            self._save(asynchronous=asynchronous)
+            return True
+        self._roll_back("parameters that are not finite")
+        return False
+
+    def _is_finite(self) -> bool:
+        """Whether every number that trains is finite, on all ranks: nothing else is kept."""
+        trained = (p for p in self.task.module.parameters() if p.requires_grad)
+        parts = (p.to_local() if isinstance(p, DTensor) else p for p in trained)
+        bad = sum(not bool(torch.isfinite(part).all()) for part in parts)
+        return not int(self.ranks.most(torch.tensor(bad)))
 
     def _all_sizes(self, batch: Sequence[TrainBatch]) -> dict[str, int]:
         """Tokens, pictures and tiles of the step on all ranks."""
@@ -195,24 +220,25 @@ class Trainer:
                 report, norm = again, second
         return report, norm, self.guard.judge(report.loss, norm)
 
-    def _roll_back(self) -> None:
+    def _roll_back(self, why: str) -> None:
         """Go back to the last kept state, but on behind the batches that were bad."""
         bad = self.loader.state()
         if not self.guard.rolled_back():
             raise ValueError(
-                f"{self.guard.rollbacks} times {self.guard.config.skips_in_a_row} bad steps in a "
-                f"row, the last at step {self.step + 1}: lower optim.learning_rate, or look at the "
-                f"samples in {self.quarantine.path}"
+                f"{self.guard.rollbacks} times {why}, the last at step {self.step + 1}: lower "
+                f"optim.learning_rate, or look at the samples in {self.quarantine.path}"
             )
         found = self.store.newest()
         if found is None:
             raise ValueError(
-                f"bad steps in a row at step {self.step + 1} and no kept state to go back to: "
-                f"lower checkpoint.every, or look at the samples in {self.quarantine.path}"
+                f"{why} at step {self.step + 1} and no kept state to go back to: lower "
+                "optim.learning_rate or checkpoint.every, or look at the samples in "
+                f"{self.quarantine.path}"
             )
         extra = self.store.load(found, self._tensors(), subset=self._holds_a_part)
         self.step = self._kept = extra["step"]
         self.store.discard_after(self.step)
+        self._due = False
         self.loader.restore(bad)
         self.metrics.restore(extra["metrics"])
         self.metrics.start(self.step)
@@ -222,7 +248,7 @@ class Trainer:
         found = self.store.newest()
         if found is None:
             return
-        check_fingerprint(found, self.fingerprint)
+        self.ranks.together(lambda: check_same(found, self.fingerprint))
         tensors = self._tensors()
         extra = self.store.load(found, tensors, subset=self._holds_a_part)
         self.step = self._kept = extra["step"]
@@ -246,7 +272,7 @@ class Trainer:
             "fingerprint": self.fingerprint,
         }
         self.store.save(self.step, self._tensors(), extra, asynchronous=asynchronous)
-        self._kept = self.step
+        self._kept, self._due = self.step, False
 
     @property
     def _holds_a_part(self) -> bool:
@@ -268,23 +294,6 @@ class Trainer:
             self._stop_signal = number
 
         return {n: signal.signal(n, note) for n in STOP_SIGNALS}
-
-
-def check_fingerprint(found: Path | None, fingerprint: dict[str, Any]) -> None:
-    """Refuse to go on from the kept step of another run, before anything is touched.
-
-    Raises:
-        ValueError: what differs, and both values.
-    """
-    if found is None:
-        return
-    root, kept = found.parent, read_extra(found)["fingerprint"]
-    for key, value in fingerprint.items():
-        if kept.get(key) != value:
-            raise ValueError(
-                f"{root} holds a run with another {key} ({kept.get(key)!r}, now {value!r}): "
-                "give another out folder, or the settings that the run began with"
-            )
 
 
 def model_state(module: nn.Module) -> dict[str, Tensor]:

@@ -1,0 +1,137 @@
+"""What a run that goes on must have in common with its kept states: all but `MAY_CHANGE`."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+from vl2.checkpoint.commit import newest_state
+from vl2.checkpoint.dcp import read_extra
+from vl2.data.sources import Source
+from vl2.overrides import to_mapping
+from vl2.processing import Processor
+from vl2.train.config import InitConfig, TrainConfig
+from vl2.train.origin import Origin, weights_digest
+
+MAY_CHANGE = (
+    *("name", "out", "steps", "log_every", "tensorboard"),
+    *("guard.*", "checkpoint.*", "parallel.*"),
+    *("compute.device", "compute.compile", "compute.recompute*", "compute.threads"),
+    *("optim.learning_rate", "optim.vision_scale", "optim.schedule"),
+    *("optim.warmup", "optim.horizon", "optim.floor"),
+    *("data.micro_batch", "data.workers", "data.prefetch", "data.max_bad*", "data.bad_rate_window"),
+    "data.sources.*.image_root",
+)
+"""Settings that may differ when a run goes on. Every other one decides the numbers."""
+
+BY_CONTENT = ("init.model", "init.preset", "init.tokenizer", "lora.experts", "data.sources.*.path")
+"""Settings that name a file or a model, which may move: what they name must stay."""
+
+ROWS = "rows of data.sources"
+LATER = (ROWS, "init.model", "init.preset")
+"""Contents that are known when rows are counted, and when weights are fetched."""
+
+SHOWN = 6
+"""Differences that a refusal names."""
+
+
+def identity(config: TrainConfig, origin: Origin, sources: Sequence[Source]) -> dict[str, Any]:
+    """What decides the numbers: settings, and contents of files as far as they are there."""
+    settings = {n: value for n, value in _flat(to_mapping(config)) if not _is_free(n)}
+    names = {f"data.sources.{n}.name": source.name for n, source in enumerate(sources)}
+    given = config.init.tokenizer or config.init.model
+    found = {**settings, **names, "init.tokenizer": content(given, _saved(origin.processor))}
+    for number, (each, source) in enumerate(zip(config.data.sources, sources, strict=True)):
+        found[f"data.sources.{number}.path"] = content(each.path, [source.fingerprint()])
+    if config.lora is not None and (path := config.lora.experts) is not None:
+        found["lora.experts"] = content(path, [Path(path).read_text(encoding="utf-8")])
+    return {**found, **start_identity(config.init, origin)}
+
+
+def start_identity(init: InitConfig, origin: Origin) -> dict[str, Any]:
+    """What tells the model that a run starts from; nothing while its weights are not fetched."""
+    if origin.folder is not None and not any(origin.folder.glob("*.safetensors")):
+        return {}
+    name = "init.preset" if init.model is None else "init.model"
+    told = [json.dumps(origin.config.to_dict(), sort_keys=True), weights_digest(origin)]
+    return {name: content(init.preset or init.model, told)}
+
+
+def content(shown: str | None, parts: Iterable[str]) -> dict[str, Any]:
+    """Something that is compared by its content, and shown by the name under which it was given."""
+    return {"given": shown, "sha256": hashlib.sha256(json.dumps([*parts]).encode()).hexdigest()}
+
+
+def check_kept(root: Path, known: Mapping[str, Any]) -> None:
+    """Refuse what could not go on from the states below `root`. Nothing is written, or locked.
+
+    Raises:
+        ValueError: see `check_same`.
+        CheckpointError: there are states, and all are damaged.
+    """
+    if (found := newest_state(root)) is not None:
+        check_same(found, known)
+
+
+def check_same(found: Path, known: Mapping[str, Any]) -> None:
+    """Refuse to go on from a kept step of another run, before anything is touched.
+
+    Args:
+        found: the step.
+        known: of this run; what is known later is compared as far as it is there.
+
+    Raises:
+        ValueError: what differs, by name and with both values.
+    """
+    kept = read_extra(found)["fingerprint"]
+    names = [*known, *(name for name in kept if name not in known and name not in LATER)]
+    told = [text for n in names if (text := _difference(n, kept.get(n), known.get(n)))]
+    if not told:
+        return
+    more = f"; and {len(told) - SHOWN} more" if len(told) > SHOWN else ""
+    raise ValueError(
+        f"{found.parent} holds a run with other settings: {'; '.join(told[:SHOWN])}{more}; "
+        "go on with the settings that it began with, or begin another run (out=FOLDER)"
+    )
+
+
+def _difference(name: str, kept: Any, now: Any) -> str:
+    was, given = (v["given"] if _is_content(v) else v for v in (kept, now))
+    if _is_content(kept) and _is_content(now):
+        if kept["sha256"] == now["sha256"]:
+            return ""
+        return f"{name} was {was!r}, is {given!r}, with another content"
+    return "" if kept == now else f"{name} was {was!r}, is {given!r}"
+
+
+def _is_content(value: Any) -> bool:
+    return isinstance(value, dict)
+
+
+def _is_free(name: str) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in MAY_CHANGE + BY_CONTENT)
+
+
+def _flat(tree: Any, place: str = "") -> Iterator[tuple[str, Any]]:
+    """Every setting by its dotted name; a list of plain values is one."""
+    if isinstance(tree, dict):
+        parts = tree.items()
+    elif isinstance(tree, list) and any(isinstance(part, dict) for part in tree):
+        parts = enumerate(tree)
+    else:
+        yield place, tree
+        return
+    for key, value in parts:
+        yield from _flat(value, f"{place}.{key}" if place else str(key))
+
+
+def _saved(processor: Processor) -> list[str]:
+    """Tokenizer and settings as they are saved."""
+    with tempfile.TemporaryDirectory() as folder:
+        processor.save_pretrained(folder)
+        return [file.read_text(encoding="utf-8") for file in sorted(Path(folder).iterdir())]

@@ -9,7 +9,8 @@ from __future__ import annotations
 import difflib
 import types
 from collections.abc import Mapping, Sequence
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import MISSING, fields, is_dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -24,7 +25,7 @@ def from_mapping(cls: type[T], data: Mapping[str, Any], where: str = "") -> T:
     Raises:
         ValueError: an unknown key or a value of another type, named with its place.
     """
-    hints = get_type_hints(cls)
+    hints = _hints(cls)
     values = {}
     for key, value in data.items():
         place = f"{where}.{key}" if where else str(key)
@@ -34,6 +35,10 @@ def from_mapping(cls: type[T], data: Mapping[str, Any], where: str = "") -> T:
         return cls(**values)
     except TypeError as error:
         raise ValueError(f"{where or cls.__name__}: {error}") from None
+    except ValueError as error:  # a class names its own fields: it does not know its place
+        if where and str(error).partition(" ")[0] in hints:
+            raise ValueError(f"{where}.{error}") from None
+        raise
 
 
 def to_mapping(config: Any) -> Any:
@@ -75,13 +80,17 @@ def to_yaml(config: Any) -> str:
 
 
 def override(config: T, assignments: Sequence[str]) -> T:
-    """The configuration with `dotted.key=value` assignments applied in order; values are YAML.
+    """The configuration with `dotted.key=value` assignments applied; values are YAML.
 
-    A tuple's item is named by its number: `data.sources.0.path=photos.json`.
+    All of them are applied, later ones of a key over earlier ones, before the whole is checked:
+    settings that must fit each other may come in any order. A tuple's item is named by its number:
+    `data.sources.0.path=photos.json`.
 
     Raises:
         ValueError: an assignment without "=", an unknown key, or a value of another type.
     """
+    kind = type(config)
+    tree = to_mapping(config)
     for assignment in assignments:
         key, equals, text = assignment.partition("=")
         if not equals or not key:
@@ -90,34 +99,46 @@ def override(config: T, assignments: Sequence[str]) -> T:
             value = yaml.safe_load(text)
         except yaml.YAMLError:
             value = text
-        config = _assigned(config, type(config), key.split("."), value, key)
-    return config
+        tree = _assigned(tree, kind, key.split("."), value, key)
+    return from_mapping(kind, tree)
 
 
-def _assigned(config: Any, kind: Any, path: Sequence[str], value: Any, place: str) -> Any:
+def _assigned(tree: Any, kind: Any, path: Sequence[str], value: Any, place: str) -> Any:
+    """The plain form of a setting of type `kind` with the value at `path` exchanged."""
     if not path:
-        return _converted(value, kind, place)
+        return value
     name, rest = path[0], path[1:]
-    if is_dataclass(config) and not isinstance(config, type):
-        hints = get_type_hints(type(config))
+    if isinstance(section := _section_of(kind), type) and isinstance(tree, dict | None):
+        hints = _hints(section)
         _check_key(name, hints, place)
-        inner = _assigned(getattr(config, name), hints[name], rest, value, place)
-        return replace(config, **{name: inner})
-    if config is None and (section := _section_of(kind)):
-        return _assigned(section(), section, path, value, place)
-    if isinstance(config, tuple) and name.isdigit():
+        tree = tree if tree is not None else {}
+        below = tree[name] if name in tree else _default(section, name)
+        return {**tree, name: _assigned(below, hints[name], rest, value, place)}
+    if isinstance(tree, list) and name.isdigit():
         index = int(name)
-        item = get_args(kind)[0]
-        if index >= len(config):
-            raise ValueError(f"{place}: there are {len(config)} items, numbered from 0")
-        changed = _assigned(config[index], item, rest, value, place)
-        return (*config[:index], changed, *config[index + 1 :])
+        if index >= len(tree):
+            raise ValueError(f"{place}: there are {len(tree)} items, numbered from 0")
+        changed = _assigned(tree[index], get_args(kind)[0], rest, value, place)
+        return [*tree[:index], changed, *tree[index + 1 :]]
     raise ValueError(f"{place}: {name!r} leads into a plain value; remove it")
 
 
+def _default(section: type, name: str) -> Any:
+    """The plain form of what a field holds where nothing is said; None where it must be said."""
+    [found] = [f for f in fields(section) if f.name == name]  # pyright: ignore[reportArgumentType]
+    if found.default_factory is not MISSING:
+        return to_mapping(found.default_factory())
+    return None if found.default is MISSING else to_mapping(found.default)
+
+
 def _section_of(kind: Any) -> Any:
-    """The dataclass in `Section | None`, which an override may open."""
-    return next((option for option in get_args(kind) if is_dataclass(option)), None)
+    """The dataclass that a type is, or that is in `Section | None`, which an override may open."""
+    return next((option for option in (kind, *get_args(kind)) if is_dataclass(option)), None)
+
+
+@cache
+def _hints(cls: type) -> dict[str, Any]:
+    return get_type_hints(cls)
 
 
 def _check_key(name: str, hints: Mapping[str, Any], place: str) -> None:
@@ -143,7 +164,9 @@ def _converted(value: Any, kind: Any, place: str) -> Any:
     if origin is tuple:
         if not isinstance(value, list | tuple):
             raise _wrong(place, value, "a list")
-        item = get_args(kind)[0]
+        item, *more = get_args(kind)
+        if Ellipsis not in more and len(value) != 1 + len(more):
+            raise _wrong(place, value, f"a list of {1 + len(more)}")
         return tuple(_converted(part, item, f"{place}.{i}") for i, part in enumerate(value))
     if is_dataclass(kind):
         if not isinstance(value, Mapping):
@@ -153,10 +176,8 @@ def _converted(value: Any, kind: Any, place: str) -> Any:
 
 
 def _scalar(value: Any, kind: type, place: str) -> Any:
-    if kind is float and isinstance(value, str):
+    if kind is float and isinstance(value, str | int) and not isinstance(value, bool):
         value = _number(value)  # YAML 1.1 reads 1e-4, which has no dot, as text
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
     if kind is str and isinstance(value, int | float) and not isinstance(value, bool):
         return str(value)
     if not isinstance(value, kind) or (kind is not bool and isinstance(value, bool)):
@@ -170,11 +191,11 @@ def _scalar(value: Any, kind: type, place: str) -> Any:
     return value
 
 
-def _number(text: str) -> Any:
+def _number(value: str | int) -> Any:
     try:
-        return float(text)
-    except ValueError:
-        return text
+        return float(value)
+    except (ValueError, OverflowError):
+        return value
 
 
 def _wrong(place: str, value: Any, expected: str) -> ValueError:

@@ -1,17 +1,24 @@
 """Settings: YAML and back, dotted overrides, and what is refused with which words."""
 
 import json
-from dataclasses import dataclass
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, is_dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args, get_origin, get_type_hints
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from vl2.data.config import SourceConfig
 from vl2.data.sources import open_source
 from vl2.overrides import from_mapping, override, read_yaml, to_mapping, write_yaml
+from vl2.ranges import ranges_of
 from vl2.recipes.stages import RECIPES
-from vl2.train.config import TrainConfig
+from vl2.train.config import GuardConfig, OptimConfig, TrainConfig
+from vl2.train.lora import LoraConfig
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,6 +62,128 @@ def test_a_list_of_sections_replaces_the_items():
     assert changed.items == (Item(path="a"), Item(path="b", weight=2.0))
 
 
+@pytest.mark.parametrize(
+    "words",
+    [("data.batch_size=1", "data.micro_batch=1"), ("data.micro_batch=1", "data.batch_size=1")],
+)
+def test_settings_that_fit_each_other_come_in_any_order(words: tuple[str, ...]):
+    data = override(RECIPES["nano_lora"](), words).data
+    assert (data.batch_size, data.micro_batch) == (1, 1)
+
+
+FITTING = (
+    *("data.batch_size=6", "data.micro_batch=3", "optim.moments=bfloat16", "optim.betas.1=0.9"),
+    *("optim.optimizer=adamw", "lora.experts=x.json", "lora.targets=[experts]", "steps=7"),
+)
+
+
+@settings(max_examples=10)
+@given(st.permutations(FITTING))
+def test_any_order_gives_the_same_settings(words: list[str]):
+    start = override(RECIPES["nano_pretrain"](), ["optim.optimizer=muon", "optim.betas.1=0.999"])
+    found = override(start, words)
+    assert found == override(start, FITTING)
+    assert (found.data.batch_size, found.data.micro_batch) == (6, 3)
+    assert found.optim.betas == (0.9, 0.9)
+    assert found.lora is not None
+    assert found.lora.targets == ("experts",)
+    for left_out in ("data.micro_batch=3", "optim.betas.1=0.9", "lora.targets=[experts]"):
+        rest = [word for word in words if word != left_out]
+        if left_out == "lora.targets=[experts]":
+            override(start, rest)  # the targets of a section that is opened hold experts already
+            continue
+        with pytest.raises(ValueError, match=left_out.partition(".")[0]):
+            override(start, rest)
+
+
+def test_the_later_of_two_values_counts_and_the_earlier_may_be_wrong():
+    assert override(RECIPES["nano_sft"](), ["steps=-3", "steps=3"]).steps == 3
+    assert override(RECIPES["nano_lora"](), ["lora.rank=3", "lora=null"]).lora is None
+    found = override(RECIPES["nano_lora"](), ["lora=null", "lora.rank=3"]).lora
+    assert found == LoraConfig(rank=3)
+    words = ["data.sources=[{path: a}, {path: b}]", "data.sources.1.weight=2"]
+    assert override(RECIPES["nano_lora"](), words).data.sources[1] == SourceConfig(
+        path="b", weight=2.0
+    )
+
+
+ZERO = {
+    *("seed", "optim.warmup", "optim.floor", "optim.betas", "optim.weight_decay", "data.seed"),
+    *("balance.loss_weight", "balance.bias_step", "guard.spike", "guard.rollbacks"),
+    *("data.workers", "data.max_bad_rate", "data.max_bad_in_a_row", "data.sources.0.augment"),
+}
+"""Numbers of a run that may be zero."""
+MINUS_ONE = {"parallel.shard"}
+SHARES = {
+    *("optim.learning_rate", "optim.floor", "optim.betas", "optim.eps", "balance.bias_step"),
+    *("data.max_bad_rate", "data.sources.0.augment", "lora.expert_share"),
+}
+"""Shares and rates: nothing above 1 makes sense."""
+
+
+def numbers_of(kind: type, place: str = "") -> Iterator[tuple[str, type]]:
+    """Every setting below a dataclass that is a number, or holds numbers, and which kind."""
+    for name, hint in get_type_hints(kind).items():
+        here = f"{place}.{name}".strip(".")
+        for option in (hint, *get_args(hint)):
+            if isinstance(option, type) and is_dataclass(option):
+                yield from numbers_of(option, f"{here}.0" if get_origin(hint) is tuple else here)
+            if option in (int, float):
+                yield here, option
+                break
+
+
+NUMBERS = dict(numbers_of(TrainConfig))
+
+
+def refused(config: TrainConfig, name: str, value: object) -> bool:
+    """Whether a number is refused in one line that names it and the value."""
+    text = f"[0.9, {value}]" if name == "optim.betas" else str(value)
+    told = ""
+    try:
+        override(config, [f"{name}={text}"])
+    except ValueError as error:
+        told = str(error)
+    assert not told or re.fullmatch(rf"{re.escape(name)}(\.\d)? is .*: expected .*", told), told
+    return bool(told)
+
+
+def test_every_number_of_a_run_is_found():
+    assert len(NUMBERS) > 40
+    assert NUMBERS.keys() >= ZERO | MINUS_ONE | SHARES
+    assert {"data.sources.0.weight", "lora.alpha", "guard.window", "optim.betas"} <= NUMBERS.keys()
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+def test_numbers_that_make_no_sense_are_refused(name: str):
+    config = RECIPES["debug_sft"]()
+    kind = NUMBERS[name]
+    for value in (".nan", "-.inf", "inf", "1e300", 10**30, -(10**30)):
+        assert refused(config, name, value), value
+    assert refused(config, name, "-1.0" if kind is float else -2)
+    assert refused(config, name, -1) is (name not in MINUS_ONE)
+    assert refused(config, name, 0) is (name not in ZERO)
+    assert refused(config, name, 1.5) is (name in SHARES or kind is int)
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_no_recipe_takes_what_is_no_number(recipe: str):
+    config = RECIPES[recipe]()
+    for name in NUMBERS:
+        assert refused(config, name, ".nan"), name
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [(k, n) for k in (OptimConfig, GuardConfig, LoraConfig) for n in ranges_of(k)],
+)
+def test_numbers_are_refused_without_a_command_line_too(kind: type, name: str):
+    whole = get_type_hints(kind)[name] in (int, int | None)
+    value = -7 if whole else (0.9, math.nan) if name == "betas" else math.nan
+    with pytest.raises(ValueError, match=f"^{name} is .*(nan|-7)"):
+        kind(**{name: value})
+
+
 def test_numbers_are_text_where_text_is_asked_for():
     assert override(Settings(), ["name=12"]).name == "12"
 
@@ -77,6 +206,12 @@ def test_numbers_are_text_where_text_is_asked_for():
         ("items.4.path=x", "there are 1 items"),
         ("steps.more=1", "leads into a plain value"),
         ("items.0.paht=x", "did you mean 'path'"),
+        ("items.0.path.x=x", "leads into a plain value"),
+        ("one.paht=x", "did you mean 'path'"),
+        ("betas=[0.9]", "betas is .*: expected a list of 2"),
+        ("betas=[0.9, 0.9, 0.9]", "expected a list of 2"),
+        ("betas.2=0.9", "there are 2 items"),
+        ("rate=1" + 400 * "0", "expected a number"),
     ],
 )
 def test_a_wrong_override_is_refused_in_one_line(word: str, message: str):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
+
+from vl2.ranges import Range, check_ranges
 
 Schedule = Literal["1f1b", "gpipe"]
 
@@ -31,22 +33,20 @@ class Layout(NamedTuple):
 class ParallelConfig:
     """The layout; the defaults shard everything over all ranks (FSDP2)."""
 
-    replicate: int = 1  # copies of the sharded model
-    shard: int = -1  # ranks that each hold a part of every parameter; -1: those that are left
-    expert: int = 1  # ranks that share the routed experts of a layer
-    pipeline: int = 1  # ranks that each run some of the blocks and layers
+    replicate: Annotated[int, Range(least=1)] = 1  # copies of the sharded model
+    # ranks that each hold a part of every parameter; -1: those that are left
+    shard: Annotated[int, Range(least=1, also=(-1,))] = -1
+    expert: Annotated[int, Range(least=1)] = 1  # ranks that share the routed experts of a layer
+    pipeline: Annotated[int, Range(least=1)] = (
+        1  # ranks that each run some of the blocks and layers
+    )
     schedule: Schedule = "1f1b"  # of the pipeline
-    watchdog: float = 1800.0  # seconds that a rank may stand still before the job ends
+    # seconds that a rank may stand still before the job ends
+    watchdog: Annotated[float, Range(above=0)] = 1800.0
 
     def __post_init__(self) -> None:
         """Check the ranges."""
-        for name in ("replicate", "expert", "pipeline"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"parallel.{name} is {getattr(self, name)}: expected 1 or more")
-        if self.shard < 1 and self.shard != -1:
-            raise ValueError(f"parallel.shard is {self.shard}: expected 1 or more, or -1")
-        if not self.watchdog > 0:
-            raise ValueError(f"parallel.watchdog is {self.watchdog}: expected seconds above 0")
+        check_ranges(self)
 
     def layout(self, world: int) -> Layout:
         """The layout of `world` ranks.

@@ -6,10 +6,11 @@ Stages, schedules and defaults follow the paper's section 4 and table 2 (arXiv 2
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
 
 from vl2.data.config import DataConfig
 from vl2.parallel.config import ParallelConfig
+from vl2.ranges import Range, check_ranges
 from vl2.train.adamw import LARGEST_BETA
 from vl2.train.lora import LoraConfig
 
@@ -18,6 +19,8 @@ STAGE_ORDER: tuple[str, ...] = ("align", "pretrain", "sft")
 """A stage starts from a model that is not behind it in this order."""
 
 LANGUAGE_FROZEN = ("vision", "projector", "image_newline", "view_seperator")
+LEAST_WINDOW = 32
+"""Clean steps before a spike can be told from the ordinary."""
 TRAINED: dict[str, tuple[str, ...]] = {
     "align": LANGUAGE_FROZEN,
     "pretrain": ("",),
@@ -41,27 +44,26 @@ class OptimConfig:
     """The optimiser and its learning rate over time."""
 
     optimizer: Literal["adamw", "muon"] = "adamw"
-    learning_rate: float = 2e-5
-    vision_scale: float = 0.1  # learning rate of the vision tower relative to the rest
+    learning_rate: Annotated[float, Range(above=0, most=1)] = 2e-5
+    # learning rate of the vision tower relative to the rest
+    vision_scale: Annotated[float, Range(above=0, most=1000)] = 0.1
     schedule: Literal["cosine", "step", "constant"] = "cosine"
-    warmup: int = 0  # steps of a linear rise, in every schedule
-    horizon: int | None = None  # steps of the whole schedule; None: the run's steps
-    floor: float = 0.0  # where a cosine ends, as a share of the learning rate
-    betas: tuple[float, float] = (0.9, 0.95)
-    eps: float = 1e-8
+    warmup: Annotated[int, Range(least=0)] = 0  # steps of a linear rise, in every schedule
+    # steps of the whole schedule; None: the run's steps
+    horizon: Annotated[int | None, Range(least=1)] = None
+    # where a cosine ends, as a share of the learning rate
+    floor: Annotated[float, Range(least=0, most=1)] = 0.0
+    betas: Annotated[tuple[float, float], Range(least=0, below=1)] = (0.9, 0.95)
+    eps: Annotated[float, Range(above=0, most=1)] = 1e-8
     moments: Literal["float32", "bfloat16"] = "float32"  # AdamW's; never wider than the weights
-    weight_decay: float = 0.1
-    clip: float = 1.0  # largest norm of the gradient
+    weight_decay: Annotated[float, Range(least=0, most=10)] = 0.1
+    clip: Annotated[float, Range(above=0)] = 1.0  # largest norm of the gradient
 
     def __post_init__(self) -> None:
         """Check the ranges."""
-        for name in ("learning_rate", "vision_scale", "clip", "eps"):
-            if not getattr(self, name) > 0:
-                raise ValueError(
-                    f"optim.{name} is {getattr(self, name)}: expected a number above 0"
-                )
-        if self.warmup < 0:
-            raise ValueError(f"optim.warmup is {self.warmup}: expected 0 or more steps")
+        check_ranges(self)
+        if len(self.betas) != 2:
+            raise ValueError(f"betas is {list(self.betas)}: expected 2 numbers")
         if self.moments == "bfloat16":
             self._check_compact_moments()
 
@@ -69,12 +71,12 @@ class OptimConfig:
         if self.optimizer != "adamw":
             raise ValueError(
                 f"optim.moments is 'bfloat16' with optim.optimizer {self.optimizer!r}: expected "
-                "adamw; give optim.moments=float32 before it"
+                "adamw, or give optim.moments=float32"
             )
         if max(self.betas) > LARGEST_BETA:
             raise ValueError(
                 f"optim.moments is 'bfloat16' with optim.betas {list(self.betas)}: expected at "
-                f"most {LARGEST_BETA}, or moments get stuck; give optim.moments=float32 before it"
+                f"most {LARGEST_BETA}, or moments get stuck; or give optim.moments=float32"
             )
 
 
@@ -82,27 +84,44 @@ class OptimConfig:
 class BalanceConfig:
     """How the experts are kept busy."""
 
-    loss_weight: float | None = None  # of the sequence-wise balance loss; None: aux_loss_alpha
-    bias_step: float = 0.0  # of the loss-free balancing, once per optimiser step
+    # of the sequence-wise balance loss; None: aux_loss_alpha
+    loss_weight: Annotated[float | None, Range(least=0, most=1000)] = None
+    # of the loss-free balancing, once per optimiser step
+    bias_step: Annotated[float, Range(least=0, most=1)] = 0.0
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        check_ranges(self)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GuardConfig:
     """When a step is thrown away, and what then."""
 
-    spike: float = 6.0  # standard deviations of the window above its mean; 0 turns it off
-    window: int = 128  # clean steps that mean and deviation are taken from
-    skips_in_a_row: int = 3  # then the run goes back to its last checkpoint, past these batches
-    rollbacks: int = 3  # then the run ends
+    # standard deviations of the window above its mean; 0 turns it off
+    spike: Annotated[float, Range(least=0)] = 6.0
+    # clean steps that mean and deviation are taken from; fewer than the least are no measure
+    window: Annotated[int, Range(least=LEAST_WINDOW)] = 128
+    # then the run goes back to its last checkpoint, past these batches
+    skips_in_a_row: Annotated[int, Range(least=1)] = 3
+    rollbacks: Annotated[int, Range(least=0)] = 3  # then the run ends
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        check_ranges(self)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CheckpointConfig:
     """When the state is kept."""
 
-    every: int = 500  # steps; the last step is always kept
-    keep: int = 3
+    every: Annotated[int, Range(least=1)] = 500  # steps; the last step is always kept
+    keep: Annotated[int, Range(least=1)] = 3
     asynchronous: bool = True
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        check_ranges(self)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -114,8 +133,12 @@ class ComputeConfig:
     compile: bool = False  # torch.compile, block by block
     recompute: Literal["none", "selective", "full"] = "none"  # language model's activations
     recompute_vision: Literal["none", "selective", "full"] = "none"
-    threads: int | None = None
+    threads: Annotated[int | None, Range(least=1, most=1024)] = None
     deterministic: bool = False  # on a card: slower kernels that give the same bits again
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        check_ranges(self)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -124,7 +147,7 @@ class TrainConfig:
 
     name: str
     stage: StageKind
-    steps: int
+    steps: Annotated[int, Range(least=1)]
     out: str = ""  # run folder; empty: runs/<name>
     init: InitConfig = field(default_factory=InitConfig)
     data: DataConfig = field(default_factory=DataConfig)
@@ -135,18 +158,13 @@ class TrainConfig:
     compute: ComputeConfig = field(default_factory=ComputeConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     lora: LoraConfig | None = None
-    seed: int = 0
-    log_every: int = 10
+    seed: Annotated[int, Range(least=0, most=2**32 - 1)] = 0  # as numpy takes them
+    log_every: Annotated[int, Range(least=1)] = 10
     tensorboard: bool = False
 
     def __post_init__(self) -> None:
-        """Check what no part can check alone."""
-        if self.steps < 1:
-            raise ValueError(f"steps is {self.steps}: expected at least 1")
-        if self.log_every < 1:
-            raise ValueError(f"log_every is {self.log_every}: expected at least 1")
-        if self.checkpoint.every < 1 or self.checkpoint.keep < 1:
-            raise ValueError("checkpoint.every and checkpoint.keep must be at least 1")
+        """Check the ranges."""
+        check_ranges(self)
 
     @property
     def folder(self) -> str:

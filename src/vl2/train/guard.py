@@ -11,10 +11,8 @@ from collections import deque
 from statistics import fmean, pstdev
 from typing import Any
 
-from vl2.train.config import GuardConfig
+from vl2.train.config import LEAST_WINDOW, GuardConfig
 
-LEAST_WINDOW = 32
-"""Clean steps before a spike can be told from the ordinary."""
 LEAST_RATIO = 3.0
 """A spike is at least this many times the mean: a smooth run's tiny deviation is no measure."""
 

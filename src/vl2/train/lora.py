@@ -20,7 +20,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
@@ -34,6 +34,7 @@ from vl2.model.quantized import SCHEMES
 from vl2.model.stored_linear import StoredLinear
 from vl2.model.vl2 import VL2Model
 from vl2.ops.moe import ExpertChange, LowRank, Routing, matmul_dtype
+from vl2.ranges import Range, check_ranges
 from vl2.train.routing_profile import chosen_experts, load_profile
 
 _LAYER = r"language\.model\.layers\.\d+\."
@@ -55,21 +56,17 @@ RANK_STEP = 8
 class LoraConfig:
     """What gets adapters, and of which size."""
 
-    rank: int = 8
-    alpha: float = 16.0  # the change is scaled by alpha / rank
+    rank: Annotated[int, Range(least=1)] = 8
+    alpha: Annotated[float, Range(above=0)] = 16.0  # the change is scaled by alpha / rank
     targets: tuple[str, ...] = ("attention", "dense", "experts")  # names of TARGETS
     experts: str | None = None  # routing profile: only the experts that it shows busiest
-    expert_share: float = 0.25  # of each layer's experts, with a profile
+    # of each layer's experts, with a profile
+    expert_share: Annotated[float, Range(above=0, most=1)] = 0.25
     quantization: Literal["int8", "int4"] | None = None  # of the frozen base; None: as it is
 
     def __post_init__(self) -> None:
         """Check names and ranges."""
-        if self.rank < 1:
-            raise ValueError(f"lora.rank is {self.rank}: expected at least 1")
-        if not self.alpha > 0:
-            raise ValueError(f"lora.alpha is {self.alpha}: expected a number above 0")
-        if not 0 < self.expert_share <= 1:
-            raise ValueError(f"lora.expert_share is {self.expert_share}: expected above 0, up to 1")
+        check_ranges(self)
         if not self.targets or set(self.targets) - set(TARGETS):
             raise ValueError(
                 f"lora.targets is {list(self.targets)}: expected some of {', '.join(TARGETS)}"

@@ -22,6 +22,7 @@ MAY_CHANGE = (
     *("name", "out", "steps", "log_every", "tensorboard"),
     *("guard.*", "checkpoint.*", "parallel.*"),
     *("compute.device", "compute.compile", "compute.recompute*", "compute.threads"),
+    "compute.deterministic",
     *("optim.learning_rate", "optim.vision_scale", "optim.schedule"),
     *("optim.warmup", "optim.horizon", "optim.floor"),
     *("data.micro_batch", "data.workers", "data.prefetch", "data.max_bad*", "data.bad_rate_window"),

@@ -16,6 +16,8 @@ from vl2.geometry import TileGrid, image_tokens
 from vl2.model.vl2 import VL2Model
 from vl2.ops.kv_cache import KVCache
 from vl2.ops.moe import ExpertChange, LowRank, Routing, expert_mlp, expert_mlp_ref
+from vl2.overrides import override
+from vl2.recipes.stages import RECIPES
 from vl2.train.lora import (
     TARGETS,
     LoraConfig,
@@ -27,6 +29,7 @@ from vl2.train.lora import (
     unmerge_lora,
 )
 from vl2.train.routing_profile import profile_routing, save_profile
+from vl2.train.select import select
 
 EVERYTHING = tuple(TARGETS)
 
@@ -330,3 +333,11 @@ def test_targets_are_the_named_layers():
     }
     assert isinstance(layers["language.model.layers.1.mlp.shared_experts.up_proj"], LoraLinear)
     assert isinstance(layers["language.model.layers.1.mlp.experts"], LoraExperts)
+
+
+@pytest.mark.parametrize("recipe", ["nano_lora", "tiny_lora", "debug_sft"])
+def test_a_rank_above_the_width_is_refused_before_memory_is_asked_for(recipe: str):
+    config = override(RECIPES[recipe](), ["lora.rank=100000"])
+    model = VL2Config.preset(recipe.partition("_")[0].replace("debug", "debug_base"))
+    with pytest.raises(ValueError, match=r"lora\.rank is 100000: expected at most \d+, the width"):
+        select(build_skeleton(model), config)

@@ -21,6 +21,7 @@ from vl2.train.config import (
     BalanceConfig,
     CheckpointConfig,
     ComputeConfig,
+    GuardConfig,
     InitConfig,
     OptimConfig,
     StageKind,
@@ -107,8 +108,14 @@ def paper(size: str, stage: StageKind) -> TrainConfig:
             loss_weight=column.balance,
             bias_step=column.bias_step if stage == "pretrain" else 0.0,
         ),
+        guard=_guard(stage),
         compute=ComputeConfig(autocast=True, recompute="full", recompute_vision="full"),
     )
+
+
+def _guard(stage: StageKind) -> GuardConfig:
+    """Tuning fits few rows closely: there, a row that is new looks like a spike."""
+    return GuardConfig(spike=0.0) if stage == "sft" else GuardConfig()
 
 
 def lora(size: str) -> TrainConfig:
@@ -153,6 +160,7 @@ def nano(stage: StageKind) -> TrainConfig:
             loss_weight=SIZES["base"].balance,
             bias_step=SIZES["base"].bias_step if stage == "pretrain" else 0.0,
         ),
+        guard=_guard(stage),
         checkpoint=CheckpointConfig(every=100),
     )
 

@@ -15,6 +15,11 @@ from vl2.train.config import LEAST_WINDOW, GuardConfig
 
 LEAST_RATIO = 3.0
 """A spike is at least this many times the mean: a smooth run's tiny deviation is no measure."""
+LEAST_LOSS = 2.0
+"""No smaller loss is a spike: to a well-fitted model a sample that it has yet to learn looks like
+one. At 2 the right token still has one chance in seven."""
+LEAST_NORM = 10.0
+"""The same of the gradient's norm, which is clipped to 1 as a rule."""
 
 
 class Guard:
@@ -73,12 +78,13 @@ class Guard:
                 return f"{name} is {value}"
         if not self.config.spike or len(self.window) < LEAST_WINDOW:
             return None
-        for index, (name, value) in enumerate((("loss", loss), ("gradient norm", gradient_norm))):
+        # The norm is clipped anyway; only an explosion counts.
+        judged = (("loss", loss, 1, LEAST_LOSS), ("gradient norm", gradient_norm, 10, LEAST_NORM))
+        for index, (name, value, factor, least) in enumerate(judged):
             usual = [pair[index] for pair in self.window]
             mean = fmean(usual)
-            limit = max(mean + self.config.spike * pstdev(usual), LEAST_RATIO * mean)
-            if index == 1:
-                limit *= 10  # the norm is clipped anyway; only an explosion counts
+            limit = max(mean + self.config.spike * pstdev(usual), LEAST_RATIO * mean) * factor
+            limit = max(limit, least)
             if value > limit:
                 return f"{name} {value:.4g} is above {limit:.4g}, usual is {mean:.4g}"
         return None

@@ -52,7 +52,7 @@ from vl2.train.origin import (
 from vl2.train.report import estimate, trained_parts
 from vl2.train.resume import ROWS, check_kept, content, identity, start_identity
 from vl2.train.routing_profile import profile_routing
-from vl2.train.select import check_targets, select
+from vl2.train.select import check_rank, check_targets, select
 from vl2.train.task import LanguageTask
 from vl2.train.trainer import Trainer, seed_all
 
@@ -96,6 +96,7 @@ def prepare(config: TrainConfig, layout: Layout = ONE, *, check: bool = False) -
             "base; set it to 0"
         )
     origin = find_origin(config)
+    check_rank(config, origin.config)
     check_layout(origin.scheme(config.lora), layout)
     if (obstacle := find_obstacle(config, origin.config, layout)) is not None:
         raise ValueError(obstacle)

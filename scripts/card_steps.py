@@ -105,22 +105,27 @@ def _runs(query: torch.Tensor, backend: SDPBackend) -> bool | str:
 def gradients(run: Run) -> Iterator[Record]:
     """Gradients of grouped products against the plain ones; experts without tokens get zeros."""
     total, inner, hidden = 8, 64, 128
-    routings = {"half_empty": [0, 2, 4, 6], "one_expert": [3], "last_only": [7], "all": range(8)}
+    routings = {"half_empty": [0, 2, 4, 6], "one_expert": [3], "last_only": [7], "no_rows": []}
+    wrong: list[str] = []
     for dtype, bound in GRADIENT_ERROR.items():
         for name, used in routings.items():
             generator = torch.Generator().manual_seed(0)
-            shapes = ((40, hidden), *[(total, inner, hidden)] * 2, (total, hidden, inner))
+            rows = 40 if used else 0  # a rank of expert parallelism may get none
+            shapes = ((rows, hidden), *[(total, inner, hidden)] * 2, (total, hidden, inner))
             drawn = [torch.randn(shape, generator=generator).mul(0.2) for shape in shapes]
-            chosen = torch.tensor([[list(used)[n % len(used)]] for n in range(40)])
-            ones = torch.ones(40, 1, device=run.device)
-            routing = Routing(chosen.to(run.device), ones, ones.expand(-1, total))
+            chosen = torch.tensor([used[n % len(used)] for n in range(rows)], dtype=torch.int64)
+            ones = torch.ones(rows, 1, device=run.device)
+            routing = Routing(chosen[:, None].to(run.device), ones, ones.expand(-1, total))
             found = [
                 _gradients(mlp, [t.to(run.device, dtype) for t in drawn], routing)
                 for mlp in (expert_mlp, expert_mlp_ref)
             ]
-            worst = max(float((a - b).norm() / b.norm()) for a, b in zip(*found, strict=True))
+            worst = max(
+                float((a - b).norm() / b.norm().clamp(min=1e-9))
+                for a, b in zip(*found, strict=True)
+            )
             empty = [n for n in range(total) if n not in used]
-            left = max((float(g[empty].abs().sum()) for g in found[0][1:]), default=0.0)
+            left = max(float(grad[empty].abs().sum()) for grad in found[0][1:])
             yield {
                 "bench": "gradients",
                 "routing": name,
@@ -129,8 +134,11 @@ def gradients(run: Run) -> Iterator[Record]:
                 "bound": bound,
                 "of_empty_experts": left,
             }
-            assert worst <= bound, f"{name}: gradients of {dtype} are {worst:.1e} off"
-            assert left == 0.0, f"{name}: experts without tokens have gradients in {dtype}"
+            if not worst <= bound:  # NaN is off, too
+                wrong.append(f"{name}: gradients of {dtype} are {worst:.1e} off")
+            if left != 0.0:
+                wrong.append(f"{name}: experts without tokens have gradients in {dtype}")
+    assert not wrong, "; ".join(wrong)
 
 
 def _gradients(

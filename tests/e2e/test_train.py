@@ -279,6 +279,20 @@ def test_a_dry_run_prints_settings_and_estimates(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_dry_run_names_the_rows_that_cannot_be_used(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+):
+    turns = [{"from": "human", "value": "Q?"}, {"from": "gpt", "value": "A."}]
+    file = llava(tmp_path, [{"conversations": turns}] * 3 + [{"conversations": turns[:1]}])
+    words = (f"data.sources=[{{path: {file}}}]", "--dry-run", "--json")
+    assert train(tmp_path, "nano_lora", *words) == 0
+    out, err = capfd.readouterr()
+    assert json.loads(out)["data"] == {file.stem: {"rows": 4, "unusable": 1, "too_long": 0}}
+    assert f"{file} line" in err
+    assert "the conversation has no answers" in err
+    assert list(tmp_path.iterdir()) == [file]
+
+
 @pytest.mark.slow
 def test_adapters_on_the_busiest_experts(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
     few = ("data.sources=[{path: easy, format: synthetic, rows: 16}]", "steps=2")

@@ -49,7 +49,7 @@ def train(
     from vl2.logs import log_to_stderr
     from vl2.overrides import override
     from vl2.train.routing_profile import save_profile
-    from vl2.train.setup import plan, run
+    from vl2.train.setup import look_at_data, plan, run
     from vl2.train.setup import profile as profile_run
     from vl2.train.trainer import STOPPED, TrainingStopped
 
@@ -58,7 +58,8 @@ def train(
     with _one_line_per_node():
         config = override(find_recipe(recipe), settings or [])
     if dry_run:
-        _show_plan(config, plan(config), as_json=as_json)
+        found = {**plan(config), "data": look_at_data(config)}
+        _show_plan(config, found, as_json=as_json)
         return
     if profile is not None:
         save_profile(profile_run(config, min(config.steps, PROFILE_STEPS)), profile)
@@ -137,6 +138,8 @@ def _show_plan(config: TrainConfig, found: dict[str, Any], *, as_json: bool) -> 
         print(json.dumps({"config": to_mapping(config), **found}, indent=2))
         return
     print(to_yaml(config))
+    for name, rows in found["data"].items():
+        print(f"# data {name}: " + ", ".join(f"{k} {v:,}" for k, v in rows.items()))
     counts = found["parameters"]
     print(f"# trained {counts['trained']:,}, frozen {counts['frozen']:,}")
     for kind, parts in found["parts"].items():

@@ -26,6 +26,14 @@ def matching_files(pattern: str) -> list[Path]:
     return files
 
 
+def is_there(pattern: str) -> bool:
+    """Whether a file has that path or is matched by it."""
+    try:
+        return bool(matching_files(pattern))
+    except ValueError:
+        return False
+
+
 _KINDS: tuple[tuple[int, bytes, str, tuple[str, ...]], ...] = (
     (0, b"PAR1", "a Parquet file", ("parquet",)),
     (257, b"ustar", "a tar", ("webdataset",)),

@@ -20,9 +20,11 @@ from vl2.checkpoint.dcp import CheckpointStore
 from vl2.checkpoint.load import choose_device
 from vl2.checkpoint.skeleton import build_skeleton
 from vl2.config import VL2Config
+from vl2.data.counting import UNUSABLE
 from vl2.data.index import RowIndex
 from vl2.data.loader import TrainLoader
 from vl2.data.processes import usable_cores
+from vl2.data.source_files import is_there
 from vl2.data.sources import Source, open_source
 from vl2.logs import get_logger
 from vl2.model.quant_layers import QuantWeight
@@ -174,6 +176,41 @@ def plan(config: TrainConfig) -> dict[str, Any]:
     select(model, config)
     parts = trained_parts(model)
     return {"parts": parts, **estimate(config, size, parts)}
+
+
+def look_at_data(config: TrainConfig) -> dict[str, dict[str, int]]:
+    """Rows of each source that is here, and how many cannot be used; the log names the first ones.
+
+    Nothing is written. Drawn pictures are left out: all of them can be used.
+
+    Raises:
+        ValueError: a run would refuse the data, see `RowIndex.build`.
+    """
+    given = [s for s in config.data.sources if s.format != "synthetic" and is_there(s.path)]
+    if not given:
+        return {}
+    if preset_of(str(config.init.model)) in RELEASED and config.init.preset is None:
+        log.warning("rows are not counted: a dry run does not fetch the model's tokenizer")
+        return {}
+    sources, cache = [open_source(source) for source in given], Path(config.folder) / "index"
+    index = RowIndex.build(
+        given,
+        sources,
+        find_origin(config).processor,
+        cache if cache.is_dir() else None,
+        mask_prompt=config.data.mask_prompt,
+        limits=config.data,
+        processes=usable_cores(),
+    )
+    longest, found = config.data.sequence_length, {}
+    for number, source in enumerate(sources):
+        counts = index.counts(number)
+        found[source.name] = {
+            "rows": len(counts),
+            "unusable": int((counts == UNUSABLE).sum()),
+            "too_long": int((counts > longest).sum()),
+        }
+    return found
 
 
 def build(prepared: Prepared, ranks: Ranks = ALONE) -> Trainer:

@@ -15,7 +15,7 @@ QUESTION := Locate the red circle.
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test check check-all check-long format bench-gpu clean
+.PHONY: help demo test test-compiled test-others check check-all check-types check-long format bench-gpu clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/'
@@ -25,10 +25,14 @@ demo: $(RUNTIME) ## ask the embedded model about a sample picture; writes out/an
 	$(BIN)/vl2 ask $(SAMPLE) "$(QUESTION)" --ground --save out/answer.png
 	$(BIN)/vl2 tiles $(SAMPLE) --save out/tiles.png
 
+test: test-compiled test-others ## run the tests, with shape and type checks at run time
+
 # Compiled tests run apart, without the checks' import hook; pytest ends with 5 when there are none.
-# The others run in two processes of one thread each: most tests could not use a second one.
-test: $(DEV) ## run the tests, with shape and type checks at run time
+test-compiled: $(DEV)
 	JAXTYPING_DISABLE=1 $(BIN)/pytest -q -m compiled $$(grep -rl --include='*.py' mark.compiled tests) || [ $$? -eq 5 ]
+
+# In two processes of one thread each: most tests could not use a second one.
+test-others: $(DEV)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal -m "not compiled"
 
 check: $(DEV) ## format, lint, types, imports, tests: what a change must pass; says how long it took
@@ -39,9 +43,12 @@ check: $(DEV) ## format, lint, types, imports, tests: what a change must pass; s
 check-all:
 	$(BIN)/ruff format --check $(CODE)
 	$(BIN)/ruff check $(CODE)
-	$(BIN)/basedpyright
 	$(BIN)/lint-imports
-	$(MAKE) test
+	$(MAKE) -j 2 check-types test-compiled
+	$(MAKE) test-others
+
+check-types: $(DEV)
+	$(BIN)/basedpyright
 
 check-long: $(DEV) ## full counts, kills, soaks and latencies, for hours; a second call goes on
 	$(BIN)/python scripts/check_long.py

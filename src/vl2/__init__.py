@@ -64,5 +64,5 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    """The public names, for completion in a shell."""
-    return sorted({*globals(), *__all__})
+    """The public names alone, for completion in a shell."""
+    return sorted(__all__)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from tests.unit.small_engines import MIXED, engine_of, picture, random_model, user
 
+import vl2
 from vl2.engine import engine as engine_module
 from vl2.engine.async_engine import AsyncEngine
 from vl2.engine.config import Completion, SamplingParams
@@ -221,3 +222,53 @@ def test_whatever_breaks_for_one_request_ends_it_alone(model, monkeypatch, place
     first, failed, last = asyncio.run(run())
     assert first.token_ids == last.token_ids == alone
     assert failed.finish_reason == "error"
+
+
+@pytest.mark.parametrize(
+    "raised",
+    [
+        MemoryError(),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB."),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory:\nyou tried to allocate 9 bytes"),
+    ],
+)
+def test_memory_that_runs_out_in_a_step_is_told_with_the_remedy(engine, monkeypatch, raised):
+    run = engine._runner.run
+
+    def greedy(plan):
+        if any(item.sequence.prompt.pictures for item in plan):
+            raise raised
+        return run(plan)
+
+    monkeypatch.setattr(engine._runner, "run", greedy)
+    alone = engine.generate([MIXED[0]], SHORT)[0].token_ids
+    good, bad = engine.generate([MIXED[0], MIXED[1]], SHORT)
+    assert good.token_ids == alone
+    assert bad.finish_reason == "error"
+    assert bad.error.startswith("out of memory: send fewer or smaller pictures")
+    assert "\n" not in bad.error
+
+
+@pytest.mark.parametrize(
+    "sizes", [{"num_blocks": 2**45}, {"num_blocks": 2**62}, {"block_size": 2**60}]
+)
+def test_a_cache_that_cannot_be_allocated_is_one_line_with_the_remedy(model, sizes):
+    with pytest.raises(
+        ValueError, match=r"GiB, which cannot be allocated: give a smaller"
+    ) as found:
+        engine_of(model, **sizes)
+    assert "\n" not in str(found.value)
+
+
+def test_engines_and_processors_say_what_they_are(engine):
+    shown = r"torch.float32 on cpu, context of \d+ tokens, 8 answers at a time, \d+ blocks of 16"
+    assert re.fullmatch(rf"Engine\({shown} tokens\)", repr(engine))
+    assert re.fullmatch(
+        r"Processor\(\d+ tokens, tiles of \d+ pixels, tiling='\w+', max_tiled_images=\d+\)",
+        repr(engine.processor),
+    )
+
+
+def test_the_package_shows_its_interface_alone():
+    assert dir(vl2) == sorted(vl2.__all__)
+    assert all(getattr(vl2, name) is not None for name in dir(vl2))

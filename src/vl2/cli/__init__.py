@@ -19,11 +19,12 @@ from vl2.cli.convert import convert
 from vl2.cli.doctor import doctor
 from vl2.cli.examples import examples_of
 from vl2.cli.inspect import inspect
-from vl2.cli.memory import OUT_OF_MEMORY, is_out_of_memory
+from vl2.cli.memory import OUT_OF_MEMORY
 from vl2.cli.plan import plans
 from vl2.cli.tiles import tiles
 from vl2.cli.train import train
 from vl2.logs import log_to_stderr
+from vl2.out_of_memory import is_out_of_memory
 
 app = typer.Typer(
     name="vl2",

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from vl2.cli.memory import is_out_of_memory
 from vl2.cli.terminal import show, show_remarks, streaming
+from vl2.out_of_memory import is_out_of_memory
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -19,6 +19,7 @@ from vl2.engine.sampler import SamplingState
 from vl2.engine.sequence import Prompt, Sequence
 from vl2.engine.text_stream import TextStream
 from vl2.model.vl2 import VL2Model
+from vl2.out_of_memory import is_out_of_memory
 from vl2.processing.inputs import ModelInputs, check_inputs
 from vl2.processing.processor import Processor
 
@@ -193,6 +194,17 @@ def checked_params(params: object) -> SamplingParams:
             "SamplingParams(max_tokens=64)"
         )
     return params
+
+
+def reason_of(error: Exception) -> str:
+    """What went wrong, and for memory that ran out what to do."""
+    told = f"{type(error).__name__}: {error}"
+    if not is_out_of_memory(error):
+        return told
+    return (
+        "out of memory: send fewer or smaller pictures or less text, or give a smaller "
+        f"EngineConfig.max_num_batched_tokens, max_num_seqs or num_blocks ({told[:200]})"
+    )
 
 
 def unbegun(index: int, reason: FinishReason, error: str | None = None) -> Completion:

@@ -20,6 +20,7 @@ from vl2.engine.admission import (
     checked_params,
     context_of,
     paired,
+    reason_of,
     unbegun,
 )
 from vl2.engine.block_manager import BlockManager
@@ -118,6 +119,15 @@ class Engine:
             max_num_batched_tokens=config.max_num_batched_tokens,
         )
         self._stats = EngineStats()
+
+    def __repr__(self) -> str:
+        """Where the model is, and the sizes that bound what is answered together."""
+        place = self.model.image_newline
+        return (
+            f"Engine({place.dtype} on {place.device}, context of {self._admission.context} tokens, "
+            f"{self.max_num_seqs} answers at a time, {self.blocks.num_blocks} blocks of "
+            f"{self.config.block_size} tokens)"
+        )
 
     def generate(
         self,
@@ -225,7 +235,7 @@ class Engine:
             reason = str(error)
         except Exception as error:  # whatever is wrong with a request ends it alone
             log.warning("conversation %d cannot be read", index, exc_info=True)
-            reason = f"{type(error).__name__}: {error}"
+            reason = reason_of(error)
         log.info("conversation %d is refused: %s", index, reason)
         return unbegun(index, "error", " ".join(reason.split()))
 
@@ -361,7 +371,7 @@ class Engine:
 
     def _fail(self, sequence: Sequence, error: Exception | str, delta: str = "") -> Progress:
         """End a sequence with its own error; nobody finds the rows that it computed."""
-        text = error if isinstance(error, str) else f"{type(error).__name__}: {error}"
+        text = error if isinstance(error, str) else reason_of(error)
         sequence.error = " ".join(text.split())
         log.info("request %s failed: %s", sequence.request_id, sequence.error)
         completion = self._drop(sequence, "error")

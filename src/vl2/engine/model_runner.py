@@ -54,12 +54,18 @@ class ModelRunner:
         self.model, self.vision, self.block_size = model, vision, block_size
         self.device = model.image_newline.device
         together = decodes_together(self.device)
-        self.pools = empty_pools(
-            model.config.language_config,
-            num_blocks * block_size + SPARE_SLOTS * together,
-            device=self.device,
-            dtype=model.image_newline.dtype,
-        )
+        slots = num_blocks * block_size + SPARE_SLOTS * together
+        language, dtype = model.config.language_config, model.image_newline.dtype
+        try:
+            self.pools = empty_pools(language, slots, device=self.device, dtype=dtype)
+        except (RuntimeError, MemoryError, OverflowError, TypeError) as error:
+            row = language.cache_width * language.num_hidden_layers * dtype.itemsize
+            gib = slots * row / 2**30
+            raise ValueError(
+                f"the cache of {num_blocks} blocks of {block_size} tokens needs {gib:,.1f} GiB, "
+                "which cannot be allocated: give a smaller EngineConfig.num_blocks, block_size, "
+                f"max_num_seqs or max_model_len ({type(error).__name__})"
+            ) from None
         self._singly = singles_run(model.config.language_config, self.pools[0])
         self.decoding = None
         if together:

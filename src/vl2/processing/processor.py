@@ -62,6 +62,15 @@ class Processor:
             normalize=config.normalize,
         )
 
+    def __repr__(self) -> str:
+        """Vocabulary, tiles and the rule that cuts pictures."""
+        config = self.config
+        return (
+            f"Processor({self.tokenizer.vocab_size} tokens, "
+            f"tiles of {self.layout.image_size} pixels, "
+            f"tiling={config.tiling!r}, max_tiled_images={config.max_tiled_images})"
+        )
+
     @classmethod
     def from_pretrained(cls, path: str | Path, *, add_missing: bool = False) -> Processor:
         """Read processor_config.json, config.json (one of them is enough) and tokenizer.json.

@@ -276,7 +276,7 @@ def test_auto_is_float16_where_a_card_has_no_bfloat16(card, monkeypatch):
 
 
 @pytest.fixture
-def refused(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
+def refused(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Products of float8 on a card that refuses them; holds how often they were tried."""
     tried = []
 
@@ -286,9 +286,8 @@ def refused(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
 
     monkeypatch.setattr(float8_linear, "scaled_product", refuse)
     monkeypatch.setattr(float8_linear, "compute_capability", lambda device: GEFORCE)
-    float8_linear._tried.cache_clear()
-    yield tried
-    float8_linear._tried.cache_clear()
+    monkeypatch.setattr(float8_linear, "_TRIED", {})
+    return tried
 
 
 def test_refused_products_of_float8_are_tried_once_and_told_once(refused, caplog):

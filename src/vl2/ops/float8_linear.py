@@ -7,8 +7,6 @@ rounded numbers as floats: the answers are the same but for the order of sums.
 
 from __future__ import annotations
 
-from functools import cache
-
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
@@ -36,6 +34,9 @@ from vl2.ops.quant import (
 aten = torch.ops.aten
 log = get_logger(__name__)
 
+_TRIED: dict[int | None, bool] = {}
+"""By the number of a card: whether a product of float8 succeeded."""
+
 ALIGNED = 16
 """What the widths of a product on a card are multiples of."""
 
@@ -55,17 +56,17 @@ def has_float8_experts(x: Tensor, *weights: Float8Weight) -> bool:
     return held is not None and held[0] == 9
 
 
-@torch.compiler.assume_constant_result
 def _multiplies(device: torch.device) -> bool:
     """Whether one small product succeeds; on 12.x cuBLAS refuses a scale per row: pytorch#192707.
 
     It is tried once per card, and a failure is told once.
     """
-    return _tried(device)
+    if device.index not in _TRIED:  # a dict, since the compiler reads one and no cached function
+        _TRIED[device.index] = _try(device)
+    return _TRIED[device.index]
 
 
-@cache
-def _tried(device: torch.device) -> bool:
+def _try(device: torch.device) -> bool:
     with torch.inference_mode():
         one = quantize_float8(torch.ones(2 * ALIGNED, 2 * ALIGNED, device=device))
         try:

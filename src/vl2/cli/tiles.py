@@ -10,7 +10,7 @@ import typer
 
 from vl2.cli import options
 from vl2.cli.pictures import check_target, open_picture, policy_of, save_png, side_by_side, stacked
-from vl2.cli.terminal import show
+from vl2.cli.terminal import note, show
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -40,6 +40,8 @@ def tiles(
     processor = Processor.from_pretrained(resolve(model, weights=False))
     rows = [_row(*pair, processor) for pair in zip(images, pictures, strict=True)]
     drawn = [_drawn(*pair, processor) for pair in zip(images, pictures, strict=True) if save]
+    if not processor.config.max_tiled_images:
+        note(f"{model} takes every picture whole (max_tiled_images is 0): one tile, whatever fits")
     show(json.dumps(rows, ensure_ascii=False) + "\n" if as_json else "".join(map(_line, rows)))
     if save:
         save_png(stacked([side_by_side(pair) for pair in drawn]), save)

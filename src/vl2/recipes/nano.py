@@ -241,7 +241,8 @@ def train(recipe: NanoRecipe, out: Path, config: VL2Config | None = None) -> Pat
         balance = BalanceConfig(loss_weight=0.0001, bias_step=stage.bias_step)  # as for Base
         task = LanguageTask(model, balance)
         run_stage(stage, task, batches, out)
-    processor.save_pretrained(release)
+    # Few of its pictures had tiles, and it answers better about a large one that is taken whole.
+    processor.with_settings(max_tiled_images=0).save_pretrained(release)
     save_model(model.to(torch.bfloat16), release, max_shard_bytes=None)
     return release
 

@@ -14,7 +14,6 @@ No torch here: the order of the operations is tested by killing processes hundre
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -23,6 +22,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from vl2.checkpoint.errors import CheckpointError
+from vl2.checkpoint.lock import take
 from vl2.checkpoint.manifest import (
     MANIFEST,
     MARKER,
@@ -53,22 +53,23 @@ def lock_root(root: Path) -> BinaryIO:
         root.mkdir(parents=True, exist_ok=True)
         stream = (root / LOCK).open("a+b", buffering=0)
         try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            taken = take(stream)
+        except OSError:
+            stream.close()
+            raise
+        if not taken:
             stream.seek(0)
             holder = stream.read(20).decode("ascii", "replace")
             stream.close()
             raise ValueError(
                 f"{root} is in use by another training run (process {holder or 'unknown'}): "
                 "stop that run, or give another folder"
-            ) from None
-        except OSError:
-            stream.close()
-            raise
+            )
         stream.truncate(0)
         stream.write(str(os.getpid()).encode())
     # The lock goes with the open file, and a forked data worker, which shares it, may outlive us.
-    os.register_at_fork(after_in_child=stream.close)
+    if "register_at_fork" in dir(os):  # Windows does not fork
+        os.register_at_fork(after_in_child=stream.close)
     return stream
 
 

@@ -90,12 +90,14 @@ def write_file(file: Path, data: bytes) -> None:
 
 
 def _flush(file: Path) -> None:
-    with file.open("rb") as stream:
+    with file.open("r+b") as stream:  # Windows flushes only what may be written
         os.fsync(stream.fileno())
 
 
 def flush_folder(folder: Path) -> None:
     """Flush the names in a folder: a file is only safe when its name is as well."""
+    if os.name == "nt":  # opens no folders; NTFS keeps names in its journal
+        return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

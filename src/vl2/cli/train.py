@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -44,8 +43,6 @@ def train(
     Rerun the same command to resume a run. Ctrl-C or SIGTERM stops it after the current step and
     saves its state (exit code 75). The trained model is written to RUN/model.
     """
-    if sys.platform == "win32":
-        raise ValueError("vl2 train needs Linux or macOS: on Windows use WSL 2")
     from vl2.logs import log_to_stderr
     from vl2.overrides import override
     from vl2.train.routing_profile import save_profile

@@ -9,16 +9,19 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing import resource_tracker
-from multiprocessing.context import ForkServerContext
+from typing import Any
 
-TRAINER_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+TRAINER_SIGNALS = tuple(s for s in signal.Signals if s.name in ("SIGINT", "SIGTERM", "SIGUSR1"))
+"""Those of them that the platform has: Windows has no SIGUSR1."""
 
 
-def worker_context() -> ForkServerContext:
-    """Starts processes from a server that has imported what they need.
+def worker_context() -> Any:
+    """Starts processes from a server that has imported what they need; on Windows from nothing.
 
     Forking the trainer itself could copy a lock that one of its threads holds.
     """
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["vl2.data.decode", "vl2.data.counting"])
     return context
@@ -40,6 +43,9 @@ def sheltered() -> Iterator[None]:
     is taken out again: it raises wherever the trainer happens to be when a worker dies, instead of
     where the next batch is asked for.
     """
+    if "pthread_sigmask" not in dir(signal):  # Windows sends no signal to a group of processes
+        yield
+        return
     resource_tracker.ensure_running()  # when that starts, it unblocks signals
     in_main = threading.current_thread() is threading.main_thread()
     child_handler = signal.getsignal(signal.SIGCHLD)

@@ -34,7 +34,8 @@ log = get_logger(__name__)
 STOPPED = 75
 """Exit code of a run that was asked to stop and kept its state: start it again to go on."""
 
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+STOP_SIGNALS = tuple(s for s in signal.Signals if s.name in ("SIGTERM", "SIGUSR1", "SIGINT"))
+"""Those of them that the platform has: Windows has no SIGUSR1."""
 
 Steps = Iterator[Sequence[TrainBatch]]
 

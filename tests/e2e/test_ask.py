@@ -311,7 +311,10 @@ def test_each_as_a_table(vl2_command, says_box, picture, tmp_path):
         (["EMPTY", "--each"], "no pictures in this folder"),
         (["EMPTY"], "this is a folder: give a picture, or add --each"),
         (["PICTURE", "--max-pixels", "0"], "--max-pixels is 0: expected at least 1"),
-        (["PICTURE", "--max-pixels", "19999"], "too many pixels"),
+        (
+            ["PICTURE", "--max-pixels", "19999"],
+            "at most 19,999 are decoded: scale it down first, or raise --max",
+        ),
     ],
 )
 def test_wrong_ways_to_ask_about_many(vl2_command, picture, tmp_path, words, message):

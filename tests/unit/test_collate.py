@@ -18,7 +18,7 @@ from vl2.processing import Processor
 
 @pytest.fixture(scope="module")
 def processor() -> Processor:
-    return Processor.from_pretrained("nano")
+    return Processor.from_pretrained("nano").with_settings(max_tiled_images=2)
 
 
 def png(number: int) -> bytes:

@@ -17,7 +17,7 @@ from vl2.data.substitute import DataError
 
 @pytest.fixture(scope="module")
 def processor() -> vl2.Processor:
-    return vl2.Processor.from_pretrained("nano")
+    return vl2.Processor.from_pretrained("nano").with_settings(max_tiled_images=2)
 
 
 @pytest.mark.slow

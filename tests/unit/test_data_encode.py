@@ -24,7 +24,7 @@ from vl2.processing.image_gate import open_image
 
 @pytest.fixture(scope="module")
 def processor() -> vl2.Processor:
-    return vl2.Processor.from_pretrained("nano")
+    return vl2.Processor.from_pretrained("nano").with_settings(max_tiled_images=2)
 
 
 def picture(size: tuple[int, int] = (90, 60), kind: str = "PNG", **options) -> bytes:

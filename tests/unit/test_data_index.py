@@ -25,7 +25,7 @@ from vl2.data.substitute import DataError, bad_allowed
 
 @pytest.fixture(scope="module")
 def processor() -> vl2.Processor:
-    return vl2.Processor.from_pretrained("nano")
+    return vl2.Processor.from_pretrained("nano").with_settings(max_tiled_images=2)
 
 
 def talk(question: str = "Q?", answer: str = "A.") -> list[dict[str, str]]:

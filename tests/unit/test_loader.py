@@ -37,7 +37,7 @@ from vl2.processing import Processor
 
 @pytest.fixture(scope="module")
 def processor() -> Processor:
-    return Processor.from_pretrained("nano")
+    return Processor.from_pretrained("nano").with_settings(max_tiled_images=2)
 
 
 def test_an_epoch_has_every_sample_once(processor: Processor):

@@ -52,7 +52,8 @@ def open_picture(path: Path, policy: ImagePolicy | None = None) -> Image.Image:
     try:
         admitted = admit(path, policy or MESSAGES)
     except ImageError as error:
-        raise ValueError(f"{path}: {error}") from None
+        told = str(error).replace("raise max_pixels", "raise --max-pixels")
+        raise ValueError(f"{path}: {told}") from None
     for note in admitted.notes:
         print(f"{path}: {note}", file=sys.stderr)
     return admitted.image

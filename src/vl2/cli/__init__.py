@@ -16,6 +16,7 @@ from vl2.cli.ask import AskCommand, ask
 from vl2.cli.bench import bench
 from vl2.cli.chat import chat
 from vl2.cli.convert import convert
+from vl2.cli.data import data
 from vl2.cli.doctor import doctor
 from vl2.cli.examples import examples_of
 from vl2.cli.inspect import inspect
@@ -36,6 +37,7 @@ app.command(cls=AskCommand, epilog=examples_of("ask"))(ask)
 for command in (chat, tiles, inspect, train, convert, bench, doctor):
     app.command(epilog=examples_of(command.__name__))(command)
 app.add_typer(plans, name="plan")
+app.add_typer(data, name="data")
 
 
 def _show_version(wanted: bool) -> bool:

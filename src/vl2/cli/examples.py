@@ -37,6 +37,10 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "vl2 convert tiny out/tiny-int8 --quantization int8",
         "vl2 convert runs/tiny_lora out/tuned",
     ),
+    "data make": (
+        "vl2 data make lines -n 1000 -o lines",
+        "vl2 data make charts -n 50 --seed 7 --heldout -o charts --sheet charts.png",
+    ),
     "bench": (
         "vl2 bench summary --model tiny --quick",
         "vl2 bench decode --model nano --quantization int8 --json",

@@ -89,9 +89,9 @@ def test_state_is_named_by_parameter_and_its_template_has_the_same_form(model: V
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"learning_rate": 0.0}, "optim.learning_rate is 0.0"),
-        ({"clip": -1.0}, "optim.clip is -1.0"),
-        ({"warmup": -1}, "optim.warmup is -1"),
+        ({"learning_rate": 0.0}, "learning_rate is 0.0"),
+        ({"clip": -1.0}, "clip is -1.0"),
+        ({"warmup": -1}, "warmup is -1"),
     ],
 )
 def test_numbers_out_of_range_are_refused(change: dict, message: str):

@@ -38,6 +38,14 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ["CUDA_VISIBLE_DEVICES"] = "-1"  # Windows takes an empty value for none
 
 
+@pytest.fixture(scope="session", autouse=True)
+def compiled_kernels() -> None:
+    """Compile the C functions first: it is announced on stderr, which tests of commands compare."""
+    from vl2.ops.native import kernels  # after the hook that checks shapes
+
+    kernels.functions()
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Skip tests marked `gpu` where no card is seen, and draw more examples under `long`."""
     tests = [item for item in items if isinstance(item, pytest.Function)]

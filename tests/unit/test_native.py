@@ -292,6 +292,16 @@ def no_home(cls: type[Path]) -> Path:
     raise RuntimeError("Could not determine home directory.")
 
 
+def test_compiling_is_announced(own_cache: Path, monkeypatch: pytest.MonkeyPatch):
+    said = []
+    monkeypatch.setattr(build.log, "warning", lambda line: said.append(line))
+    monkeypatch.setattr(build, "FLAGS", ("--no-such-flag",))
+    with pytest.raises(build.NotBuiltError, match="fails and says"):
+        build.load(())
+    assert len(said) == 1
+    assert said[0].startswith("compiling faster CPU kernels for this machine: once, up to 90 s")
+
+
 def test_why_there_is_no_library(own_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     def reason() -> str:
         with pytest.raises(build.NotBuiltError) as caught:

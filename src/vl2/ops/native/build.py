@@ -142,6 +142,10 @@ def _compile(compiler: str, flags: tuple[str, ...], path: Path) -> None:
     """Write the library at once, so that two processes may do so at the same time."""
     sources = [str(Path(__file__).with_name(name)) for name in SOURCES]
     start = time.perf_counter()
+    log.warning(
+        "compiling faster CPU kernels for this machine: once, up to 90 s (VL2_NATIVE=0 leaves "
+        "them out, and PyTorch does the same more slowly)"
+    )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent) as folder:

@@ -98,11 +98,19 @@ def test_plans_choose_the_most_exact_form_that_fits():
     for preset in ("tiny", "small", "base"):
         budgets = plan_memory(VL2Config.preset(preset), GIB)
         for memory in (8, 24, 40, 80):
-            budget = best([replace(budget, memory=memory * GIB) for budget in budgets])
-            chosen[preset, memory] = budget.scheme.name if budget else None
-    assert [chosen["tiny", m] for m in (8, 24, 40, 80)] == ["bfloat16", *["float32"] * 3]
-    assert [chosen["small", m] for m in (8, 24, 40, 80)] == [None, "int8", "bfloat16", "float32"]
-    assert [chosen["base", m] for m in (8, 24, 40, 80)] == [None, "int4", "int8", "bfloat16"]
+            for held in ("bfloat16", "float32"):  # float32 adds nothing to files of bfloat16
+                budget = best([replace(b, memory=memory * GIB) for b in budgets], held)
+                chosen[preset, memory, held] = budget.scheme.name if budget else None
+    rows = {
+        (preset, held): [chosen[preset, memory, held] for memory in (8, 24, 40, 80)]
+        for preset, _, held in chosen
+    }
+    assert rows["tiny", "bfloat16"] == ["bfloat16"] * 4
+    assert rows["tiny", "float32"] == ["bfloat16", *["float32"] * 3]
+    assert rows["small", "bfloat16"] == [None, "int8", "bfloat16", "bfloat16"]
+    assert rows["small", "float32"] == [None, "int8", "bfloat16", "float32"]
+    assert rows["base", "bfloat16"] == [None, "int4", "int8", "bfloat16"]
+    assert rows["base", "float32"] == [None, "int4", "int8", "bfloat16"]
 
 
 def test_longest_context_is_the_last_that_fits():

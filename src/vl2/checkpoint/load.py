@@ -133,8 +133,9 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     stored = scan_folder(folder)
     language = config.language_config
     layers = max(language.num_hidden_layers, config.vision_config.layers)
-    experts = language.n_routed_experts or 0 if layout_of(stored) == "released" else 0
-    # Every layer and expert has tensors: this ends the building of an absurd config early.
+    apart = config.quantization_config is None and layout_of(stored) == "released"
+    experts = language.n_routed_experts or 0 if apart else 0
+    # Every layer and every expert that is not stacked has tensors: absurd configs end here, early.
     for count, parts in ((layers, "layers"), (experts, "experts")):
         if count > len(stored):
             raise CheckpointError(

@@ -6,9 +6,8 @@ import json
 from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-import typer
 from typer.core import TyperCommand
 
 from vl2.cli import options
@@ -33,10 +32,7 @@ if TYPE_CHECKING:
 
 
 def ask(  # noqa: PLR0913 - each parameter is an option of the command
-    words: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="IMAGE... QUESTION", help="Picture files, then the question."),
-    ] = None,
+    words: options.Words = None,
     question: options.Question = None,
     model: options.Model = "nano",
     ground: options.Ground = False,
@@ -80,12 +76,8 @@ def ask(  # noqa: PLR0913 - each parameter is an option of the command
     form = _output_form(each, {"--json": as_json, "--jsonl": jsonl, "--csv": csv}, save)
     if each:
         files = files_of(paths)
-        ask_each(
-            load_engine(model, dtype=dtype, device=device, quantization=quantization),
-            asked,
-            files,
-            form,
-        )
+        engine = load_engine(model, dtype=dtype, device=device, quantization=quantization)
+        ask_each(engine, asked, files, form)
         return
     check_target(save)
     if save and not paths:

@@ -38,21 +38,13 @@ def bench(  # noqa: PLR0913 - each parameter is an option of the command
         str | None,
         typer.Option(help="Dtype beside int8 and int4 weights; bfloat16 on CPUs with AMX."),
     ] = None,
-    layers: Annotated[int | None, typer.Option(help="Number of decoder layers to keep.")] = None,
+    layers: Annotated[int | None, typer.Option(help="Decoder layers to keep.")] = None,
     quick: Annotated[
         bool, typer.Option("--quick", help="Few rounds; random weights: two layers of both towers.")
     ] = False,
-    rounds: Annotated[
-        int | None, typer.Option(help="Measurements of each figure; by default 5, 3 with --quick.")
-    ] = None,
-    tokens: Annotated[
-        int | None,
-        typer.Option(help="Tokens decoded per measurement; by default 32, 8 with --quick."),
-    ] = None,
-    prompt: Annotated[
-        int | None,
-        typer.Option(help="Tokens of the text prompt; by default 480, 256 with --quick."),
-    ] = None,
+    rounds: Annotated[int | None, typer.Option(help="Repetitions: 5, or 3 with --quick.")] = None,
+    tokens: Annotated[int | None, typer.Option(help="Tokens to decode: 32, quick 8.")] = None,
+    prompt: Annotated[int | None, typer.Option(help="Tokens of text: 480, quick 256.")] = None,
     threads: Annotated[
         int | None,
         typer.Option(help="Threads; by default OMP_NUM_THREADS or the number of free cores."),

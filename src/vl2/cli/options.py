@@ -14,6 +14,10 @@ _CHOICE = "Restrict the answer to one of these; repeat the option."
 _STRICT = "With --ground: restrict the answer to boxes, at least one."
 _SEED = "Makes sampled answers repeatable."
 
+Words = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="IMAGE... QUESTION", help="Picture files, then the question."),
+]
 Model = Annotated[str, typer.Option("--model", "-m", metavar="MODEL", help=_MODEL)]
 Question = Annotated[
     str | None, typer.Option("--question", "-q", help=_QUESTION, show_default=False)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from vl2.config import LanguageConfig, RopeScaling, VL2Config
-from vl2.ops.attention import attention, attention_ref, decoder_mask
+from vl2.ops.attention import attention, attention_ref, decoder_mask, patch_attention
 from vl2.ops.kv_cache import KVCache
 from vl2.ops.loss import next_token_loss, next_token_loss_ref
 from vl2.ops.moe import (
@@ -50,6 +50,21 @@ def test_attention_equals_its_plain_twin(heads, kv_heads, width, value_width, ma
     want = attention_ref(q, k, v, scale=0.2, mask=mask, causal=not masked)
     torch.testing.assert_close(got, want, atol=1e-5, rtol=0)  # worst measured 4e-7
     assert got.isfinite().all()
+
+
+@pytest.mark.parametrize(("dtype", "error"), [(torch.float32, 2e-6), (torch.bfloat16, 0.02)])
+def test_attention_of_patches_equals_its_plain_twin_forward_and_backward(dtype, error):
+    generator = torch.Generator().manual_seed(3)
+    plain = [torch.randn(2, 2, 25, 32, generator=generator) for _ in range(3)]
+    given = [x.to(dtype).requires_grad_() for x in plain]
+    wanted = [x.to(dtype).float().requires_grad_() for x in plain]
+    out = patch_attention(*given)
+    reference = attention_ref(*wanted, scale=32**-0.5)
+    assert torch.allclose(out.float(), reference, atol=error)
+    for x, y in zip(given, wanted, strict=True):
+        [got] = torch.autograd.grad(out.float().square().sum(), x, retain_graph=True)
+        [want] = torch.autograd.grad(reference.square().sum(), y, retain_graph=True)
+        assert torch.allclose(got.float(), want, atol=4 * error)
 
 
 def test_decoder_mask_hides_the_future_padding_and_other_segments():

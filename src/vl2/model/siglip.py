@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from vl2.config import VisionConfig
+from vl2.ops.attention import patch_attention
 
 NORM_EPS = 1e-6
 
@@ -41,7 +42,7 @@ class Attention(nn.Module):
     def forward(self, x: Float[Tensor, "n p w"]) -> Float[Tensor, "n p w"]:
         """Every patch attends to every patch of its tile."""
         qkv = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        out = F.scaled_dot_product_attention(*qkv.unbind(0))  # (N, heads, P, head_dim)
+        out = patch_attention(*qkv.unbind(0))  # (N, heads, P, head_dim)
         return self.proj(out.transpose(1, 2).flatten(2))
 
 

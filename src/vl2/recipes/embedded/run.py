@@ -31,8 +31,11 @@ log = get_logger(__name__)
 
 SEED = 20261130
 SEE_TILES, SEE_PLACES = 16, 1024
-SEE_SHARDS, SEE_STEPS = 100, 30_000
-SEE_KINDS = {"words": 0.3, "lines": 0.7}
+SEE_SHARDS, SEE_STEPS = 60, 20_000
+SEE_KINDS = {
+    **{"words": 0.2, "lines": 0.35, "blocks": 0.15, "pages": 0.12},
+    **{"papers": 0.06, "tables": 0.06, "screens": 0.04, "charts": 0.02},
+}
 
 
 def layout() -> TileLayout:
@@ -78,7 +81,7 @@ def see(out: Path) -> None:
     shards = [see_shard(out, number) for number in range(SEE_SHARDS)]
     with CheckpointStore(out / "see" / "checkpoints", keep=2) as store:
         Trainer(
-            SeeTask(reader),
+            SeeTask(reader, compiled=True),
             ShardLoader(shards, TILES_PER_SHARD // SEE_TILES, cut, SEED),
             Optimizers(reader, optim, SEE_STEPS),
             store,

@@ -1,4 +1,4 @@
-"""DeepSeek-VL2, maintained: pictures and text in, answers and boxes out.
+"""A maintained implementation of DeepSeek-VL2: pictures and text in, answers and boxes out.
 
 A name is imported when it is first used: torch alone takes longer to import than `vl2 --help` may.
 """

@@ -33,8 +33,14 @@ SEED = 20261130
 SEE_TILES, SEE_PLACES = 16, 1024
 SEE_SHARDS, SEE_STEPS = 60, 20_000
 SEE_KINDS = {
-    **{"words": 0.2, "lines": 0.35, "blocks": 0.15, "pages": 0.12},
-    **{"papers": 0.06, "tables": 0.06, "screens": 0.04, "charts": 0.02},
+    "words": 0.2,
+    "lines": 0.35,
+    "blocks": 0.15,
+    "pages": 0.12,
+    "papers": 0.06,
+    "tables": 0.06,
+    "screens": 0.04,
+    "charts": 0.02,
 }
 
 

@@ -31,6 +31,7 @@ from vl2.model.moe import Experts
 from vl2.model.quant_layers import QuantExperts, QuantLinear
 from vl2.model.vl2 import VL2Model
 from vl2.ops.kv_cache import KVCache
+from vl2.ops.loss import next_token_loss_ref
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "model"
 SCHEMES = ["int8", "float8", "int4"]
@@ -133,6 +134,19 @@ def test_every_way_to_a_quantised_model_gives_the_same_bits(
     assert config["quantization_config"]["quant_method"] == "vl2"
     assert config["quantization_config"]["scheme"] == scheme
     assert not any(p.requires_grad for m in (model, held) for p in m.parameters())
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_the_loss_of_a_quantised_model_is_that_of_its_logits(scheme: str):
+    model = model_of("debug_base")
+    quantize_model(model, scheme)
+    assert isinstance(model.language.lm_head, QuantLinear)
+    ids = torch.randint(5, 2000, (2, 9))
+    labels = ids.masked_fill(torch.arange(9) < 3, -100)
+    out = model(ids, labels=labels)
+    assert out.loss.item() == pytest.approx(
+        next_token_loss_ref(out.logits, labels).item(), rel=0.01
+    )
 
 
 def test_int4_leaves_the_vision_side_and_odd_rows_in_int8():

@@ -191,7 +191,9 @@ class VL2Model(nn.Module):
         )
         loss = None
         if labels is not None:
-            loss = next_token_loss(out.hidden, self.language.lm_head.weight, labels)
+            matrix = self.language.lm_head.weight
+            head = matrix if isinstance(matrix, Tensor) else self.language.lm_head
+            loss = next_token_loss(out.hidden, head, labels)
         hidden = out.hidden[:, -1:] if logits == "last" else out.hidden
         return ModelOutput(
             logits=None if logits == "none" else self.language.logits(hidden),

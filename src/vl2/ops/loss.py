@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
@@ -11,6 +13,9 @@ from torch.utils.checkpoint import checkpoint
 from vl2.ops.transfer import send
 
 IGNORE_ID = -100
+
+Head = Float[Tensor, "v h"] | Callable[[Tensor], Tensor]
+"""The output head: its matrix, or what gives the logits of rows where it has none (quantised)."""
 
 
 def next_token_loss_ref(
@@ -25,7 +30,7 @@ def next_token_loss_ref(
 
 def next_token_loss(
     hidden: Float[Tensor, "b t h"],
-    head: Float[Tensor, "v h"],
+    head: Head,
     labels: Int[Tensor, "b t"],
     *,
     chunk: int = 1024,
@@ -37,7 +42,7 @@ def next_token_loss(
 
 def token_losses(
     hidden: Float[Tensor, "b t h"],
-    head: Float[Tensor, "v h"],
+    head: Head,
     labels: Int[Tensor, "b t"],
     *,
     chunk: int = 1024,
@@ -65,6 +70,7 @@ def token_losses(
 
 
 def _losses(
-    rows: Float[Tensor, "n h"], target: Int[Tensor, " n"], head: Float[Tensor, "v h"]
+    rows: Float[Tensor, "n h"], target: Int[Tensor, " n"], head: Head
 ) -> Float[Tensor, " n"]:
-    return F.cross_entropy((rows @ head.to(rows.dtype).T).float(), target, reduction="none")
+    logits = rows @ head.to(rows.dtype).T if isinstance(head, Tensor) else head(rows)
+    return F.cross_entropy(logits.float(), target, reduction="none")

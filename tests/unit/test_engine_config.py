@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 
 from vl2.engine.config import EngineConfig, SamplingParams, StructuredOutputsParams
@@ -16,6 +17,10 @@ from vl2.engine.config import EngineConfig, SamplingParams, StructuredOutputsPar
         ("max_tokens", "5"),
         ("max_tokens", None),
         ("max_tokens", 2**63),
+        ("max_tokens", 10**4000),
+        ("max_tokens", "x" * 10**6),
+        ("temperature", np.ones((3, 3))),
+        ("stop", np.ones((3, 3))),
         ("min_tokens", -1),
         ("min_tokens", 513),
         ("temperature", -0.1),
@@ -60,6 +65,7 @@ def test_bad_sampling_parameters_are_refused_in_one_line(name, value):
     with pytest.raises(ValueError, match=f"^{name} is ") as caught:
         SamplingParams(**{name: value})
     assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 200
     assert "expected" in str(caught.value)
 
 

@@ -104,6 +104,11 @@ def test_any_text_is_survived(data, question: str):
         ([1, 1], "墙上一张图", 1),
         ([1, 1], "图一样的地方", 1),
         ([1, 1], "the first picture frame", 1),
+        ([3], "in the picture before the last", 1),
+        ([1, 1, 1], "the image before last", 1),
+        ([1, 1], "the second row, the last word, the previous button", 1),
+        ([1, 1], "What is in the middle? Describe this image first, then find the cat.", 1),
+        ([1, 1], "找到第一个人", 1),
         ([12, 1], "the twenty-first century in image 2.5x", 12),
         ([1], "in the second image, or picture 7", 0),
     ],
@@ -138,6 +143,36 @@ def test_one_meaning_is_taken_without_a_word(sent, question: str, index: int):
 def test_what_could_be_another_is_told(sent, question: str, index: int, reason: str):
     note = f"{reason}: picture {index + 1} of {sum(sent)} is assumed"
     assert picture_asked(question, sent) == Named(index, note)
+
+
+@pytest.mark.parametrize(
+    "question",
+    [
+        *(
+            "now the one before",
+            "What about the first one?",
+            "box it in the former",
+            "the former image",
+        ),
+        *("Figure 1: the axis", "Fig. 1", "page 1: the title", "the first scan", "the last slide"),
+        *("the image that I sent first", "the picture in my first message", "the image of turn 1"),
+        *("go back to the first", "image: 1", "#1, the dog", "No. 1", "a.png", "the initial image"),
+        *(
+            "第一个",
+            "第一次发的图",
+            "一开始的图",
+            "最早的图片",
+            "刚刚那张",
+            "原来的图",
+            "前者",
+            "旧图",
+        ),
+        *("第1页的标题", "上一轮的图", "中间那张", "第一张截屏里", "第一张画", "下一张图"),
+    ],
+)
+def test_words_that_may_mean_an_earlier_turn_are_told(question: str):
+    named = picture_asked(question, [1, 1])
+    assert (named.note is not None) or named.index == 0
 
 
 def test_an_answer_that_names_a_picture_leaves_no_doubt():

@@ -105,9 +105,13 @@ class StructuredOutputsParams:
                 "expected exactly one of json, regex, choice, grounding"
             )
         if self.json is not None and not isinstance(self.json, dict | str):
-            raise ValueError(f"json is {self.json!r}: expected a JSON schema as a dict or as text")
+            raise ValueError(
+                f"json is {_shown(self.json)}: expected a JSON schema as a dict or as text"
+            )
         if self.regex is not None and not isinstance(self.regex, str):
-            raise ValueError(f"regex is {self.regex!r}: expected a regular expression as text")
+            raise ValueError(
+                f"regex is {_shown(self.regex)}: expected a regular expression as text"
+            )
         if self.choice is not None:
             choice = _all_of("choice", self.choice, str, "non-empty strings")
             if not choice:
@@ -176,7 +180,9 @@ class SamplingParams:
             _whole("logprobs", self.logprobs, least=0, most=MAX_LOGPROBS)
         form = self.structured_outputs
         if form is not None and not isinstance(form, StructuredOutputsParams):
-            raise ValueError(f"structured_outputs is {form!r}: expected a StructuredOutputsParams")
+            raise ValueError(
+                f"structured_outputs is {_shown(form)}: expected a StructuredOutputsParams"
+            )
 
     def _check_lengths(self) -> None:
         _whole("max_tokens", self.max_tokens, least=1)
@@ -252,29 +258,34 @@ class Completion:
     error: str | None = None
 
 
+def _shown(value: object) -> str:
+    """A value as code, in one line that can be read."""
+    return " ".join(f"{value!r:.80}".split())
+
+
 def _whole(
     name: str, value: object, *, least: int, most: int = 2**63 - 1, meaning: str = ""
 ) -> None:
     if type(value) is not int or not least <= value <= most:
         end = "up" if most == 2**63 - 1 else f"to {most}"
         raise ValueError(
-            f"{name} is {value!r}: expected a whole number from {least}{meaning} {end}"
+            f"{name} is {_shown(value)}: expected a whole number from {least}{meaning} {end}"
         )
 
 
 def _flag(name: str, value: object) -> None:
     if type(value) is not bool:
-        raise ValueError(f"{name} is {value!r}: expected True or False")
+        raise ValueError(f"{name} is {_shown(value)}: expected True or False")
 
 
 def _number(name: str, value: object, wanted: str, low: float, high: float) -> None:
     """Refuse what is no number in [low, high]; NaN is in no range."""
     if type(value) not in (int, float) or not low <= cast(float, value) <= high:
-        raise ValueError(f"{name} is {value!r}: expected {wanted}")
+        raise ValueError(f"{name} is {_shown(value)}: expected {wanted}")
 
 
 def _all_of(name: str, values: object, kind: type, wanted: str) -> tuple:
     """The values as a tuple if they are a list of non-empty things of this kind."""
     if not isinstance(values, list | tuple) or any(type(v) is not kind or v == "" for v in values):
-        raise ValueError(f"{name} is {values!r}: expected a list of {wanted}")
+        raise ValueError(f"{name} is {_shown(values)}: expected a list of {wanted}")
     return tuple(values)

@@ -56,8 +56,14 @@ _OF = (
 )
 _A_PICTURE = rf"{_OF}{_NOUN}\b(?! ?(?:frame|book)s?\b)"
 
-_SHEET = "(?:图片|图像|照片|相片|截图|图)"
+_SHEET = "(?:图片|图像|照片|相片|截图|截屏|图)"
 _N = rf"(?:\d{{1,3}}|[十{_HAN}]{{1,3}})"
+# Things that can be a picture that was sent, or in one.
+_SENT = (
+    r"(?:one|page|slide|scan|frame|shot|snapshot|document|file|upload|attachment|chart|drawing"
+    r"|graphic|figure|fig|message|turn|question|round)"
+)
+_EARLIER = "(?:最初|最早|一?开始|开头|原来|原先|刚刚|刚才|之前|先前|[上前]一[轮次条])"
 _HAN_AND = "[、,和与及或跟~-]"
 # The counter of pictures, 张, counts tables and paper, too; 图一 begins 图一共 and the like.
 _END = r"(?=$|[^\w]|[里中内上的和与及或跟是有在所显找圈框标]|定位)"
@@ -72,9 +78,12 @@ _FORMS = tuple(
             rf"(?<![\w-])({_NTH})[- ](?:to[- ](?:the )?|from (?:the )?)?last{_A_PICTURE}",
         ),
         ("before the last", rf"\b(?:penultimate|last but one|next[- ]to[- ]last){_A_PICTURE}"),
+        ("before the last", rf"\b{_NOUN} before (?:the )?last\b"),
         ("last", rf"(?<![\w-])(?:last|final|latest|newest|new|most recent){_A_PICTURE}"),
         ("previous", rf"\b(?:previous|preceding|prior|earlier){_A_PICTURE}"),
         ("other", rf"\b(?:other|another|remaining){_A_PICTURE}"),
+        ("left", rf"\bformer{_A_PICTURE}"),
+        ("right", rf"\blatter{_A_PICTURE}"),
         ("left", rf"\b(?:left|top|upper)(?:most|[- ]hand)?{_A_PICTURE}"),
         ("left", rf"\b{_NOUN} (?:on|to|at) the (?:left|top)\b"),
         ("right", rf"\b(?:right|bottom|lower)(?:most|[- ]hand)?{_A_PICTURE}"),
@@ -94,6 +103,17 @@ _FORMS = tuple(
         ("several", rf"\b{_NOUN.removesuffix('?')}\b"),
         ("several", rf"\b(?:old|older|original|next|following){_A_PICTURE}"),
         ("several", rf"\b{_NOUN} (?:[\w']+ ){{0,3}}(?:before|earlier|previously|above|below)\b"),
+        ("several", rf"\b(?:middle|initial|starting|opposite){_A_PICTURE}"),
+        ("several", rf"\b{_NOUN} (?:[\w']+ ){{1,4}}(?:message|turn|question|round)\b"),
+        ("several", rf"\b{_NOUN} (?:(?!the\b|an?\b)[\w']+ ){{1,3}}first\b"),
+        ("several", rf"\b{_NOUN} ?[:=] ?{_COUNT}\b"),
+        ("several", rf"\b(?:{_NTH}|last|previous|earlier|other|original) {_SENT}\b"),
+        ("several", rf"\b{_SENT} ?#?\d{{1,3}}\b|\b(?:one before|(?:the|in) (?:former|latter))\b"),
+        ("several", rf"\bthe (?:{_NTH}|last|previous|earlier|original)(?=$|[^\w -])"),
+        (
+            "several",
+            r"(?<![\w#])(?:#|no )\d{1,2}(?![\w%]|\.\d)|\.(?:png|jpe?g|webp|gif|bmp)\b",
+        ),
         ("from the end", rf"倒数第 ?({_N}){_ONE_SHEET}"),
         (
             "last",
@@ -111,7 +131,18 @@ _FORMS = tuple(
         ("number", rf"{_SHEET}[ _-]?[#(]?(\d{{1,3}}(?:{_HAN_AND}\d{{1,3}}){{0,8}}){_NO_COUNT}"),
         ("number", rf"(?<![地意试企力版构草蓝拼]){_SHEET} ?\(?([十{_HAN}]{{1,3}}){_END}"),
         ("several", r"(?:原|[上下]面的?[那一]?张?|(?<!\w)[上下])图"),
-        ("several", rf"(?:[前后两每各几]|所有的?|全部|这些|那些)[{_HAN}两几\d]?[张幅个]?{_SHEET}"),
+        (
+            "several",
+            rf"第{_N}[个页轮次条份](?=$|[^\w]|[的里中内上发])|第{_N}[张幅][画海照相像]|[前后]者",
+        ),
+        (
+            "several",
+            rf"{_EARLIER}[^,。]{{0,6}}(?:[图照]|那张)|(?:[旧老甲乙]|中间)的?[那一]?{_ONE_SHEET}",
+        ),
+        (
+            "several",
+            rf"(?:[前后下两每各几]|所有的?|全部|这些|那些)[{_HAN}两几\d]?[张幅个]?{_SHEET}",
+        ),
     )
 )
 _NUMBER_IN = re.compile(
@@ -213,7 +244,10 @@ def _settle(mentions: Sequence[_Mention], default: int) -> tuple[int, str | None
 
 def _sentences(text: str) -> list[str]:
     plain = unicodedata.normalize("NFKC", text).lower().translate(_SIMPLIFIED)
-    return [" ".join(part.split()) for part in _SENTENCE.findall(re.sub(r"\bno\. ?", "no ", plain))]
+    return [
+        " ".join(part.split())
+        for part in _SENTENCE.findall(re.sub(r"\b(no|fig)\. ?", r"\1 ", plain))
+    ]
 
 
 def _mentions(sentences: Sequence[str], sent: Sequence[int], base: int | None) -> list[_Mention]:

@@ -245,7 +245,7 @@ def test_base64_that_is_bytes_or_indented():
     for source in (encoded.encode(), url.encode(), f"\n {url}", {"data": url.encode()}):
         assert open_image(source).tobytes() == plain.tobytes()
     assert refusal(f" {encoded}") == "not_base64"
-    assert refusal(b"data:,") == "not_base64"
+    assert refusal(b"data:,") == "unsupported"
     assert refusal(f"{encoded}\n".encode()) == "not_base64"
 
 

@@ -28,7 +28,9 @@ WRAPPED = ("bytes", "path", "url", "base64", "data", "image_url", "image", "sour
 """Names under which a dict holds a picture."""
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]+://")
 _DATA_URL = re.compile(r"\s*data:[^,]*,", re.IGNORECASE)
-_ENCODED = re.compile(rb"\s*(data:[^,]{,99},|iVBORw0KGgo|/9j/|R0lGOD|UklGR|SUkqA|TU0AK)")
+_ENCODED = re.compile(
+    rb"\s*((?i:data:[^,]{,99};base64,)|iVBORw0KGgo|/9j/|R0lGOD|UklGR|SUkqA|TU0AK)"
+)
 """How base64 and data URLs begin where they are bytes; no picture's file begins like this."""
 _BASE64 = re.compile(
     r"\s*(iVBORw0KGgo|/9j/|R0lGOD|UklGR|SUkqA|TU0AK)[A-Za-z0-9+/=_\s\-]{60,}|Qk[A-Za-z0-9+/]{60,}=*"

@@ -1,5 +1,7 @@
 import hashlib
 import json
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
@@ -239,9 +241,27 @@ def test_another_file_than_the_pinned_one_is_not_used(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     pinned(monkeypatch, tmp_path, "0" * 64)
-    with pytest.raises(RuntimeError, match=r"demo 1\.0 is not the pinned file"):
+    with pytest.raises(OSError, match=r"demo 1\.0 is not the pinned file"):
         packages.fetch("demo")
     assert not list(tmp_path.rglob("*.ttf"))
+
+
+def test_packages_that_cannot_be_fetched_are_one_line(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("VL2_CACHE", str(tmp_path))
+    failed = subprocess.CompletedProcess([], 1, "", "Collecting\nERROR: no route to host\n")
+    monkeypatch.setattr(subprocess, "run", lambda *args, **options: failed)
+    with pytest.raises(OSError, match=r"1 packages .*no route to host.*check the network"):
+        packages.fetch(next(iter(packages.packages())))
+
+
+def test_the_missing_package_is_named() -> None:
+    script = """import sys; sys.modules["faker"] = None
+from vl2.cli import main; sys.exit(main(["data", "make", "words", "-o", "unused"]))"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr == 'error: made pictures need a package: pip install "vl2[data]"\n'
 
 
 def test_pins_are_whole() -> None:

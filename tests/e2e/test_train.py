@@ -167,7 +167,7 @@ def test_a_run_whose_states_are_all_damaged_is_refused_and_stays(
         file.write_text("{}")
     before = contents(run)
     assert train(tmp_path, "debug_align", *QUICK) == 2
-    assert "is whole (steps 3, 6;" in capfd.readouterr().err
+    assert "is damaged (steps 3, 6;" in capfd.readouterr().err
     assert contents(run) == before
 
 

@@ -133,7 +133,7 @@ def renamed(change: Callable[[str], str]) -> Change:
         ),
         (
             lambda k: "".join(reversed(k)),
-            r"none of its 133 tensors, such as '.*', is one of a DeepSeek-VL2: .* another kind",
+            r"none of its 133 tensors, such as '.*', belongs to a DeepSeek-VL2: .* architecture",
         ),
         (lambda k: k.replace("q_proj.", "q_proj.base_layer."), "adapters that are not merged"),
         (lambda k: k.replace("q_proj.weight", "q_proj.qweight"), "another tool quantised it"),
@@ -190,15 +190,15 @@ def test_wrong_headers(
     [
         (b"", "its header should take 0 bytes, the file has 0"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "pointer of Git LFS"),
-        (b"\x07\0\0", "is no intact safetensors file"),
+        (b"\x07\0\0", "is not an intact safetensors file"),
         ((2**63).to_bytes(8, "little") + b"{}", "its header should take 9223372036854775808 bytes"),
         ((2).to_bytes(8, "little") + b"[]", "its header is list, expected an object"),
         ((2).to_bytes(8, "little") + b"{", "header should take 2 bytes"),
         ((4).to_bytes(8, "little") + b"{\xff\xff}", "its header cannot be read"),
         ((10**6).to_bytes(8, "little") + b"[" * 10**6, "its header cannot be read"),
-        ((19).to_bytes(8, "little") + b'{"a": {}, "a": {}} ', "the key 'a' stands in it twice"),
+        ((19).to_bytes(8, "little") + b'{"a": {}, "a": {}} ', "the key 'a' is in it twice"),
         ((5010).to_bytes(8, "little") + b'{"a": [' + b"9" * 5000 + b"]} ", "cannot be read"),
-        (b"<html>404 Not Found</html>" * 9, "is no intact safetensors file"),
+        (b"<html>404 Not Found</html>" * 9, "is not an intact safetensors file"),
     ],
 )
 def test_files_that_are_no_safetensors(
@@ -213,7 +213,7 @@ def test_truncated_and_padded_files(folder: Path, monkeypatch: pytest.MonkeyPatc
     whole = file.read_bytes()
     for size in (len(whole) - 1, len(whole) // 2, 5000, 8):
         file.write_bytes(whole[:size])
-        refuse(folder, r"model\.safetensors is no intact safetensors file", monkeypatch)
+        refuse(folder, r"model\.safetensors is not an intact safetensors file", monkeypatch)
     file.write_bytes(whole + b"\0")
     refuse(folder, "its tensors end at byte", monkeypatch)
 

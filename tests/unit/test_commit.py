@@ -179,7 +179,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "content": (lambda f: (f / "a.bin").write_bytes(b"?" * 850), r"a\.bin has another sha256"),
     "missing": (lambda f: (f / "part" / "b.bin").unlink(), r"part/b\.bin is missing"),
     "more": (lambda f: (f / "more").touch(), r"more is not in manifest\.json"),
-    "link": (lambda f: (f / "link").symlink_to(f / "a.bin"), "link is no regular file"),
+    "link": (lambda f: (f / "link").symlink_to(f / "a.bin"), "link is not a regular file"),
     "marker": (lambda f: (f / "COMMITTED").unlink(), "COMMITTED is missing"),
     "manifest": (lambda f: (f / "manifest.json").unlink(), r"manifest\.json is missing"),
     "end of marker": (
@@ -219,7 +219,7 @@ def test_a_forged_manifest_is_refused(tmp_path: Path):
     for text in (b"[]", b'{"step": 1, "files": {"a.bin": 1}}', b"\xff", b'{"step": 1}'):
         (folder / "manifest.json").write_bytes(text)
         (folder / "COMMITTED").write_text(hashlib.sha256(text).hexdigest() + "\n")
-        with pytest.raises(CheckpointError, match="is no manifest of a step"):
+        with pytest.raises(CheckpointError, match="is not the manifest of a step"):
             verify(folder)
 
 
@@ -352,7 +352,9 @@ def test_a_run_whose_steps_are_all_damaged_does_not_begin_again(how: str, tmp_pa
         if how in ("manifest", "both"):
             (folder / MANIFEST).unlink()
     before = sorted(tmp_path.rglob("*"))
-    match = r"no kept state in .* is whole \(steps 1, 2; .*step-00000002.*begin again at step 0"
+    match = (
+        r"every saved state in .* is damaged \(steps 1, 2; .*step-00000002.*start again at step 0"
+    )
     with pytest.raises(CheckpointError, match=match):
         newest_state(tmp_path)
     assert sorted(tmp_path.rglob("*")) == before

@@ -299,8 +299,8 @@ def test_an_answer_that_was_begun_is_continued():
     ("messages", "message"),
     [
         ([], "the conversation is empty"),
-        ([{"content": "hi"}], "message 0 is no object"),
-        ([{"role": "user"}], "message 0 is no object"),
+        ([{"content": "hi"}], "message 0 is not an object"),
+        ([{"role": "user"}], "message 0 is not an object"),
         ([user("a"), {"role": "tool", "content": "x"}], "message 1 has role 'tool': expected user"),
         ([{"role": None, "content": "x"}], "message 0 has role None"),
         ([user("a"), {"role": "system", "content": "x"}], "message 1 .* may only come first"),

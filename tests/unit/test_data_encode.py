@@ -187,8 +187,8 @@ def test_odd_pictures_are_taken(tmp_path: Path, processor: vl2.Processor):
 
 TORTURE = {
     "missing": (None, "does not exist", True),
-    "empty": (b"", "not a picture of a kind", True),
-    "html": (b"<html>404</html>", "not a picture of a kind", True),
+    "empty": (b"", "unsupported file type", True),
+    "html": (b"<html>404</html>", "unsupported file type", True),
     "truncated": (picture((300, 300), "JPEG")[:-400], "damaged or incomplete", False),
     "bomb": (picture((60, 60)).replace(struct.pack(">II", 60, 60), struct.pack(">II", 9999, 9999)),
              "damaged or incomplete", True),
@@ -217,7 +217,7 @@ def test_bad_pictures_are_refused(tmp_path: Path, processor: vl2.Processor, name
 @pytest.mark.parametrize(
     ("sample", "reason"),
     [
-        (record("Only a question"), "nothing of it would be learnt"),
+        (record("Only a question"), "no answers, so nothing would be learned"),
         (record("<image>", "A."), "1 <image> in the text for 0 pictures"),
         (record("Q", "<image>", images=(picture(),)), "only users send pictures"),
         (record(), "the conversation is empty"),

@@ -82,8 +82,8 @@ def test_boxes_of_a_later_picture_and_shares(tmp_path: Path):
         ({"ref": ["dog"]}, "1 <ref-object> and 1 <bbox> in the text for 1 'ref' and 0 'bbox'"),
         ({"ref": [], "bbox": [[1, 2, 30, 40]]}, "for 0 'ref' and 1 'bbox'"),
         ({"ref": ["a", "b"], "bbox": [[1, 2, 30, 40]]}, "for 2 'ref' and 1 'bbox'"),
-        ({"ref": ["dog"], "bbox": [[61.5, 22.6]]}, "a point, which has no form here"),
-        ({"ref": ["dog"], "bbox": [[1, 2, 30]]}, "no list of four numbers"),
+        ({"ref": ["dog"], "bbox": [[61.5, 22.6]]}, "a point, which is not supported"),
+        ({"ref": ["dog"], "bbox": [[1, 2, 30]]}, "not a list of four numbers"),
         ({"ref": ["dog"], "bbox": [[0.1, 0.2, 0.5, 0.9]]}, "shares (0..1) must be multiplied"),
         ({"ref": ["dog"], "bbox": [[30, 40, 1, 2]]}, "does not lie inside its picture"),
         ({"ref": ["dog"], "bbox": [[1, 2, 90, 40]]}, "in 80 x 60 pixels"),
@@ -160,13 +160,13 @@ def test_markup_stays_text(tmp_path: Path, text: str):
 @pytest.mark.parametrize(
     ("answer", "reason"),
     [
-        ("<box>(1,2)</box>", "is no box"),
-        ("<|box_start|>(246,113)<|box_end|>", "is no box"),
-        ("<box>(1,2),(3,4),(5,6)</box>", "is no box"),
-        ("<box>[[1, 2, 3, 4], 5]</box>", "is no box"),
+        ("<box>(1,2)</box>", "is not a box"),
+        ("<|box_start|>(246,113)<|box_end|>", "is not a box"),
+        ("<box>(1,2),(3,4),(5,6)</box>", "is not a box"),
+        ("<box>[[1, 2, 3, 4], 5]</box>", "is not a box"),
         ("<box>(30,40),(1,2)</box>", "does not lie inside its picture"),
         ("<box>(1,2),(1300,4)</box>", "in shares of 0..1000"),
-        ("<|box_start|>dog<|box_end|>", "is no box"),
+        ("<|box_start|>dog<|box_end|>", "is not a box"),
         ("<|box_start|>(1,2),(3,4)", "<|box_start|> in the text means nothing here"),
         ("<quad>(1,2),(3,4),(5,6),(7,8)</quad>", "means nothing here"),
         ("<|quad_start|>(1,2)<|quad_end|>", "means nothing here"),
@@ -203,14 +203,14 @@ def test_a_box_is_read_or_refused(corners: tuple[int, int, int, int], form: str)
 def test_video_and_sound_are_refused(tmp_path: Path, field: str, format: str):
     row = {field: ["a.mp4"], "conversations": talk("What happens?")}
     message = refused(source_of(tmp_path, row, format=format))
-    assert f"the row has '{field}': only pictures can be learnt" in message
+    assert f"the row has '{field}': only pictures are supported" in message
     assert source_of(tmp_path, {**row, field: []}, format=format)[0].turns
 
 
 @pytest.mark.parametrize("question", ["<video>What happens?", "<image><audio>\nWho speaks?"])
 def test_places_of_video_and_sound_are_refused(tmp_path: Path, question: str):
     row = {"image": "a.png", "conversations": talk(question)}
-    assert "only pictures can be learnt" in refused(source_of(tmp_path, row))
+    assert "only pictures are supported" in refused(source_of(tmp_path, row))
 
 
 @pytest.mark.parametrize("question", ["<img>a.png</img>What?", "<|image_pad|>What?"])

@@ -181,8 +181,8 @@ def test_there_must_be_adapters_to_save_and_none_to_load(saved: Path, tmp_path: 
     [
         ({"intermediate_size": 256}, "the adapters are of another model"),
         ({"moe_intermediate_size": 64}, "the adapters are of another model"),
-        ({"n_routed_experts": 8}, "is no adapter of a linear layer of this model"),
-        ({"num_hidden_layers": 1}, "is no adapter of a linear layer of this model"),
+        ({"n_routed_experts": 8}, "is not an adapter of a linear layer of this model"),
+        ({"num_hidden_layers": 1}, "is not an adapter of a linear layer of this model"),
     ],
 )
 def test_adapters_of_another_model_are_refused_before_anything_changes(
@@ -211,46 +211,46 @@ DAMAGE: dict[str, tuple[Change, str]] = {
     ),
     "prefix": (
         lambda t: {k.removeprefix("base_model."): v for k, v in t.items()},
-        r"no adapter as peft names it: its keys begin with 'base_model\.model\.'",
+        r"not named as peft names adapters: its keys begin with 'base_model\.model\.'",
     ),
     "named": (
         lambda t: {k.replace(".weight", ".default.weight"): v for k, v in t.items()},
-        r"no adapter as peft names it: .*take '\.default' out of the keys",
+        r"not named as peft names adapters: .*take '\.default' out of the keys",
     ),
     "compiled": (
         lambda t: {k.replace("language.", "_orig_mod.language."): v for k, v in t.items()},
-        r"inside of the wrapper, or take '_orig_mod\.' out of the keys",
+        r"of the model that it wraps, or take '_orig_mod\.' out of the keys",
     ),
     "parallel": (
         lambda t: {f"module.{k}": v for k, v in t.items()},
-        r"inside of the wrapper, or take 'module\.' out of the keys",
+        r"of the model that it wraps, or take 'module\.' out of the keys",
     ),
     "whole": (
         lambda t: {**t, f"{PREFIX}language.lm_head.weight": torch.zeros(4, 4)},
-        "lm_head.weight' in .* is a whole tensor beside the adapters",
+        "lm_head.weight' in .* is a whole tensor, which cannot be loaded",
     ),
     "saved_module": (
         lambda t: {**t, f"{PREFIX}language.lm_head.modules_to_save.weight": torch.zeros(4, 4)},
-        "is a whole tensor beside the adapters",
+        "is a whole tensor, which cannot be loaded",
     ),
     "expert": (
         lambda t: {k.replace("experts.3.", "experts.03."): v for k, v in t.items()},
-        "no adapter of a linear layer",
+        "not an adapter of a linear layer",
     ),
     "norm": (
         lambda t: {**t, f"{PREFIX}language.model.norm.lora_A.weight": torch.zeros(4, 128)},
-        "no adapter of a linear layer",
+        "not an adapter of a linear layer",
     ),
     "router": (
         lambda t: {
             **t,
             f"{PREFIX}language.model.layers.1.mlp.gate.lora_A.weight": torch.zeros(4, 128),
         },
-        "no adapter of a linear layer",
+        "not an adapter of a linear layer",
     ),
     "magnitude": (
         lambda t: {**t, f"{PREFIX}{EXPERT}.lora_magnitude_vector": torch.zeros(96)},
-        "no adapter of a linear layer",
+        "not an adapter of a linear layer",
     ),
     "rank": (
         lambda t: {**t, f"{PREFIX}{EXPERT}.lora_A.weight": torch.zeros(5, 128)},
@@ -276,8 +276,8 @@ def test_files_that_do_not_fit_are_refused(case: str, saved: Path):
         ({"use_rslora": True}, "sets use_rslora"),
         ({"rank_pattern": {"q_proj": 16}}, "sets rank_pattern"),
         ({"bias": "all"}, "sets bias to 'all'"),
-        ({"modules_to_save": ["lm_head"]}, r"sets modules_to_save to \['lm_head'\]: whole tensors"),
-        ({"target_parameters": ["mlp.experts"]}, "sets target_parameters to .* whole tensors"),
+        ({"modules_to_save": ["lm_head"]}, r"sets modules_to_save to \['lm_head'\]: whole trained"),
+        ({"target_parameters": ["mlp.experts"]}, "sets target_parameters to .* whole trained"),
         ({"init_lora_weights": "pissa"}, "sets init_lora_weights to 'pissa'"),
         ({"r": "8"}, "r = '8'"),
         ({"r": True}, "r = True"),

@@ -73,23 +73,23 @@ def write(*files: Path) -> None:
     [
         ((), "", "is empty: give a model folder"),
         (("notes.txt",), "", "no config.json in .*: give a model folder$"),
-        (("a.gguf",), "", "holds GGUF, which is not read"),
-        (("adapter_config.json",), "", "holds adapters and no model: .* their base"),
+        (("a.gguf",), "", "holds GGUF files, which are not supported"),
+        (("adapter_config.json",), "", "holds adapters, not a model: .* their base"),
         (("v1/config.json",), "", "such as .*/v1$"),
         (
             ("config.yaml", "checkpoints/step-1/x", "model/config.json"),
             "",
-            "is of a training run: give a model folder, .*/model$",
+            "is a training run: give its model folder, .*/model$",
         ),
         (
             ("config.yaml", "checkpoints/step-1/x", "model/config.json"),
             "checkpoints/step-1",
-            "is of a training run: give a model folder, .*/model$",
+            "is a training run: give its model folder, .*/model$",
         ),
         (
             ("config.yaml", "checkpoints/step-1/x"),
             "",
-            "has written no model yet: go on with the run, or .*vl2 convert",
+            "has not written a model yet: resume the run, or .*vl2 convert",
         ),
     ],
 )

@@ -348,4 +348,4 @@ def test_what_fails_is_said_once_and_pytorch_goes_on(
     monkeypatch.setattr(build.log, "info", lambda line, *values: said.append(line % values))
     monkeypatch.setenv("VL2_NATIVE", "0")
     assert build.library.__wrapped__() is None
-    assert said == ["PyTorch does what C functions would: VL2_NATIVE is 0"]
+    assert said == ["no CPU kernels in C, PyTorch computes instead: VL2_NATIVE is 0"]

@@ -191,8 +191,8 @@ def test_numbers_are_text_where_text_is_asked_for():
 @pytest.mark.parametrize(
     ("word", "message"),
     [
-        ("steps", "no override: write key=value"),
-        ("=3", "no override"),
+        ("steps", "not an override: write key=value"),
+        ("=3", "not an override"),
         ("step=3", "no setting 'step'; did you mean 'steps'"),
         ("zzz=3", "known: steps, rate"),
         ("steps=many", "steps is 'many': expected a whole number"),
@@ -249,7 +249,7 @@ def test_a_drawn_source_that_is_replaced_leaves_nothing_behind(name: str, tmp_pa
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("- 1", "expected a mapping"), ("a: [", "is no YAML"), ("nme: x", "no setting 'nme'")],
+    [("- 1", "expected a mapping"), ("a: [", "is not YAML"), ("nme: x", "no setting 'nme'")],
 )
 def test_a_wrong_file_is_refused(text: str, message: str, tmp_path):
     file = tmp_path / "run.yaml"
@@ -263,5 +263,5 @@ def test_a_wrong_file_is_refused(text: str, message: str, tmp_path):
 def test_tags_that_would_build_objects_are_refused(tmp_path):
     file = tmp_path / "run.yaml"
     file.write_text("name: !!python/object/apply:os.system ['true']")
-    with pytest.raises(ValueError, match="is no YAML"):
+    with pytest.raises(ValueError, match="is not YAML"):
         read_yaml(file, TrainConfig)

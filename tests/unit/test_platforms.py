@@ -76,4 +76,4 @@ def test_a_run_trains_and_goes_on_there(tmp_path: Path):
     """
     done = run_bare(code, tmp_path)
     assert done.stdout.splitlines()[1::2] == ["0", "0"], done.stderr
-    assert "goes on at step 1 of 2" in " ".join(done.stderr.split())
+    assert "resuming after step 1 of 2" in " ".join(done.stderr.split())

@@ -154,7 +154,10 @@ def test_int4_leaves_the_vision_side_and_odd_rows_in_int8():
     mlp = model.language.model.layers[0].mlp
     mlp.down_proj = nn.Linear(56, 64, bias=False)
     schemes = {r.name: (r.scheme, r.reason) for r in quantize_model(model, "int4")}
-    higher = ("int8", "of the vision side, or no group divides its rows")
+    higher = (
+        "int8",
+        "it belongs to the vision tower or adaptor, or its rows do not divide into groups",
+    )
     assert schemes["language.model.layers.0.mlp.down_proj"] == higher
     assert schemes["vision.blocks.0.mlp.fc2"] == schemes["projector.layers.0"] == higher
     assert mlp.down_proj.weight.scheme == "int8"
@@ -240,7 +243,7 @@ def test_wrong_arguments_and_folders_are_refused(tmp_path: Path):
         load_model(tmp_path / "q")
     names = {**section, "modules_int8": ["language.head"]}
     file.write_text(json.dumps({**config, "quantization_config": names}))
-    with pytest.raises(ValueError, match=r"names 'language\.head', which is no linear layer"):
+    with pytest.raises(ValueError, match=r"names 'language\.head', which is not a linear layer"):
         load_model(tmp_path / "q")
     with pytest.raises(ValueError, match="quant_method is 'awq': expected 'vl2', nothing else"):
         QuantizationConfig(quant_method="awq")

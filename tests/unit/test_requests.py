@@ -48,8 +48,11 @@ WRONG = {
     "generator": (lambda _: (m for m in user("x")), "the conversation is of type generator"),
     "message": (user("x")[0], "the conversation is of type dict: expected a list of messages"),
     "set": ({"a"}, "the conversation is of type set"),
-    "nested": ([user("x")], "message 0 is no object with 'role' and 'content', but of type list"),
-    "numbers": ([1, 2], "message 0 is no object"),
+    "nested": (
+        [user("x")],
+        "message 0 is not an object with 'role' and 'content', but of type list",
+    ),
+    "numbers": ([1, 2], "message 0 is not an object"),
     "role": ([{"role": [], "content": "x"}], r"message 0 has role \[\]"),
     "content": ([{"role": "user", "content": 3}], "message 0 has content of type int"),
     "ids [1, t]": (changed(input_ids=lambda t: t[None]), r"input_ids .* \[1, \d+\]: expected"),

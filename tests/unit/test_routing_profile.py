@@ -53,8 +53,8 @@ def damaged_profiles() -> dict[str, tuple[object, str]]:
     }
     good = {"model": identity, "layers": {"1": [4] + [0] * 15}, "tokens": 2}
     return {
-        "list": ([], "no routing profile"),
-        "keys": ({"layers": {}}, "no routing profile"),
+        "list": ([], "not a routing profile"),
+        "keys": ({"layers": {}}, "not a routing profile"),
         "model": ({**good, "model": {**identity, "hidden_size": 64}}, "of another model"),
         "layer": ({**good, "layers": {"0": [4] + [0] * 15}}, "expected counts for the layers 1"),
         "experts": ({**good, "layers": {"1": [4]}}, "layer 1 must count 16 experts"),
@@ -82,5 +82,5 @@ def test_a_missing_profile_is_refused(tmp_path: Path):
     with pytest.raises(ValueError, match="cannot be read"):
         load_profile(tmp_path / "none.json", small_model())
     (tmp_path / "bad.json").write_text("{")
-    with pytest.raises(ValueError, match="is no JSON"):
+    with pytest.raises(ValueError, match="is not JSON"):
         load_profile(tmp_path / "bad.json", small_model())

@@ -288,7 +288,7 @@ def test_a_run_of_which_every_step_is_bad_fails_and_keeps_nothing(tmp_path: Path
     for steps in (1, 2, 3, 40):
         folder = tmp_path / str(steps)
         bad = {n: float("nan") for n in range(50)}
-        with pytest.raises(ValueError, match=r"3 bad steps in a row at step .* no kept state"):
+        with pytest.raises(ValueError, match=r"3 bad steps in a row at step .* no saved state"):
             run(folder, NetTask(Net(), bad), steps, every=1)
         assert committed(folder / "checkpoints") == []
 
@@ -344,7 +344,7 @@ def test_parameters_that_are_not_finite_are_never_kept(tmp_path: Path, every: in
 
     task.after_step = broken
     if every == 100:
-        with pytest.raises(ValueError, match=r"not finite at step .* no kept state to go back to"):
+        with pytest.raises(ValueError, match=r"not finite at step .* no saved state to go back to"):
             run(tmp_path, task, every=every)
         assert committed(tmp_path / "checkpoints") == []
         return
@@ -358,7 +358,9 @@ def test_a_run_whose_states_are_all_damaged_is_refused(tmp_path: Path):
     for folder in committed(tmp_path / "checkpoints"):
         (folder / "extra.json").write_text("{}")
     before = (tmp_path / "metrics.jsonl").read_bytes()
-    match = r"no kept state in .* is whole \(steps 20, 30, 40; .*extra.json has 2 bytes.* step 0"
+    match = (
+        r"every saved state in .* is damaged \(steps 20, 30, 40; .*extra.json has 2 bytes.* step 0"
+    )
     with pytest.raises(ValueError, match=match):
         run(tmp_path, NetTask(Net()))
     assert (tmp_path / "metrics.jsonl").read_bytes() == before

@@ -42,12 +42,12 @@ def cause_in_names(stored: Collection[str], wanted: Collection[str]) -> str | No
     ):
         found = next((key for key in foreign if pattern.search(key)), None)
         if found:
-            return f"{found!r:.200} is a key of another form of a model: {cause}"
+            return f"{found!r:.200} is not a key of a DeepSeek-VL2: {cause}"
     added = Counter(word for key in foreign if (word := _added(key, known)))
     if not added and foreign and len(foreign) == len(stored):
         return (
-            f"none of its {len(stored)} tensors, such as {foreign[0]!r:.200}, is one of a "
-            "DeepSeek-VL2: it is of another kind of model"
+            f"none of its {len(stored)} tensors, such as {foreign[0]!r:.200}, belongs to a "
+            "DeepSeek-VL2: the weights are of another architecture"
         )
     if not added:
         return None
@@ -55,7 +55,7 @@ def cause_in_names(stored: Collection[str], wanted: Collection[str]) -> str | No
     wrapper = next((WRAPPERS[part] for part in word.split(".") if part in WRAPPERS), "a wrapper")
     return (
         f"{count} of {len(stored)} keys have {word!r} before the model's own names, as {wrapper} "
-        f"writes them: save the model inside of it, or take {word!r} out of the keys"
+        f"writes them: save the model that it wraps, or take {word!r} out of the keys"
     )
 
 

@@ -139,9 +139,9 @@ def newest_state(root: Path) -> Path | None:
         return None
     numbers = ", ".join(str(step_number(folder)) for folder in folders)
     raise CheckpointError(
-        f"no kept state in {root} is whole (steps {numbers}; {_fault(folders[-1])}), and the run "
-        "would begin again at step 0, with its metrics cut: bring the files back, or give another "
-        f"folder (out=FOLDER), or remove {root} to begin afresh"
+        f"every saved state in {root} is damaged (steps {numbers}; {_fault(folders[-1])}), and "
+        "the run would start again at step 0 with empty metrics: restore the files, give another "
+        f"folder (out=FOLDER), or remove {root} to start again"
     )
 
 

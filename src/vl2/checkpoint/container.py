@@ -202,14 +202,14 @@ def as_bytes(tensor: Tensor) -> memoryview:
 
 
 def _damaged(file: Path, why: str) -> CheckpointError:
-    return CheckpointError(f"{file} is no intact safetensors file: {why[:300]}; fetch it again")
+    return CheckpointError(f"{file} is not an intact safetensors file: {why[:300]}; fetch it again")
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for key, value in pairs:
         if key in found:
-            raise ValueError(f"the key {key!r} stands in it twice")
+            raise ValueError(f"the key {key!r} is in it twice")
         found[key] = value
     return found
 

@@ -226,7 +226,7 @@ def choose_device(device: str | torch.device) -> torch.device:
     there = torch.accelerator.current_accelerator(check_available=True)
     count = torch.accelerator.device_count() if there and there.type == found.type else 0
     if (found.index or 0) >= count:
-        seen = f"{count} of this kind" if count else f"no {found.type.upper()} device"
+        seen = f"{count} such devices" if count else f"no {found.type.upper()} device"
         raise ValueError(f"device is {str(device)!r} but PyTorch sees {seen}: use cpu or auto")
     return found
 

@@ -30,7 +30,9 @@ def step_number(folder: Path) -> int:
     """
     match = STEP.fullmatch(folder.name)
     if match is None:
-        raise ValueError(f"{folder} is no step: expected a folder named like step-00000020")
+        raise ValueError(
+            f"{folder} is not a saved step: expected a folder named like step-00000020"
+        )
     return int(match[1])
 
 
@@ -113,7 +115,7 @@ def _files(folder: Path) -> Iterator[tuple[str, Path]]:
     """Name below `folder` and path of each file; anything that is no file or folder is refused."""
     for path in sorted(folder.rglob("*")):
         if path.is_symlink() or not (path.is_file() or path.is_dir()):
-            raise _bad(path, "is no regular file")
+            raise _bad(path, "is not a regular file")
         if path.is_file():
             yield path.relative_to(folder).as_posix(), path
 
@@ -141,7 +143,7 @@ def _read_manifest(folder: Path, step: int) -> dict[str, dict[str, Any]]:
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         whole, found, files = False, None, {}
     if not whole:
-        raise _bad(folder / MANIFEST, "is no manifest of a step")
+        raise _bad(folder / MANIFEST, "is not the manifest of a step")
     if found != step:
         raise _bad(folder / MANIFEST, f"belongs to step {found}, not {step}")
     return files

@@ -20,7 +20,9 @@ def flatten(tensors: Mapping[Any, Any], prefix: str = "") -> dict[str, Tensor]:
     flat: dict[str, Tensor] = {}
     for key, value in tensors.items():
         if not isinstance(key, str):
-            raise ValueError(f"the key {key!r} below {prefix!r} is no str: name it by a string")
+            raise ValueError(
+                f"the key {key!r} below {prefix!r} is not a str: use a string as the key"
+            )
         name = prefix + key
         if isinstance(value, Mapping):
             found = flatten(value, name + ".")

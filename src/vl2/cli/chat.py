@@ -52,8 +52,9 @@ def chat(  # noqa: PLR0913 - each parameter is an option of the command
 ) -> None:
     """Talk about pictures; the conversation is remembered.
 
-    /image PATH adds a picture to the next question, /clear starts anew, /help lists the commands,
-    /quit ends. Questions may also be piped in, one per line; then the first error ends the chat.
+    /image PATH adds a picture to the next question, /clear starts again, /help lists the
+    commands, /quit ends. Questions may also be piped in, one per line; then the first error
+    ends the chat.
     """
     from vl2.engine.config import SamplingParams
 

@@ -59,7 +59,7 @@ def _text(budget: dict[str, Any]) -> str:
         f"{budget['context']:,} tokens (trained for {budget['trained_context']:,})",
         "",
         _COLUMNS.format(
-            *("form", "weights", "cache", "activations", "needed", "fits", "max context"),
+            *("precision", "weights", "cache", "activations", "needed", "fits", "max context"),
             "bytes/weight",
         ),
     ]
@@ -90,8 +90,8 @@ def _verdict(budget: dict[str, Any]) -> str:
     if budget["best"] is None:
         least = min(budget["schemes"], key=lambda scheme: scheme["needed"])
         return (
-            f"nothing fits: {least['name']} needs {format_bytes(least['needed'])} beside the "
-            "system; use a smaller model, a shorter --context or more memory"
+            f"nothing fits: {least['name']} needs {format_bytes(least['needed'])} in addition "
+            "to the system; use a smaller model, a shorter --context or more memory"
         )
     return f"most precise that fits: {budget['best']}\nnext: {budget['next']}"
 

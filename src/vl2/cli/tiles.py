@@ -41,7 +41,7 @@ def tiles(
     rows = [_row(*pair, processor) for pair in zip(images, pictures, strict=True)]
     drawn = [_drawn(*pair, processor) for pair in zip(images, pictures, strict=True) if save]
     if not processor.config.max_tiled_images:
-        note(f"{model} takes every picture whole (max_tiled_images is 0): one tile, whatever fits")
+        note(f"{model} never cuts pictures (max_tiled_images is 0): every picture is one tile")
     show(json.dumps(rows, ensure_ascii=False) + "\n" if as_json else "".join(map(_line, rows)))
     if save:
         save_png(stacked([side_by_side(pair) for pair in drawn]), save)

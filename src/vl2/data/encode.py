@@ -108,7 +108,7 @@ def _messages(record: Record) -> list[dict[str, str]]:
 def _check_learnt(learnt: bool) -> None:
     """The first label is left out: it is of BOS, which nothing comes before."""
     if not learnt:
-        raise ValueError("nothing of it would be learnt: it has no answers")
+        raise ValueError("it has no answers, so nothing would be learned from it")
 
 
 def _decoded(record: Record, policy: ImagePolicy, damage: Damage | None) -> list[Image.Image]:

@@ -162,7 +162,7 @@ class Planner:
         if not 0 <= number < len(places):
             raise ValueError(
                 f"data state is {dict(state)}: expected a window's start and a sequence in it; it "
-                "is of other data or settings, start anew"
+                "is of other data or settings, start a new run"
             )
         self._position, self._bin, self._places = position, number, places
 
@@ -297,8 +297,9 @@ def micro_plans(planner: Planner, *, rank: int, world: int, done: int = 0) -> It
         )
     if not 0 <= done < batch_size or done % share:
         raise ValueError(
-            f"the state stands behind {done} of a step's {batch_size} sequences, which "
-            f"{micro_batch} x {world} sequences at a time do not reach: go on from a step's end"
+            f"the state is after {done} of a step's {batch_size} sequences, which "
+            f"{micro_batch} x {world} sequences at a time do not reach: "
+            "resume from the end of a step"
         )
     return _micro_plans(planner, rank, world, done // share)
 

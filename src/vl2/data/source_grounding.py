@@ -56,7 +56,7 @@ def grounded_turns(
     for turn in turns:
         if turn.role == "user" and (found := _NO_PICTURE.search(turn.text)):
             raise origin.error(
-                f"{found[0]} in a question: only pictures can be learnt, leave the row out"
+                f"{found[0]} in a question: only pictures are supported, leave the row out"
             )
     return _translated(_filled(turns, row.get("objects"), pictures, origin), origin)
 
@@ -69,7 +69,9 @@ def check_media(row: Mapping[str, Any], origin: Origin) -> None:
     """
     for name in MEDIA:
         if row.get(name):
-            raise origin.error(f"the row has {name!r}: only pictures can be learnt, leave it out")
+            raise origin.error(
+                f"the row has {name!r}: only pictures are supported, leave the row out"
+            )
 
 
 def _filled(
@@ -111,7 +113,7 @@ def _boxes(objects: Mapping[str, Any], pictures: Pictures, origin: Origin) -> It
             f"bbox_type is {str(kind)[:40]!r}: expected real, {' or '.join(_SCALES)}"
         )
     if not isinstance(boxes, list):
-        raise origin.error("'bbox' is no list of boxes [x1, y1, x2, y2]")
+        raise origin.error("'bbox' is not a list of boxes [x1, y1, x2, y2]")
     numbers = objects.get("image_id") or [0] * len(boxes)
     if not isinstance(numbers, list) or len(numbers) != len(boxes):
         raise origin.error("'image_id' is not a list with the number of a picture for each 'bbox'")
@@ -154,7 +156,7 @@ def _read_boxes(text: str, origin: Origin) -> str:
         rest = "" if corners else _LISTED.sub("", inside).strip("[], \n\t")
         if rest or not listed:
             raise origin.error(
-                f"{text[:60]!r} is no box: expected (x1,y1),(x2,y2) within 0..{THOUSAND}"
+                f"{text[:60]!r} is not a box: expected (x1,y1),(x2,y2) within 0..{THOUSAND}"
             )
         given = [[float(value) for value in numbers] for numbers in listed]
         boxes += [_on_grid(checked_box(b, None, origin, end=THOUSAND), THOUSAND) for b in given]

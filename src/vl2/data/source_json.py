@@ -116,7 +116,7 @@ def read_object(data: bytes, origin: Origin) -> Row:
     except (ValueError, RecursionError):
         raise origin.error("the row is not JSON") from None
     if not isinstance(value, dict):
-        raise origin.error("the row is no JSON object")
+        raise origin.error("the row is not a JSON object")
     return value
 
 
@@ -163,7 +163,7 @@ def _list_spans(path: Path) -> tuple[np.ndarray, np.ndarray]:
                 raise ValueError("neither a comma nor the end")
             at = at if closed else _after_space(text, at + 1)
         if _after_space(text, at + 1) != len(text):
-            raise ValueError("more behind the end of the list")
+            raise ValueError("more text after the end of the list")
     except (ValueError, RecursionError):
         raise ValueError(
             f"{path} is a broken JSON list at byte {at}, after {len(spans)} whole rows: mend it, "

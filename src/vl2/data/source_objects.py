@@ -37,7 +37,7 @@ def object_turns(objects: Any, pictures: Pictures, origin: Origin) -> tuple[Turn
             "whose marks <ref-object> and <bbox> it fills"
         )
     if not isinstance(objects, list) or not objects:
-        raise origin.error("'objects' is empty or no list: there is nothing to learn")
+        raise origin.error("'objects' is empty or not a list: there is nothing to learn")
     size = shown_size(pictures, 0, origin)
     found: dict[str, list[list[float]]] = {}
     for each in objects:
@@ -83,9 +83,9 @@ def checked_box(
             that is thinner than one, as shares are.
     """
     if not isinstance(box, list) or len(box) != 4 or not all(type(v) in (int, float) for v in box):
-        told = "a point, which has no form here" if isinstance(box, list) and len(box) == 2 else ""
+        told = "a point, which is not supported" if isinstance(box, list) and len(box) == 2 else ""
         raise origin.error(
-            f"a box is {told or 'no list of four numbers'}: expected [x1, y1, x2, y2]"
+            f"a box is {told or 'not a list of four numbers'}: expected [x1, y1, x2, y2]"
             + (" in pixels" if size else "")
         )
     x1, y1, x2, y2 = box

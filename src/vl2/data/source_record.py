@@ -109,7 +109,7 @@ def caption_record(caption: Any, pictures: Pictures, origin: Origin) -> Record:
         RecordError: no picture, or no text.
     """
     if not isinstance(caption, str) or not caption.strip():
-        raise origin.error("the caption is empty or no text")
+        raise origin.error("the caption is empty or not a string")
     if not pictures:
         raise origin.error("a caption without a picture")
     return document_record(f"{PLACEHOLDER}\n" * len(pictures) + caption.strip(), pictures, origin)
@@ -122,7 +122,7 @@ def read_turns(said: Any, origin: Origin) -> tuple[Turn, ...]:
         RecordError: no list, an empty one, an unknown role, or a text that is no string.
     """
     if not isinstance(said, list) or not said:
-        raise origin.error("the conversation is empty or no list")
+        raise origin.error("the conversation is empty or not a list")
     return tuple(_turn(message, origin) for message in said)
 
 
@@ -133,16 +133,16 @@ def read_pairs(pairs: Any, origin: Origin) -> tuple[Turn, ...]:
         RecordError: no list, an empty one, or a text that is no string.
     """
     if not isinstance(pairs, list) or not pairs:
-        raise origin.error("the conversation is empty or no list")
+        raise origin.error("the conversation is empty or not a list")
     if not all(isinstance(pair, Mapping) for pair in pairs):
-        raise origin.error("a turn is no object with 'user' and 'assistant'")
+        raise origin.error("a turn is not an object with 'user' and 'assistant'")
     said = [{"role": r, "content": pair.get(r)} for pair in pairs for r in ("user", "assistant")]
     return read_turns(said, origin)
 
 
 def _turn(message: Any, origin: Origin) -> Turn:
     if not isinstance(message, Mapping):
-        raise origin.error("a turn is no object with a role and a text")
+        raise origin.error("a turn is not an object with a role and a text")
     name = message.get("from", message.get("role"))
     text = message.get("value", message.get("content"))
     role = _ROLES.get(name) if isinstance(name, str) else None
@@ -170,7 +170,7 @@ def _check_text(texts: Sequence[str], pictures: int, origin: Origin) -> None:
     try:
         size = sum(len(text.encode()) for text in texts)
     except UnicodeEncodeError:
-        raise origin.error("the text holds half a surrogate pair, which is no character") from None
+        raise origin.error("the text holds a lone surrogate, which is not a character") from None
     if size > MAX_TEXT_BYTES:
         raise origin.error(f"the text is longer than {MAX_TEXT_BYTES} bytes")
 

@@ -222,7 +222,7 @@ class Tally:
         if set(state) != set(self.names):
             raise ValueError(
                 f"data state has the sources {sorted(state)}, this run {sorted(self.names)}: "
-                "go on with the same sources, or start anew"
+                "resume with the same sources, or start a new run"
             )
         told = [state[name] for name in self.names]
         self.sources = [

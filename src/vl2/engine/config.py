@@ -101,7 +101,7 @@ class StructuredOutputsParams:
         given += ["grounding"] if self.grounding else []
         if len(given) != 1:
             raise ValueError(
-                f"structured outputs have {' and '.join(given) or 'no form'}: "
+                f"structured outputs have {' and '.join(given) or 'none'}: "
                 "expected exactly one of json, regex, choice, grounding"
             )
         if self.json is not None and not isinstance(self.json, dict | str):

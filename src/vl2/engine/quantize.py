@@ -173,7 +173,7 @@ def _report(
     elif after == FLOAT:
         reason = "its matrix is used by its parts"
     elif after != asked:
-        reason = "of the vision side, or no group divides its rows"
+        reason = "it belongs to the vision tower or adaptor, or its rows do not divide into groups"
     else:
         reason = "as asked" if errors else "as asked, not measured"
     return LayerReport(name=name, scheme=after, error=errors.get(before), reason=reason)

@@ -49,16 +49,14 @@ def checked_schema(schema: dict[str, Any] | str) -> Any:
     """
     try:
         text = schema if isinstance(schema, str) else json.dumps(schema, allow_nan=False)
-        parsed = json.loads(text, parse_constant=_no_number) if len(text) <= MAX_BYTES else True
+        parsed = json.loads(text, parse_constant=_no_number) if len(text) <= MAX_BYTES else None
         parsed = _unwrapped(parsed)
-        if not isinstance(parsed, dict | bool):
-            raise ValueError(f"{parsed!r:.80} is no object or boolean")
         _check_keywords(parsed)
         multiple = _common_multiple(list(_multiples(parsed)))
     except RecursionError:
         raise ValueError("json is nested too deeply: expected at most 64 levels") from None
     except (TypeError, ValueError) as error:
-        raise ValueError(f"json is no JSON schema: {error}") from None
+        raise ValueError(f"json is not a JSON schema: {error}") from None
     checked_size("json", text)
     if multiple > MAX_MULTIPLE:
         raise ValueError(
@@ -80,7 +78,7 @@ def _unwrapped(schema: Any) -> Any:
 
 def _check_keywords(schema: Any) -> None:
     """Refuse unknown keywords, which would allow anything, and a schema of remarks alone."""
-    if isinstance(schema, dict) and schema and schema.keys() <= _REMARKS | {"$defs", "definitions"}:
+    if isinstance(schema, dict) and schema and schema.keys() <= _REMARKS:
         raise ValueError(
             f"{', '.join(schema)} say nothing about the answer; give true or {{}} for any JSON"
         )
@@ -92,7 +90,7 @@ def _check_keywords(schema: Any) -> None:
             alike = get_close_matches(unknown[0], sorted(_RULES), n=1, cutoff=0.7)
             remedy = f"give the schema inside {inside[0]!r}" if inside else "leave it out"
             remedy = f"did you mean {alike[0]!r}?" if alike else remedy
-            raise ValueError(f"{unknown[0]!r} is no keyword of JSON schema; {remedy}")
+            raise ValueError(f"{unknown[0]!r} is not a keyword of JSON schema; {remedy}")
 
 
 def _schemas(schema: Any) -> Iterator[dict[str, Any]]:
@@ -111,7 +109,7 @@ def _schemas(schema: Any) -> Iterator[dict[str, Any]]:
 
 
 def _no_number(name: str) -> None:
-    raise ValueError(f"{name} is no number of JSON")
+    raise ValueError(f"{name} is not a JSON number")
 
 
 def _multiples(schema: object) -> Iterator[Decimal]:

@@ -107,7 +107,7 @@ def quantize_modules(model: VL2Model, plan: QuantizationConfig, *, fill: bool = 
     unknown = sorted({*plan.modules_int8, *plan.modules_to_not_convert} - set(names))
     if unknown:
         raise ValueError(
-            f"quantization_config names {unknown[0]!r}, which is no linear layer or experts of "
+            f"quantization_config names {unknown[0]!r}, which is not a linear layer or experts of "
             "this model: the config is of another model"
         )
     model.requires_grad_(False)

@@ -70,7 +70,7 @@ def _this_start() -> tuple[str, dist.Store]:  # pyright: ignore[reportPrivateImp
                 store.set(f"vl2/answer/{other}", f"{asker}/{own}")
         time.sleep(0.02)
     missing = [str(other) for other in others if not asked[other]]
-    raise ConnectionError(f"rank {rank} waited for rank {', '.join(missing) or 0} in vain")
+    raise ConnectionError(f"rank {rank} timed out waiting for rank {', '.join(missing) or 0}")
 
 
 def _read(store: dist.Store, key: str) -> str:  # pyright: ignore[reportPrivateImportUsage]

@@ -203,7 +203,7 @@ def _roles(messages: Sequence[Message], *, answer_next: bool) -> list[str]:
 def _role(message: Message, index: int) -> str:
     if not isinstance(message, Mapping) or not {"role", "content"} <= message.keys():
         raise ValueError(
-            f"message {index} is no object with 'role' and 'content', but of type "
+            f"message {index} is not an object with 'role' and 'content', but of type "
             f"{type(message).__name__}: a conversation is a list of messages, "
             '[{"role": "user", "content": ...}]'
         )

@@ -10,15 +10,15 @@ REFUSALS = {
     "not_base64": "the picture's base64 text is not valid: give the standard alphabet with its "
     "padding, without spaces or line breaks",
     "cut_base64": "the picture's base64 text is cut short: give the whole text",
-    "unknown_source": "a picture is given as {kind}, which is not read: give a path, the bytes of "
-    "a file, an open binary file, a PIL image, an array of height x width (x 1, 3 or 4), a data "
-    "URL, or a dict with bytes, path or url",
-    "bad_array": "a picture is given as an array of {kind}, which is not read: give real numbers "
-    "of shape height x width, or height x width x 1, 3 or 4",
+    "unknown_source": "a picture is given as {kind}, which is not supported: give a path, the "
+    "bytes of a file, an open binary file, a PIL image, an array of height x width (x 1, 3 or 4), "
+    "a data URL, or a dict with bytes, path or url",
+    "bad_array": "a picture is given as an array of {kind}, which is not supported: give real "
+    "numbers of shape height x width, or height x width x 1, 3 or 4",
     "text_file": "the picture's file is open as text: open it in binary mode",
     "too_many_bytes": "the picture file has more than {limit:,} bytes: send a smaller one, or "
     "raise max_bytes",
-    "unsupported": f"this is not a picture of a kind that is read: send {_KINDS}",
+    "unsupported": f"unsupported file type: use {_KINDS}",
     "too_many_pixels": "the picture has {pixels:,} pixels and at most {limit:,} are decoded: scale "
     "it down first, or raise max_pixels",
     "no_memory": "there is not enough memory to decode the picture: scale it down first",

@@ -138,7 +138,8 @@ class Tokenizer:
             ids = self._encoder.encode(text, add_special_tokens=False).ids
         except (TypeError, UnicodeEncodeError):
             raise ValueError(
-                "text holds a lone surrogate, which is no character: decode with errors='replace'"
+                "text holds a lone surrogate, which is not a character: "
+                "decode with errors='replace'"
             ) from None
         if self._renumbered:
             ids = [self._renumbered.get(number, number) for number in ids]

@@ -44,10 +44,14 @@ def load_kept(path: str | Path) -> Kept:
     given = Path(path).expanduser()
     run = run_of(given)
     if run is None:
-        raise ValueError(f"{path} is no run: expected a folder with {SETTINGS} and {CHECKPOINTS}")
+        raise ValueError(
+            f"{path} is not a training run: expected a folder with {SETTINGS} and {CHECKPOINTS}"
+        )
     step = newest_state(run / CHECKPOINTS) if given == run else given
     if step is None:
-        raise ValueError(f"{run / CHECKPOINTS} holds no valid step: let the run keep one first")
+        raise ValueError(
+            f"{run / CHECKPOINTS} holds no valid saved state: let the run save one first"
+        )
     config = read_yaml(run / SETTINGS, TrainConfig)
     origin = find_origin(config)
     model = model_at(step, config, origin)

@@ -151,7 +151,7 @@ class Planner:
             data = self.run.config.data
             raise ValueError(
                 f"{gpus} GPUs cannot share steps of data.batch_size {data.batch_size} in "
-                f"micro batches of {data.micro_batch}, whatever the layout: make it a multiple of "
+                f"micro batches of {data.micro_batch}, in any layout: make it a multiple of "
                 f"{gpus * data.micro_batch}, or take fewer GPUs"
             )
         return sorted(found, key=lambda planned: planned.step)

@@ -219,7 +219,7 @@ def attach(model: VL2Model, places: Mapping[str, Sequence[int]], rank: int, alph
         ValueError: the model has adapters already.
     """
     if lora_layers(model):
-        raise ValueError("the model has adapters already: merge them, or load the model anew")
+        raise ValueError("the model has adapters already: merge them, or load the model again")
     model.requires_grad_(False)
     for path, experts in places.items():
         base = model.get_submodule(path)
@@ -312,7 +312,7 @@ def unmerge_lora(model: VL2Model, merged: Merged) -> None:
         ValueError: the base was not kept, or the model is not the one that was merged.
     """
     if not merged.originals:
-        raise ValueError("merged with keep_base=False: load the base model and the adapters anew")
+        raise ValueError("merged with keep_base=False: load the base model and the adapters again")
     modules = dict(model.named_modules())
     if any(modules.get(path) is not layer.base for path, layer in merged.layers.items()):
         raise ValueError("the model is not the merged one: unmerge what merge_lora was given")

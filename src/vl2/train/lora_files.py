@@ -121,7 +121,7 @@ def load_lora(model: VL2Model, folder: str | Path) -> list[str]:
         ValueError: the model has adapters already.
     """
     if lora_layers(model):
-        raise ValueError("the model has adapters already: merge them, or load the model anew")
+        raise ValueError("the model has adapters already: merge them, or load the model again")
     folder = Path(folder)
     config = read_adapter_config(folder)
     file = _weights(folder)
@@ -165,9 +165,8 @@ def read_adapter_config(folder: Path) -> AdapterConfig:
     for key in UNREAD:
         if data.get(key):
             raise CheckpointError(
-                f"{file} sets {key} to {data[key]!r:.80}: whole tensors are trained beside the "
-                "adapters of linear layers, which cannot be loaded; merge them into their base "
-                "with the tool that made them"
+                f"{file} sets {key} to {data[key]!r:.80}: whole trained tensors cannot be "
+                "loaded; merge the adapters into their base with the tool that made them"
             )
     rank, alpha, base = data.get("r"), data.get("lora_alpha"), data.get("base_model_name_or_path")
     if not isinstance(rank, int) or isinstance(rank, bool) or rank < 1:
@@ -221,19 +220,21 @@ def _foreign(key: str, shapes: Mapping[str, object]) -> str:
     start, factor, end = key.partition(".lora_")
     named = re.fullmatch(r"[AB]\.(\w+)\.weight", end)
     if wrapper:
-        word, remedy = wrapper, "save the adapters of the model inside of the wrapper"
+        word, remedy = wrapper, "save the adapters of the model that it wraps"
     elif named:
         word, remedy = f".{named[1]}", "save with peft's save_pretrained"
     elif factor and not key.startswith(PREFIX):
-        return f"no adapter as peft names it: its keys begin with {PREFIX!r}; save it with peft"
+        return (
+            f"not named as peft names adapters: its keys begin with {PREFIX!r}; save it with peft"
+        )
     elif start.removeprefix(PREFIX) in shapes or ".modules_to_save." in key:
         return (
-            "a whole tensor beside the adapters, which cannot be loaded: merge them into their "
-            "base with the tool that made them"
+            "a whole tensor, which cannot be loaded: merge the adapters into their base with the "
+            "tool that made them"
         )
     else:
-        return "no adapter of a linear layer of this model: the adapters are of another model"
-    return f"no adapter as peft names it: {remedy}, or take {word!r} out of the keys"
+        return "not an adapter of a linear layer of this model: the adapters are of another model"
+    return f"not named as peft names adapters: {remedy}, or take {word!r} out of the keys"
 
 
 def _weights(folder: Path) -> Path:

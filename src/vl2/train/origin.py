@@ -102,7 +102,7 @@ def model_folder(name: str) -> str:
             raise ValueError(f"no run at {name}: run the stage before it first, or set init.model")
         return name
     if not (run / EXPORTED / "config.json").is_file():
-        raise ValueError(f"the run in {name} has not finished: start it again, it goes on")
+        raise ValueError(f"the run in {name} has not finished: rerun its command to resume it")
     return str(run / EXPORTED)
 
 
@@ -233,7 +233,9 @@ def read_history(folder: Path) -> tuple[str, ...]:
     try:
         return tuple(str(stage) for stage in json.loads(file.read_text("utf-8"))["stages"])
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{file} cannot be read: {error}; remove it to go on without") from None
+        raise ValueError(
+            f"{file} cannot be read: {error}; remove it to continue without it"
+        ) from None
 
 
 def write_history(folder: Path, stages: tuple[str, ...]) -> None:

@@ -72,7 +72,7 @@ def load_profile(path: Path, model: VL2Model) -> dict[str, Any]:
     """Read a profile and check that it is of this model.
 
     Raises:
-        ValueError: the file cannot be read, is no routing profile, or is of another model.
+        ValueError: the file cannot be read, is not a routing profile, or is of another model.
     """
     try:
         profile = json.loads(path.read_text(encoding="utf-8"))
@@ -81,10 +81,10 @@ def load_profile(path: Path, model: VL2Model) -> dict[str, Any]:
             f"{path} cannot be read ({error.strerror}): give the path of a routing profile"
         ) from None
     except (ValueError, RecursionError):
-        raise ValueError(f"{path} is no JSON: write the routing profile anew") from None
+        raise ValueError(f"{path} is not JSON: write the routing profile again") from None
     if not isinstance(profile, dict) or set(profile) != {"model", "layers", "tokens"}:
         raise ValueError(
-            f"{path} is no routing profile: expected an object with model, layers and tokens"
+            f"{path} is not a routing profile: expected an object with model, layers and tokens"
         )
     config = model.config.language_config
     if profile["model"] != _identity(config):
@@ -127,7 +127,7 @@ def _check_counts(path: Path, profile: Mapping[str, Any], config: LanguageConfig
     if not isinstance(layers, dict) or sorted(layers) != sorted(wanted) or not _is_count(tokens):
         raise ValueError(
             f"{path} is damaged: expected counts for the layers {', '.join(wanted)} and a number "
-            "of tokens; write the routing profile anew"
+            "of tokens; write the routing profile again"
         )
     assert config.num_experts_per_tok is not None
     choices = tokens * config.num_experts_per_tok
@@ -140,5 +140,5 @@ def _check_counts(path: Path, profile: Mapping[str, Any], config: LanguageConfig
         ):
             raise ValueError(
                 f"{path} is damaged: layer {layer} must count {config.n_routed_experts} experts, "
-                f"{choices} choices in all; write the routing profile anew"
+                f"{choices} choices in all; write the routing profile again"
             )

@@ -145,7 +145,7 @@ class Trainer:
                 self._keep(asynchronous=False)
                 raise TrainingStopped(
                     f"stopped by signal {stop} at step {self.step} of {self.steps}; "
-                    "the state is kept: start the same command again to go on"
+                    "the state is saved: rerun the same command to resume"
                 )
 
     def _asked_to_stop(self) -> int | None:
@@ -161,7 +161,7 @@ class Trainer:
             self.task.discard()
             self.optimizers.zero_grad()
             self.quarantine.add(self.step, reason, batch)
-            log.error("step %d is thrown away: %s", self.step + 1, reason)
+            log.error("step %d is skipped: %s", self.step + 1, reason)
             if self.guard.must_roll_back:
                 self._roll_back(f"{self.guard.in_a_row} bad steps in a row")
                 return False
@@ -232,7 +232,7 @@ class Trainer:
         found = self.store.newest()
         if found is None:
             raise ValueError(
-                f"{why} at step {self.step + 1} and no kept state to go back to: lower "
+                f"{why} at step {self.step + 1} and no saved state to go back to: lower "
                 "optim.learning_rate or checkpoint.every, or look at the samples in "
                 f"{self.quarantine.path}"
             )
@@ -257,7 +257,7 @@ class Trainer:
         self.guard.restore(extra["guard"])
         self.metrics.restore(extra["metrics"])
         _restore_rng(extra["rng"], tensors["rng.torch"])
-        log.info("goes on at step %d of %d", self.step, self.steps)
+        log.info("resuming after step %d of %d", self.step, self.steps)
 
     def _save(self, *, asynchronous: bool) -> None:
         self.ranks.pulse.at(self.step, "saving")

@@ -49,7 +49,7 @@ def library() -> ctypes.CDLL | None:
     try:
         return load(machine_flags())
     except NotBuiltError as error:
-        log.info("PyTorch does what C functions would: %s", error)
+        log.info("no CPU kernels in C, PyTorch computes instead: %s", error)
         return None
 
 
@@ -62,7 +62,7 @@ def load(flags: tuple[str, ...]) -> ctypes.CDLL:
     if os.environ.get("VL2_NATIVE") == "0":
         raise NotBuiltError("VL2_NATIVE is 0")
     if sys.platform != "linux":
-        raise NotBuiltError(f"they are compiled on Linux, and this is {sys.platform}")
+        raise NotBuiltError(f"they are built on Linux only, and this is {sys.platform}")
     compiler = find_compiler()
     path = _folder() / f"{_key(compiler, flags)}.so"
     if not path.exists():

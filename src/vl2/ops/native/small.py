@@ -89,7 +89,7 @@ def head_linear(
     rows, columns = weight.shape[1:]
     fits(rows if turned else columns, x.shape[2])
     if weight.stride()[1:] != (columns, 1):
-        raise ValueError(f"strides are {weight.stride()}: expected rows behind each other")
+        raise ValueError(f"strides are {weight.stride()}: expected contiguous rows")
     out = x.new_empty((*x.shape[:2], columns if turned else rows))
     failed = ready().head_linear(
         x.data_ptr(),

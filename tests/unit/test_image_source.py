@@ -131,6 +131,9 @@ def test_an_open_file_is_read_from_its_start_and_stays_where_it_stood(tmp_path: 
         (np.array([[-1.0, 0.0, 1.0]]), [0, 128, 255]),
         (np.array([[0.0, 1000.0]]), [0, 255]),
         (np.array([[-5, 5]], np.int8), [0, 255]),
+        (np.array([[-1e308, 0.0, 1e308]]), [0, 128, 255]),
+        (np.array([[1e300, 1e300]]), [0, 0]),
+        (np.array([[2**63, 2**63]], np.uint64), [0, 0]),
     ],
 )
 def test_numbers_of_every_kind_as_brightness(array: np.ndarray, wanted: list[int]):
@@ -234,6 +237,16 @@ def test_base64_is_strict(change: Callable[[str], str]):
         with pytest.raises(ImageError, match="base64 text is not valid") as caught:
             open_image(source)
         assert caught.value.code == "not_base64"
+
+
+def test_base64_that_is_bytes_or_indented():
+    plain, encoded = open_image(png()), text(png())
+    url = f"data:image/png;base64,{encoded}"
+    for source in (encoded.encode(), url.encode(), f"\n {url}", {"data": url.encode()}):
+        assert open_image(source).tobytes() == plain.tobytes()
+    assert refusal(f" {encoded}") == "not_base64"
+    assert refusal(b"data:,") == "unsupported"
+    assert refusal(f"{encoded}\n".encode()) == "not_base64"
 
 
 def test_texts_that_are_neither():

@@ -49,8 +49,10 @@ def checked_schema(schema: dict[str, Any] | str) -> Any:
     """
     try:
         text = schema if isinstance(schema, str) else json.dumps(schema, allow_nan=False)
-        parsed = json.loads(text, parse_constant=_no_number) if len(text) <= MAX_BYTES else None
+        parsed = json.loads(text, parse_constant=_no_number) if len(text) <= MAX_BYTES else True
         parsed = _unwrapped(parsed)
+        if not isinstance(parsed, dict | bool):
+            raise ValueError(f"{parsed!r:.80} is no object or boolean")
         _check_keywords(parsed)
         multiple = _common_multiple(list(_multiples(parsed)))
     except RecursionError:
@@ -78,7 +80,7 @@ def _unwrapped(schema: Any) -> Any:
 
 def _check_keywords(schema: Any) -> None:
     """Refuse unknown keywords, which would allow anything, and a schema of remarks alone."""
-    if isinstance(schema, dict) and schema and schema.keys() <= _REMARKS:
+    if isinstance(schema, dict) and schema and schema.keys() <= _REMARKS | {"$defs", "definitions"}:
         raise ValueError(
             f"{', '.join(schema)} say nothing about the answer; give true or {{}} for any JSON"
         )

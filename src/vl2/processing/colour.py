@@ -148,6 +148,8 @@ def eight_bits(values: np.ndarray) -> np.ndarray:
         raise ImageError("not_finite")
     low, high = float(values.min()), float(values.max())
     fitting = [white for white in usual if low >= 0 and high <= white]
-    black, white = (0.0, fitting[0]) if fitting else (low, high if high > low else low + 1)
+    black, white = (0.0, fitting[0]) if fitting else (low, high if high > low else np.inf)
     exact = values.astype(np.float32 if values.dtype.itemsize <= 2 else np.float64)
+    if np.isinf(white - black) and high > low:  # the range of floats overflows, its half does not
+        exact, black, white = exact / 2, black / 2, white / 2
     return np.rint((exact - black) * (255 / (white - black))).clip(0, 255).astype(np.uint8)

@@ -27,9 +27,13 @@ CHANNELS = (1, 3, 4)
 WRAPPED = ("bytes", "path", "url", "base64", "data", "image_url", "image", "source")
 """Names under which a dict holds a picture."""
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]+://")
-_DATA_URL = re.compile(r"data:[^,]*,", re.IGNORECASE)
+_DATA_URL = re.compile(r"\s*data:[^,]*,", re.IGNORECASE)
+_ENCODED = re.compile(
+    rb"\s*((?i:data:[^,]{,99};base64,)|iVBORw0KGgo|/9j/|R0lGOD|UklGR|SUkqA|TU0AK)"
+)
+"""How base64 and data URLs begin where they are bytes; no picture's file begins like this."""
 _BASE64 = re.compile(
-    r"(iVBORw0KGgo|/9j/|R0lGOD|UklGR|SUkqA|TU0AK)[A-Za-z0-9+/=_\s\-]{60,}|Qk[A-Za-z0-9+/]{60,}=*"
+    r"\s*(iVBORw0KGgo|/9j/|R0lGOD|UklGR|SUkqA|TU0AK)[A-Za-z0-9+/=_\s\-]{60,}|Qk[A-Za-z0-9+/]{60,}=*"
 )
 """Base64 of the first bytes of the formats that are read, and more of it than a name has."""
 SMALLEST_FILE = 26
@@ -82,7 +86,7 @@ def plain_source(source: Source, *, max_bytes: int, max_pixels: int) -> Path | b
     if isinstance(source, Path):
         return source
     if isinstance(source, bytes | bytearray | memoryview):
-        return _limited(source, max_bytes)
+        return _file(source, max_bytes)
     array, first = _array(source)
     if array is not None:
         if array.ndim == 1 and array.dtype == np.uint8:
@@ -128,6 +132,16 @@ def _decoded(text: str, max_bytes: int) -> bytes:
     if len(data) < SMALLEST_FILE:
         raise ImageError("cut_base64")
     return data
+
+
+def _file(data: bytes | bytearray | memoryview, max_bytes: int) -> bytes:
+    """The bytes of a file, also where they are its base64 or data URL."""
+    limited = _limited(data, max_bytes)
+    head = _ENCODED.match(limited)
+    if head is None:
+        return limited
+    start = head.end() if head[1].endswith(b",") else 0
+    return _decoded(limited[start:].decode("latin-1"), max_bytes)
 
 
 def _limited(data: bytes | bytearray | memoryview, max_bytes: int) -> bytes:

@@ -83,7 +83,8 @@ def override(config: T, assignments: Sequence[str]) -> T:
     """The configuration with `dotted.key=value` assignments applied; values are YAML.
 
     All of them are applied, later ones of a key over earlier ones, before the whole is checked:
-    settings that must fit each other may come in any order. A tuple's item is named by its number:
+    settings that must fit each other may come in any order. A text is taken as it is, quotes around
+    it apart. A tuple's item is named by its number:
     `data.sources.0.path=photos.json`.
 
     Raises:
@@ -95,18 +96,26 @@ def override(config: T, assignments: Sequence[str]) -> T:
         key, equals, text = assignment.partition("=")
         if not equals or not key:
             raise ValueError(f"{assignment!r} is not an override: write key=value")
-        try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError:
-            value = text
-        tree = _assigned(tree, kind, key.split("."), value, key)
+        tree = _assigned(tree, kind, key.split("."), text, key)
     return from_mapping(kind, tree)
 
 
-def _assigned(tree: Any, kind: Any, path: Sequence[str], value: Any, place: str) -> Any:
+def _read(text: str, kind: Any) -> Any:
+    """The value of an assignment: YAML, but for texts, which YAML takes for numbers and dates."""
+    options = get_args(kind) if get_origin(kind) in (Union, types.UnionType) else (kind,)
+    try:
+        value = yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError):  # ValueError: a date or a number that there is not
+        return text
+    quoted = text.strip()[:1] in ("'", '"') and isinstance(value, str)
+    none = value is None and type(None) in options
+    return value if str not in options or quoted or none else text
+
+
+def _assigned(tree: Any, kind: Any, path: Sequence[str], value: str, place: str) -> Any:
     """The plain form of a setting of type `kind` with the value at `path` exchanged."""
     if not path:
-        return value
+        return _read(value, kind)
     name, rest = path[0], path[1:]
     if isinstance(section := _section_of(kind), type) and isinstance(tree, dict | None):
         hints = _hints(section)
@@ -199,4 +208,4 @@ def _number(value: str | int) -> Any:
 
 
 def _wrong(place: str, value: Any, expected: str) -> ValueError:
-    return ValueError(f"{place} is {value!r}: expected {expected}")
+    return ValueError(f"{place} is {value!r:.80}: expected {expected}")

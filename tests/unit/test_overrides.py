@@ -57,6 +57,32 @@ def test_overrides_convert_to_the_fields_types():
     assert isinstance(changed.items[0].weight, float)
 
 
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        *(
+            (text, text)
+            for text in ("2024_05", "0010", "1:30", "1.10", "yes", "2026-01-01", "a: b")
+        ),
+        *((text, text) for text in ("a #1", "*", "[x]", "1" * 5000, "2026-99-99", "~/runs")),
+        *(("'0010'", "0010"), ('"null"', "null"), ("null", None), ("~", None), ("", None)),
+    ],
+)
+def test_a_text_is_taken_as_it_is(text: str, wanted: str | None):
+    assert override(Settings(), [f"name={text}"]).name == wanted
+    assert override(Settings(), [f"items.0.path={text or 'x'}"]).items[0].path == (
+        wanted if wanted is not None else text or "x"
+    )
+
+
+@pytest.mark.parametrize("word", ["steps=" + "1" * 5000, "rate=" + "x" * 5000, "one=" + "[" * 99])
+def test_a_refusal_is_no_longer_than_a_line(word: str):
+    with pytest.raises(ValueError, match=word.partition("=")[0]) as caught:
+        override(Settings(), [word])
+    assert len(str(caught.value)) < 200
+    assert "\n" not in str(caught.value)
+
+
 def test_a_list_of_sections_replaces_the_items():
     changed = override(Settings(), ["items=[{path: a}, {path: b, weight: 2}]"])
     assert changed.items == (Item(path="a"), Item(path="b", weight=2.0))

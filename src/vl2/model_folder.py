@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+from difflib import get_close_matches
 from importlib import resources
 from pathlib import Path
 
@@ -35,6 +37,10 @@ def resolve(path: str | Path, *, weights: bool = True) -> Path:
     Raises:
         ValueError: nothing is there, or the hub does not give it.
     """
+    if not isinstance(path, str | os.PathLike):
+        raise ValueError(
+            f"model is {path!r:.80}: expected {EMBEDDED}, a folder or a hub id as text"
+        )
     name = str(path)
     if name == EMBEDDED:
         return embedded_folder()
@@ -48,8 +54,8 @@ def resolve(path: str | Path, *, weights: bool = True) -> Path:
     if isinstance(path, str) and _HUB_ID.fullmatch(path):
         return _fetch(path, _WEIGHTS if weights else _DESCRIPTION)
     raise ValueError(
-        f"no model at {name}: give a folder, a hub id (organisation/name), "
-        f"{EMBEDDED}, {', '.join(RELEASED)}"
+        f"no model at {' '.join(name.split()):.300}: {_alike(name)}give a folder, a hub id "
+        f"(organisation/name), {EMBEDDED}, {', '.join(RELEASED)}"
     )
 
 
@@ -103,6 +109,17 @@ def _assets() -> Path:
     return Path(str(resources.files("vl2") / "assets" / EMBEDDED))
 
 
+def _alike(name: str) -> str:
+    """The model that a name is nearly that of, as a question."""
+    plain = name.strip().strip("/").lower().removeprefix("https://huggingface.co/")
+    names = {EMBEDDED: EMBEDDED, **{key: key for key in RELEASED}}
+    names |= {
+        part: hub_id for hub_id in RELEASED.values() for part in (hub_id, hub_id.split("/")[1])
+    }
+    found = get_close_matches(plain, names, n=1, cutoff=0.8)
+    return f"did you mean {names[found[0]]}? " if found and names[found[0]] != name else ""
+
+
 def _fetch(hub_id: str, patterns: list[str]) -> Path:
     log.info("looking for %s in the hub's cache and on the hub", hub_id)
     try:
@@ -111,7 +128,7 @@ def _fetch(hub_id: str, patterns: list[str]) -> Path:
     except Exception as error:  # each transport has its own errors; all mean the same to a user
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(
-            f"cannot get {hub_id}: not found locally or on the Hub ({reason}); check the name and "
-            "the network, or give a local folder"
+            f"cannot get {hub_id}: not found locally or on the Hub ({reason}); {_alike(hub_id)}"
+            "check the name and the network, or give a local folder"
         ) from None
     return Path(found)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from inspect import unwrap
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 
 from vl2 import model_folder
 from vl2.checkpoint.hf import load_model, resolve
+from vl2.checkpoint.load import choose_device
 from vl2.config import VL2Config
 from vl2.processing import Processor
 
@@ -54,6 +56,34 @@ def test_only_json_and_safetensors_are_fetched(monkeypatch: pytest.MonkeyPatch):
     resolve("some/model", weights=False)
     assert asked[0]["allow_patterns"] == ["*.json", "*.safetensors"]
     assert asked[1]["allow_patterns"] == ["*.json"]
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        *(("Tiny", "tiny"), ("tiny/", "tiny"), ("NANO", "nano"), ("smal", "small")),
+        *((name, "deepseek-ai/deepseek-vl2-small") for name in (
+            "deepseek-vl2-small",
+            "deepseek-ai/DeepSeek-VL2-Small",
+            "deepseek-ai/deepseek-vl-small",
+            "https://huggingface.co/deepseek-ai/deepseek-vl2-small",
+        )),
+    ],
+)  # fmt: skip
+def test_a_name_that_is_nearly_a_model_s_is_understood(name: str, meant: str, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(ValueError, match=rf"did you mean {meant}\?"):
+        resolve(name)
+
+
+@pytest.mark.parametrize("path", [None, 3, b"nano", ["nano"]])
+def test_what_is_no_name_is_told_in_one_line(path):
+    with pytest.raises(ValueError, match=r"model is .*: expected nano, a folder or a hub id"):
+        unwrap(resolve)(path)  # without the tests' own check of types
+    with pytest.raises(ValueError, match="no model at a b: give"):
+        load_model("a\nb")
+    with pytest.raises(ValueError, match="device is None: expected auto, cpu"):
+        unwrap(choose_device)(None)
 
 
 @pytest.mark.parametrize("path", ["./nowhere", "/nowhere/at/all", "nowhere", "a/b/c", ""])

@@ -219,7 +219,7 @@ def choose_device(device: str | torch.device) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         found = torch.device(device)
-    except RuntimeError:
+    except (RuntimeError, TypeError):
         raise ValueError(f"device is {device!r}: expected auto, cpu, cuda or cuda:N") from None
     if found.type == "cpu":
         return torch.device("cpu")

@@ -129,7 +129,7 @@ def _assigned(tree: Any, kind: Any, path: Sequence[str], value: str, place: str)
             raise ValueError(f"{place}: there are {len(tree)} items, numbered from 0")
         changed = _assigned(tree[index], get_args(kind)[0], rest, value, place)
         return [*tree[:index], changed, *tree[index + 1 :]]
-    raise ValueError(f"{place}: {name!r} leads into a plain value; remove it")
+    raise ValueError(f"{place}: {name!r} is below a plain value; remove it")
 
 
 def _default(section: type, name: str) -> Any:

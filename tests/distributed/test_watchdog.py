@@ -77,7 +77,7 @@ def test_a_stopped_rank_and_one_that_hangs_are_named_and_the_run_goes_on(tmp_pat
         assert job.wait() == [1]
         assert time.monotonic() - stopped < LIMIT + 10
         [line] = named(job)
-        assert re.match(rf"rank 1 .* has not been heard of for {LIMIT:g} s, last at step \d", line)
+        assert re.match(rf"rank 1 .* sent no sign of life for {LIMIT:g} s, last at step \d", line)
         assert f"exitcode  : {STUCK}" in job.output
         assert job.left() == []  # nor a data worker
 
@@ -86,7 +86,7 @@ def test_a_stopped_rank_and_one_that_hangs_are_named_and_the_run_goes_on(tmp_pat
         [start] = map(int, re.findall(r"resuming after step (\d+) of", job.output))
         assert start >= 1
         [line] = named(job)
-        place = rf"rank 1 .* stands still since \d+ s at step {start + 2}, waiting for data"
+        place = rf"rank 1 .* has made no progress for \d+ s at step {start + 2}, waiting for data"
         assert re.match(place, line), line
         assert "in hang" in job.output
         assert job.left() == []
@@ -98,7 +98,7 @@ def test_a_stopped_rank_and_one_that_hangs_are_named_and_the_run_goes_on(tmp_pat
 
 def stop_before_the_first_step(words: list[str]) -> list[str]:
     if os.environ["RANK"] == "1":
-        setup.prepare = mock.Mock(side_effect=lambda *_: os.kill(os.getpid(), signal.SIGSTOP))
+        setup.prepare = mock.Mock(side_effect=lambda *_, **__: os.kill(os.getpid(), signal.SIGSTOP))
     return words
 
 

@@ -121,7 +121,7 @@ def test_inspect_of_a_folder_shows_and_checks_its_files(stdout: Read, tmp_path: 
     assert "1 with 133 tensors: 1.3 MiB float32" in stdout()
     file = Path(folder) / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-4])
-    with pytest.raises(CheckpointError, match="no intact safetensors file"):
+    with pytest.raises(CheckpointError, match="not an intact safetensors file"):
         inspect(str(folder))
     for weight in Path(folder).glob("*.safetensors"):
         weight.unlink()

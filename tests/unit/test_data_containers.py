@@ -184,7 +184,7 @@ def test_parquet_of_the_cauldron_in_several_files(tmp_path: Path):
     assert source[2].images == (a, b)
     said = [("user", "<image>\n<image>\nQ?"), ("assistant", "A."), ("user", "R?")]
     assert texts(source[2])[:3] == said
-    assert "empty or no list" in refused(source, 3)
+    assert "empty or not a list" in refused(source, 3)
 
 
 def test_parquet_holds_one_row_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

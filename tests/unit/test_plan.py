@@ -314,5 +314,5 @@ def test_ranks_that_cannot_share_a_step():
         micro_plans(planner, rank=2, world=2)
     with pytest.raises(ValueError, match="batch_size is 8: expected a multiple"):
         micro_plans(planner, rank=0, world=3)
-    with pytest.raises(ValueError, match="go on from a step's end"):
+    with pytest.raises(ValueError, match="resume from the end of a step"):
         micro_plans(planner, rank=0, world=4, done=2)

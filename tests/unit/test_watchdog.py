@@ -22,18 +22,18 @@ def stuck(*signs: Sign) -> dict[int, str]:
 
 def test_a_rank_that_is_not_heard_of_is_named():
     found = stuck(sign(), sign(heard=30), sign(moved=1))
-    assert found == {1: "has not been heard of for 30 s, last at step 7, computing"}
+    assert found == {1: "sent no sign of life for 30 s, last at step 7, computing"}
 
 
 def test_a_rank_that_never_spoke_is_named():
     never = Sign(said={}, heard=NOW - 21, moved=NOW - 21)
     found = stuck(sign(doing="starting", step=0), never)
-    assert found == {1: "has not been heard of for 21 s, last at step 0, starting"}
+    assert found == {1: "sent no sign of life for 21 s, last at step 0, starting"}
 
 
 def test_a_rank_is_named_that_the_others_wait_for_in_their_step():
     found = stuck(sign(), sign(doing="waiting for data"), sign(doing="waiting for other ranks"))
-    assert found == {1: "stands still since 200 s at step 7, waiting for data"}
+    assert found == {1: "has made no progress for 200 s at step 7, waiting for data"}
 
 
 def test_ranks_behind_the_others_are_named():

@@ -78,7 +78,7 @@ def _text(budget: dict[str, Any]) -> str:
     lines += [
         "",
         f"cache: {wide:,} bytes/token in float32, else {narrow:,}",
-        f"system: {format_bytes(budget['system'])} of the memory are left to it",
+        f"system: {format_bytes(budget['system'])} of the memory is reserved for it",
         f"activations: {format_bytes(budget['reserve'])} for the runtime, a chunk of "
         f"{budget['prefill_chunk']:,} tokens, one picture of the most tiles",
         _verdict(budget),

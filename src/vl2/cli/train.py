@@ -103,7 +103,9 @@ def _one_line_per_run(rank: int) -> Iterator[None]:
     except RuntimeError as error:
         if not is_lost_connection(error):
             raise
-        raise ConnectionError(f"rank {rank} lost another rank: see what that one says") from None
+        raise ConnectionError(
+            f"rank {rank} lost another rank: see the message of that rank"
+        ) from None
 
 
 def find_recipe(name: str) -> TrainConfig:

@@ -211,6 +211,8 @@ def _grain() -> ModuleType:
     try:
         return import_module("grain")
     except ImportError:
-        raise ValueError('training data needs a package: pip install "vl2[train]"') from None
+        raise ValueError(
+            'a source of 4,096 rows or more needs a package: pip install "vl2[train]"'
+        ) from None
     finally:
         absl.setLevel(level)

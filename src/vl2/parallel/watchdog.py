@@ -180,7 +180,7 @@ def find_stuck(
     """
     signs = {rank: sign for rank, sign in signs.items() if sign.said.get("doing") != LEFT}
     silent = {
-        rank: f"has not been heard of for {now - sign.heard:.0f} s, last at {_place(sign)}"
+        rank: f"sent no sign of life for {now - sign.heard:.0f} s, last at {_place(sign)}"
         for rank, sign in signs.items()
         if now - sign.heard > silence
     }
@@ -193,7 +193,7 @@ def find_stuck(
     behind = {rank: s for rank, s in signs.items() if s.said.get("step", 0) == min(steps)}
     before_data = {r: s for r, s in behind.items() if _doing(s) == "waiting for data"}
     return {
-        rank: f"stands still since {now - sign.moved:.0f} s at {_place(sign)}"
+        rank: f"has made no progress for {now - sign.moved:.0f} s at {_place(sign)}"
         for rank, sign in (before_data or behind).items()
     }
 

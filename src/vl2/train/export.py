@@ -55,7 +55,7 @@ def _check_finite(model: VL2Model, step: int) -> None:
     for name, tensor in model.state_dict().items():
         if tensor.is_floating_point() and not tensor.isfinite().all():
             raise ValueError(
-                f"{name} has numbers that are not finite after step {step}, so no model is left: "
+                f"{name} has numbers that are not finite after step {step}, so there is no model: "
                 "train again with a lower optim.learning_rate, or from a start without them"
             )
 

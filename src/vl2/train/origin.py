@@ -183,13 +183,13 @@ def check_quantized(scheme: str, lora: LoraConfig | None, name: str | Path) -> L
     """
     if lora is None:
         raise ValueError(
-            f"{name} is quantised to {scheme}, which gradients cannot move: train adapters on it "
-            "(lora.rank=8), or train the model that it was made of and quantise what comes out"
+            f"{name} is quantised to {scheme}, which cannot be trained: train adapters on it "
+            "(lora.rank=8), or train the model that it was made from and quantise the result"
         )
     if lora.quantization not in (None, scheme):
         raise ValueError(
             f"lora.quantization is {lora.quantization!r}, but {name} is quantised to {scheme}: "
-            "leave it out, or start from the model that it was made of"
+            "leave it out, or start from the model that it was made from"
         )
     return lora
 

@@ -97,7 +97,7 @@ def check_same(found: Path, known: Mapping[str, Any]) -> None:
     more = f"; and {len(told) - SHOWN} more" if len(told) > SHOWN else ""
     raise ValueError(
         f"{found.parent} holds a run with other settings: {'; '.join(told[:SHOWN])}{more}; "
-        "go on with the settings that it began with, or begin another run (out=FOLDER)"
+        "resume with the settings that it was started with, or start another run (out=FOLDER)"
     )
 
 

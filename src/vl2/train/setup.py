@@ -342,7 +342,9 @@ def _log_held(held: Mapping[str, str], origin: Origin) -> None:
     schemes = " and ".join(sorted(set(held.values())))
     log.info("%d frozen matrices and stacks are held in %s", len(held), schemes)
     if origin.quantized is not None:
-        log.info("%s has no floats: the run will leave adapters, no merged model", origin.folder)
+        log.info(
+            "%s has no float weights: the run will save adapters, no merged model", origin.folder
+        )
 
 
 def _metrics(config: TrainConfig, origin: Origin, ranks: Ranks) -> MetricsLog:

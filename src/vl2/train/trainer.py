@@ -217,7 +217,7 @@ class Trainer:
             again = self.task.accumulate(batch)
             second = float(self.optimizers.clip())
             if np.isfinite(again.loss + second):
-                log.error("step %d was not finite once and is when repeated", self.step + 1)
+                log.error("step %d was not finite, but is finite when repeated", self.step + 1)
                 report, norm = again, second
         return report, norm, self.guard.judge(report.loss, norm)
 

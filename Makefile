@@ -50,7 +50,7 @@ check-all:
 check-types: $(DEV)
 	$(BIN)/basedpyright
 
-check-long: $(DEV) ## full counts, kills, soaks and latencies, for hours; a second call goes on
+check-long: $(DEV) ## full counts, kills, soaks and latencies, for hours; rerun to resume
 	$(BIN)/python scripts/check_long.py
 
 format: $(DEV) ## rewrite the code in the one format and sort imports

@@ -212,7 +212,7 @@ def perform(check: Check, root: Path) -> Record:
     """Run one check and record it."""
     before, start = hash_of(check, root), time.perf_counter()
     code, figures = run(shlex.split(check.command), root)
-    seconds = round(time.perf_counter() - start, 1)
+    seconds = round(time.perf_counter() - start, 3)
     changed = hash_of(check, root) != before
     if changed:
         sys.stderr.write(f"{check.name}: files that it covers changed while it ran\n")
@@ -281,7 +281,7 @@ def main(
     try:
         return run_all(chosen, root, anyway=given.all)
     except KeyboardInterrupt:
-        print("stopped; the same command goes on with the check that was running")
+        print("stopped; rerun the same command to resume with the check that was running")
         return 130
 
 

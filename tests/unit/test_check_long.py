@@ -158,7 +158,7 @@ def test_an_interrupted_check_leaves_nothing_and_the_next_call_goes_on(tmp_path:
     runner.send_signal(signal.SIGINT)
     out, _ = runner.communicate(timeout=60)
     assert runner.returncode == 130
-    assert "the same command goes on" in out
+    assert "rerun the same command to resume" in out
     assert [record["name"] for record in recorded(tmp_path)] == ["good"]
     assert [path for path in tmp_path.iterdir() if path.name.startswith("tmp")] == []
     child = Path("/proc") / (tmp_path / "child").read_text()

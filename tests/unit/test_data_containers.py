@@ -293,6 +293,7 @@ def files_of_all_kinds(folder: Path) -> dict[str, Path]:
     (folder / "lines.data").write_text(json.dumps(row))
     (folder / "list.jsonl").write_text(json.dumps([row, row], indent=1))
     (folder / "gzip.data").write_bytes(gzip.compress(json.dumps(row).encode()))
+    (folder / "wide.data").write_bytes(json.dumps(row).encode("utf-16"))
     with zipfile.ZipFile(folder / "zip.data", "w") as file:
         file.writestr("a.jsonl", json.dumps(row))
     return {path.stem: path for path in folder.iterdir()}
@@ -308,6 +309,7 @@ def test_a_file_of_another_kind_is_named(tmp_path: Path, format: str):
         "list": (f"is JSON: give the source {json_formats}", "llava text interleaved"),
         "gzip": ("is compressed: unpack it with gunzip", ""),
         "zip": ("is a zip: unpack it", ""),
+        "wide": ("is UTF-16: save it as UTF-8", ""),
     }
     for kind, path in files_of_all_kinds(tmp_path).items():
         told, readers = expected[kind]

@@ -170,6 +170,13 @@ def test_markup_stays_text(tmp_path: Path, text: str):
         ("<|box_start|>(1,2),(3,4)", "<|box_start|> in the text means nothing here"),
         ("<quad>(1,2),(3,4),(5,6),(7,8)</quad>", "means nothing here"),
         ("<|quad_start|>(1,2)<|quad_end|>", "means nothing here"),
+        ("<box>(1,2),(3,4)", "<box>(1,2),(3,4) in the text means nothing here"),
+        ("<point>(1, 2)</point>", "means nothing here"),
+        ('<point x="1.5" y="2" alt="d">d</point>', "means nothing here"),
+        ("<p>dog</p><box><loc_1><loc_2></box>", "means nothing here"),
+        ("<loc0100><loc0200><loc0300><loc0400> dog", "means nothing here"),
+        ("<|im_start|>Here.<|im_end|>", "means nothing here"),
+        ("<|det|>[[0, 0, 0, 0]]<|/det|>", "is not [[x1, y1, x2, y2]]"),
         ("<ref></ref><box>(1,2),(30,40)</box>", "a label is ''"),
     ],
 )
@@ -207,13 +214,38 @@ def test_video_and_sound_are_refused(tmp_path: Path, field: str, format: str):
     assert source_of(tmp_path, {**row, field: []}, format=format)[0].turns
 
 
+def test_what_would_be_passed_over_is_refused_or_read(tmp_path: Path):
+    row = {"image": "a.png", "messages": said("What?", "A dog.")}
+    twice = {**row, "images": ["b.png"]}
+    assert "the row has 'images' and 'image': give one" in refused(source_of(tmp_path, twice))
+    assert source_of(tmp_path, {**row, "images": ["a.png"]})[0].turns
+    twice = {**row, "conversations": said("What?", "A cat.")}
+    assert "'conversations' and 'messages'" in refused(source_of(tmp_path, twice))
+    for mark in ({"loss": False}, {"weight": 0}):
+        turns = [row["messages"][0], {**row["messages"][1], **mark}]
+        assert "not to be learnt" in refused(source_of(tmp_path, {**row, "messages": turns}))
+    turns = [row["messages"][0], {**row["messages"][1], "loss": True, "weight": None}]
+    assert source_of(tmp_path, {**row, "messages": turns})[0].turns
+    first = source_of(tmp_path, {**row, "system": "Be short."})[0].turns[0]
+    assert first == Turn(role="system", text="Be short.")
+    for address in ("https://e.com/a.png", "data:image/png;base64,iVBORw0KGgo="):
+        away = {**row, "image": address}
+        assert "an address or base64: save it" in refused(source_of(tmp_path, away))
+
+
 @pytest.mark.parametrize("question", ["<video>What happens?", "<image><audio>\nWho speaks?"])
 def test_places_of_video_and_sound_are_refused(tmp_path: Path, question: str):
     row = {"image": "a.png", "conversations": talk(question)}
     assert "only pictures are supported" in refused(source_of(tmp_path, row))
 
 
-@pytest.mark.parametrize("question", ["<img>a.png</img>What?", "<|image_pad|>What?"])
+@pytest.mark.parametrize(
+    "question",
+    [
+        *("<img>a.png</img>What?", "<|image_pad|>What?", "<image_1>What?", "<image1>What?"),
+        *("<ImageHere>What?", "<im_start><image><im_end>What?"),
+    ],
+)
 def test_pictures_in_the_forms_of_other_models_are_refused(tmp_path: Path, question: str):
     row = {"image": "a.png", "conversations": talk(question)}
     assert "write <image> for a picture" in refused(source_of(tmp_path, row))

@@ -42,6 +42,8 @@ _KINDS: tuple[tuple[int, bytes, str, tuple[str, ...]], ...] = (
     (0, b"\x28\xb5\x2f\xfd", "compressed: unpack it with zstd -d", ()),
     (0, b"BZh", "compressed: unpack it with bunzip2", ()),
     (0, b"\xfd7zXZ", "compressed: unpack it with unxz", ()),
+    (0, b"\xff\xfe", "UTF-16: save it as UTF-8", ()),
+    (0, b"\xfe\xff", "UTF-16: save it as UTF-8", ()),
     (0, b"PK\x03\x04", "a zip: unpack it", ()),
 )
 """Where a file of a kind has which bytes, what it is called, and the formats that read it."""

@@ -38,8 +38,9 @@ _VALUE = r"\s*(\d+(?:\.\d+)?)\s*"
 _CORNERS = re.compile(rf"\s*\({_VALUE},{_VALUE}\)\s*,\s*\({_VALUE},{_VALUE}\)\s*")
 _LISTED = re.compile(rf"\[{_VALUE},{_VALUE},{_VALUE},{_VALUE}\]")
 _FOREIGN = re.compile(
-    r"<\|(?:object_ref|box|quad)_(?:start|end)\|>|<\|(?:image|video)_pad\|>"
-    r"|<quad>[\d.,()\s]*</quad>|<img>[^<>]+</img>"
+    r"<\|(?:object_ref|box|quad)_(?:start|end)\|>|<\|(?:image|video)_pad\|>|<\|im_(?:start|end)\|>"
+    r"|<(?:quad|point|box)>[\s(\[]*\d[\d.,()\s]*|<img>[^<>]+</img>|<loc_?\d+>"
+    r"|<points? x\d*=\"[^>]*>|<(?:im_start|im_end|ImageHere|image_?\d+)>"
 )
 _NO_PICTURE = re.compile(r"<(video|audio)>(?!.*</\1>)", re.DOTALL)  # with an end it is HTML
 
@@ -141,8 +142,8 @@ def _translated(turns: Sequence[Turn], origin: Origin) -> tuple[Turn, ...]:
             text = _ANGLE_REF.sub(lambda ref: _label(ref[1], origin), text)
         if foreign := _FOREIGN.search(text):
             raise origin.error(
-                f"{foreign[0][:40]} in the text means nothing here: write <image> for a picture, "
-                "<|ref|>label<|/ref|><|det|>[[x1, y1, x2, y2]]<|/det|> in 0..999 for a box"
+                f"{foreign[0].strip()[:40]} in the text means nothing here: write <image> for a "
+                "picture, <|ref|>label<|/ref|><|det|>[[x1, y1, x2, y2]]<|/det|> in 0..999 for a box"
             )
         found.append(replace(turn, text=text))
     return tuple(found)

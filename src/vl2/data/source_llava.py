@@ -50,10 +50,14 @@ def llava_record(row: Row, pictures: Pictures, origin: Origin) -> Record:
         RecordError: none of `ANSWERS` is there, it cannot be used, or the row has video or sound.
     """
     check_media(row, origin)
+    _check_once(row, ("conversations", "messages"), origin)
     said = next((row[n] for n in ("conversations", "messages") if row.get(n) is not None), None)
     pairs = row.get("texts") if said is None else None
     if said is not None or pairs is not None:
         turns = read_turns(said, origin) if pairs is None else read_pairs(pairs, origin)
+        system = row.get("system")
+        if isinstance(system, str) and system.strip() and turns[0].role != "system":
+            turns = (Turn(role="system", text=system), *turns)  # as ms-swift has it
         return conversation_record(grounded_turns(turns, row, pictures, origin), pictures, origin)
     if row.get("objects") is not None:
         turns = object_turns(row["objects"], pictures, origin)
@@ -74,8 +78,16 @@ def pictures_of(row: Row, root: Path, origin: Origin) -> Pictures:
     Raises:
         RecordError: a value that is no picture.
     """
+    _check_once(row, ("images", "image"), origin)
     value = row.get("images") if row.get("images") is not None else row.get("image")
     return read_pictures(value, root, origin)
+
+
+def _check_once(row: Row, names: tuple[str, str], origin: Origin) -> None:
+    """Refuse a row that says the same thing in two fields: one of them would be passed over."""
+    first, second = (row.get(name) for name in names)
+    if first and second and first not in (second, [second]):
+        raise origin.error(f"the row has {names[0]!r} and {names[1]!r}: give one of them")
 
 
 def _record(row: Row, origin: Origin, root: Path) -> Record:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from vl2.processing.image_gate import MESSAGES, ImageError, ImagePolicy, open_im
 
 TRAINING = MESSAGES
 """Pictures are learnt as they will be asked about: turned as EXIF says, transparency on white."""
+_NO_PATH = re.compile(r"\s*(?:[A-Za-z][A-Za-z0-9+.-]+://|data:[^,]*,)")
 HEADERS = replace(TRAINING, max_pixels=2**31)
 """For sizes of pictures that are not decoded: what is too large is refused when it is decoded."""
 
@@ -61,6 +63,8 @@ def _picture(value: Any, root: Path, origin: Origin) -> bytes | Path:
     if isinstance(value, bytes):
         return value
     if isinstance(value, str):
+        if _NO_PATH.match(value):
+            raise origin.error("a picture is an address or base64: save it and give its path")
         return root / value
     raise origin.error(f"a picture is of type {type(value).__name__}: expected a path")
 

@@ -30,6 +30,9 @@ _ROLES: dict[str, Role] = {
     "system": "system",
 }
 
+_UNLEARNT = ("loss", "weight")
+"""Fields of an answer whose value "false" or 0 keeps it from being learnt in other trainers."""
+
 _NUMBERS = r"\[(\d{1,3}), ?(\d{1,3}), ?(\d{1,3}), ?(\d{1,3})\]"
 _BOX = re.compile(_NUMBERS)
 _BOXES = re.compile(rf"<\|det\|>\[{_NUMBERS}(?:, ?{_NUMBERS})*\]<\|/det\|>")
@@ -149,7 +152,10 @@ def _turn(message: Any, origin: Origin) -> Turn:
     if role is None:
         raise origin.error(f"unknown role {str(name)[:40]!r}: expected user, assistant or system")
     if not isinstance(text, str):
-        raise origin.error(f"a text is of type {type(text).__name__}: expected a string")
+        what = f"a text is of type {type(text).__name__}"
+        raise origin.error(f"{what}: expected a string, with {PLACEHOLDER} where a picture stands")
+    if role == "assistant" and any(message.get(name, 1) in (False, 0) for name in _UNLEARNT):
+        raise origin.error("an answer is marked not to be learnt: leave the mark or the row out")
     return Turn(role=role, text=text)
 
 
@@ -182,7 +188,8 @@ def _check_boxes(text: str, origin: Origin) -> None:
     groups = [found[0] for found in _BOXES.finditer(text)]
     boxes = [tuple(map(int, numbers)) for group in groups for numbers in _BOX.findall(group)]
     whole = len(groups) == text.count("<|det|>") == text.count("<|/det|>")
-    if not whole or not all(a <= c <= GRID and b <= d <= GRID for a, b, c, d in boxes):
+    fits = all(a <= c <= GRID and b <= d <= GRID and c + d for a, b, c, d in boxes)
+    if not whole or not fits:
         raise origin.error(
             f"a box in the text is not [[x1, y1, x2, y2]] within 0..{GRID} and in that order"
         )

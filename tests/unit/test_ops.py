@@ -8,6 +8,8 @@ from vl2.ops.attention import attention, attention_ref, decoder_mask, patch_atte
 from vl2.ops.kv_cache import KVCache
 from vl2.ops.loss import next_token_loss, next_token_loss_ref
 from vl2.ops.moe import (
+    ExpertChange,
+    LowRank,
     Routing,
     balance_loss,
     chosen_expert_mlp,
@@ -23,6 +25,7 @@ from vl2.ops.moe import (
     sort_by_expert,
     update_bias,
 )
+from vl2.ops.padded_experts import capacity, padded_expert_mlp
 from vl2.ops.rope import apply_rope, deinterleave, inverse_frequencies, rope_tables
 
 BASE = VL2Config.base().language_config
@@ -208,6 +211,43 @@ def test_grouped_rows_equal_one_expert_after_the_other(counts):
         torch.testing.assert_close(got, want, atol=1e-4, rtol=1e-5)  # worst measured 6e-8 of 290
     for expert, count in enumerate(counts):
         assert all(bool(g[expert].any()) == (count > 0) for g in results[0][2:])
+
+
+@pytest.mark.parametrize("tokens", [1, 7, 40])
+@pytest.mark.parametrize("changed", [False, True])
+def test_padded_experts_equal_the_loop_forward_and_backward(tokens: int, changed: bool):
+    generator = torch.Generator().manual_seed(tokens)
+    x, gate, up, down = (
+        torch.randn(shape, generator=generator, dtype=torch.float64).requires_grad_()
+        for shape in ((tokens, 12), (5, 8, 12), (5, 8, 12), (5, 12, 8))
+    )
+    experts = torch.stack(
+        [torch.randperm(4, generator=generator)[:2] for _ in range(tokens)]
+    )  # nobody chooses the last
+    routing = Routing(experts, torch.rand(tokens, 2, generator=generator), torch.rand(tokens, 5))
+    change = None
+    if changed:
+        widths = ((12, 8), (12, 8), (8, 12))
+        parts = [
+            LowRank(
+                torch.randn(5, 2, i, dtype=torch.float64), torch.randn(5, o, 2, dtype=torch.float64)
+            )
+            for i, o in widths
+        ]
+        change = ExpertChange(*parts)
+    results = []
+    for mlp in (padded_expert_mlp, expert_mlp_ref):
+        out = mlp(x, routing, gate, up, down, change)
+        grads = torch.autograd.grad(out.square().sum(), (x, gate, up, down))
+        results.append((out.detach(), *grads))
+    for got, want in zip(*results, strict=True):
+        assert torch.allclose(got, want, atol=1e-4 * float(want.abs().max() + 1))
+
+
+def test_capacities_are_few_and_close():
+    sizes = {capacity(rows) for rows in range(1, 5000)}
+    assert len(sizes) < 40
+    assert all(rows <= capacity(rows) <= max(16, 1.25 * rows + 1) for rows in range(1, 5000))
 
 
 def test_copies_go_to_their_experts_and_back():

@@ -21,6 +21,7 @@ from vl2.ops.moe import (
     route,
     router_logits,
 )
+from vl2.ops.padded_experts import padded_expert_mlp, pads_experts
 
 
 class Mlp(nn.Module):
@@ -86,7 +87,11 @@ class Experts(nn.Module):
             return chosen_expert_mlp(x.to(dtype), routing, *weights).to(x.dtype)
         gate, up, down = (weight.to(dtype) for weight in weights)
         rows = x.to(dtype)
-        mlp = batched_expert_mlp if batches_experts(rows, gate) else expert_mlp
+        mlp = expert_mlp
+        if batches_experts(rows, gate):
+            mlp = batched_expert_mlp
+        elif pads_experts(rows):
+            mlp = padded_expert_mlp
         return mlp(rows, routing, gate, up, down, change).to(x.dtype)
 
 

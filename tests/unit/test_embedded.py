@@ -85,6 +85,7 @@ def test_the_tower_learns_from_places(shard: dict[str, torch.Tensor]) -> None:
     model = VL2Model(embedded())
     model.init_weights(torch.Generator().manual_seed(0))
     task = SeeTask(PlaceReader(model))
+    heads = {name: tensor.clone() for name, tensor in task.module.heads.state_dict().items()}
     optimizer = torch.optim.AdamW(task.module.parameters(), 1e-3)
     [batch] = list(cut_tiles(shard, np.random.default_rng(0), 0, tiles=2, places=60))[:1]
     losses = []
@@ -94,3 +95,6 @@ def test_the_tower_learns_from_places(shard: dict[str, torch.Tensor]) -> None:
         optimizer.zero_grad()
         task.after_step()
     assert losses[-1] < losses[0] - 0.3
+    model.init_weights(torch.Generator().manual_seed(0))  # as a resumed run loads its weights
+    task.module.heads.load_state_dict(heads)
+    assert task.accumulate([batch]).loss == losses[0]

@@ -39,7 +39,7 @@ class WorkingCopy(Generic[M]):
 
     @torch.no_grad()
     def refresh(self) -> None:
-        """Take over the master's weights; called after the optimiser has moved them."""
+        """Take over the master's weights; called before each step, since a run may have resumed."""
         for twin, master in (*self._trained, *self._frozen):
             twin.copy_(master)
 

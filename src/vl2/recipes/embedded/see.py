@@ -63,6 +63,7 @@ class SeeTask:
     def accumulate(self, batches: Sequence[TrainBatch]) -> StepReport:
         """Gradients of one batch, and the share of characters that were named."""
         [batch] = batches
+        self.twin.refresh()
         tiles, places = batch.tensors["tiles"], batch.tensors["places"]
         logits = self.twin.module(tiles.to(torch.bfloat16), places).float()
         target = places[:, 3]
@@ -77,8 +78,7 @@ class SeeTask:
         )
 
     def after_step(self) -> None:
-        """The twin follows."""
-        self.twin.refresh()
+        """Nothing follows."""
 
     def discard(self) -> None:
         """Nothing follows."""

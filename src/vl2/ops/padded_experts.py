@@ -20,9 +20,9 @@ SMALLEST = 16
 
 def pads_experts(x: Float[Tensor, "n h"]) -> bool:
     """Whether `padded_expert_mlp` is the way to go: training in bfloat16 on a CPU with AMX."""
-    if x.device.type != "cpu" or x.dtype != torch.bfloat16 or not torch.is_grad_enabled():
-        return False
-    return torch.cpu._is_amx_tile_supported()
+    trains = torch.is_grad_enabled() and not torch.compiler.is_compiling()
+    wanted = trains and x.device.type == "cpu" and x.dtype == torch.bfloat16
+    return wanted and torch.cpu._is_amx_tile_supported()
 
 
 def capacity(rows: int) -> int:

@@ -22,6 +22,7 @@ from vl2.parallel.fsdp import expect_pictures, reduce_over_replicas
 from vl2.parallel.mesh import ALONE, Ranks
 from vl2.train.balance import Balancer, loss_scale
 from vl2.train.config import BalanceConfig
+from vl2.train.working_copy import WorkingCopy
 
 if TYPE_CHECKING:
     from vl2.parallel.pipeline import Pipeline
@@ -86,7 +87,8 @@ class LanguageTask:
         Args:
             model: of this rank, see `parallelize_vl2`.
             balance: how its experts are kept busy.
-            autocast: bfloat16 products.
+            autocast: bfloat16 products; on a CPU with AMX through a twin of the whole model in
+                bfloat16, which casts no weight twice.
             ranks: that share each step.
             pipeline: runs the model if it is a stage.
 
@@ -94,7 +96,10 @@ class LanguageTask:
             ValueError: the balancing does not fit the model.
         """
         self.model = model
-        self.autocast = autocast
+        self.twin = (
+            WorkingCopy(model) if autocast and ranks.is_alone and _takes_twin(model) else None
+        )
+        self.autocast = autocast and self.twin is None
         self.ranks, self.pipeline = ranks, pipeline
         self.device = next(model.parameters()).device
         self.balancer = Balancer(model, balance.bias_step, ranks)
@@ -112,6 +117,8 @@ class LanguageTask:
         exact: the result depends neither on how the batch is cut nor on how many ranks share it.
         """
         self.balancer.reset()
+        if self.twin is not None:
+            self.twin.refresh()
         tokens, rows, pictures = self.ranks.total(torch.tensor(_sizes(batches))).tolist()
         tokens = max(tokens, 1)
         expect_pictures(self.model, pictures > 0)
@@ -158,6 +165,8 @@ class LanguageTask:
             loss = losses.sum() / tokens + share
             if loss.requires_grad:  # text alone teaches a tower nothing
                 loss.backward()
+                if self.twin is not None:
+                    self.twin.collect()
             sums += torch.stack([losses.detach().sum(), share.detach()])
             all_losses.append(losses.detach())
         loss, balance = sums.tolist()
@@ -168,9 +177,10 @@ class LanguageTask:
         host = {name: batch.tensors[name] for name in ON_HOST if name in batch.tensors}
         tensors = {k: v if k in host else send(v, self.device) for k, v in batch.tensors.items()}
         labels = tensors.pop("labels")
+        model = self.model if self.twin is None else self.twin.module
         with self._precision():
-            out = self.model(**tensors, logits="none")
-            head = self.model.language.lm_head.weight
+            out = model(**tensors, logits="none")
+            head = model.language.lm_head.weight
             losses = token_losses(out.language.hidden, head, labels)
         mask = tensors.get("attention_mask")
         real = torch.ones(labels.shape, dtype=torch.bool, device=self.device)
@@ -184,6 +194,13 @@ class LanguageTask:
     def _precision(self) -> AbstractContextManager:
         kind = self.device.type
         return torch.autocast(kind, torch.bfloat16) if self.autocast else nullcontext()
+
+
+def _takes_twin(model: VL2Model) -> bool:
+    """Whether the model is on a CPU that multiplies bfloat16 in tiles; compiled blocks stay."""
+    on_cpu = next(model.parameters()).device.type == "cpu"
+    compiled = any(part._compiled_call_impl is not None for part in model.modules())
+    return on_cpu and torch.cpu._is_amx_tile_supported() and not compiled
 
 
 class _SourceMeans:

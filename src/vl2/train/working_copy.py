@@ -22,31 +22,25 @@ class WorkingCopy(Generic[M]):
     """A module in bfloat16 whose weights follow those of `master`, its buffers are the master's."""
 
     def __init__(self, master: M) -> None:
+        """Copy the module with rounded weights; buffers, quantised weights too, are shared."""
         self.master = master
-        self.module: M = copy.deepcopy(master)
-        names = dict(self.module.named_parameters())
-        for name, parameter in names.items():
-            if not name.endswith(FULL_PRECISION):
-                parameter.data = parameter.data.to(torch.bfloat16)
-        for prefix, part in master.named_modules():
-            twin = self.module.get_submodule(prefix)
-            for name, buffer in part._buffers.items():
-                twin._buffers[name] = buffer
-        masters = dict(master.named_parameters())
-        self._frozen = [(p, masters[n]) for n, p in names.items() if not p.requires_grad]
-        self._trained = [(p, masters[n]) for n, p in names.items() if p.requires_grad]
-        self.refresh()
+        pairs = [(_twin(name, p), p) for name, p in master.named_parameters()]
+        known: dict[int, object] = {id(buffer): buffer for buffer in master.buffers()}
+        known |= {id(p): twin for twin, p in pairs}
+        self.module: M = copy.deepcopy(master, known)
+        self._pairs = pairs
 
     @torch.no_grad()
     def refresh(self) -> None:
         """Take over the master's weights; called before each step, since a run may have resumed."""
-        for twin, master in (*self._trained, *self._frozen):
+        self.module.train(self.master.training)
+        for twin, master in self._pairs:
             twin.copy_(master)
 
     @torch.no_grad()
     def collect(self) -> None:
         """Add the twin's gradients to the master's and forget them; called once per micro batch."""
-        for twin, master in self._trained:
+        for twin, master in self._pairs:
             if twin.grad is None:
                 continue
             if master.grad is None:
@@ -54,3 +48,10 @@ class WorkingCopy(Generic[M]):
             else:
                 master.grad += twin.grad
             twin.grad = None
+
+
+def _twin(name: str, parameter: nn.Parameter) -> nn.Parameter:
+    """A parameter rounded to bfloat16, or a copy of one that stays in float32."""
+    dtype = parameter.dtype if name.endswith(FULL_PRECISION) else torch.bfloat16
+    rounded = parameter.detach().to(dtype, copy=True)
+    return nn.Parameter(rounded, requires_grad=parameter.requires_grad)

@@ -8,14 +8,19 @@ from PIL import Image, ImageDraw
 from tests.unit.made import small_world
 
 from vl2.data.make.fonts import ASCII
-from vl2.data.make.sample import Made, Mark
+from vl2.data.make.sample import Made, Mark, Spot
 from vl2.model.vl2 import VL2Model
-from vl2.recipes.embedded import tiles
+from vl2.processing import Processor
+from vl2.processing.grounding import parse_grounding
+from vl2.processing.settings import ProcessorConfig
+from vl2.recipes.embedded import answers, tiles
+from vl2.recipes.embedded.answers import cut_answers, draw_answers, written
 from vl2.recipes.embedded.run import layout
 from vl2.recipes.embedded.see import PlaceReader, SeeTask
 from vl2.recipes.embedded.shape import embedded
 from vl2.recipes.embedded.shards import ShardLoader, write_shard
 from vl2.recipes.embedded.tiles import cut_tiles, dense_views, draw_tiles
+from vl2.recipes.embedded.tokenizer import train_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -68,16 +73,18 @@ def test_going_on_reads_the_same_batches(shard: dict[str, torch.Tensor], tmp_pat
     paths = [tmp_path / f"{n}.safetensors" for n in range(2)]
     for path in paths:
         write_shard(path, shard)
-    make = partial(ShardLoader, paths, 4, partial(cut_tiles, tiles=2, places=20), 3)
-    whole = iter(make())
-    seen = [next(whole)[0].tensors for _ in range(19)]
+    make = partial(ShardLoader, paths, partial(cut_tiles, tiles=2, places=20), 3)
+    loader = make()
+    whole, seen, states = iter(loader), [], []
+    for _ in range(19):
+        states.append(loader.state())
+        seen.append(next(whole)[0].tensors)
     for start in (0, 3, 4, 9, 17):
-        loader = make()
-        loader.restore({"consumed": start})
-        [batch] = next(iter(loader))
+        again = make()
+        again.restore(states[start])
+        [batch] = next(iter(again))
         assert torch.equal(batch.tensors["places"], seen[start]["places"])
         assert torch.equal(batch.tensors["tiles"], seen[start]["tiles"])
-        assert loader.state() == {"consumed": start + 1}
 
 
 def test_the_tower_learns_from_places(shard: dict[str, torch.Tensor]) -> None:
@@ -98,3 +105,73 @@ def test_the_tower_learns_from_places(shard: dict[str, torch.Tensor]) -> None:
     model.init_weights(torch.Generator().manual_seed(0))  # as a resumed run loads its weights
     task.module.heads.load_state_dict(heads)
     assert task.accumulate([batch]).loss == losses[0]
+
+
+@pytest.fixture(scope="module")
+def processor() -> Processor:
+    config = embedded()
+    tokenizer = Processor.from_pretrained("nano").tokenizer
+    size = config.vision_config.image_size
+    return Processor(tokenizer, ProcessorConfig.for_model(config), image_size=size)
+
+
+@pytest.fixture(scope="module")
+def questions(processor: Processor) -> dict[str, torch.Tensor]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(answers, "PICTURES_PER_SHARD", 5)
+        kinds = {"words": 1.0, "shapes": 2.0}
+        return draw_answers(0, 2, kinds, small_world(), processor)
+
+
+def test_places_are_written_as_the_model_writes_them() -> None:
+    text = ("Where? ", Spot(label="a cup", boxes=((10, 20, 60, 100), (-3, 0, 200, 104))))
+    found = parse_grounding(written(text, (200, 100)), [(200, 100)])
+    assert [box.label for box in found] == ["a cup", "a cup"]
+    assert (found[0].x1, found[0].y1, found[0].x2, found[0].y2) == pytest.approx((10, 20, 60, 100))
+    assert written((Spot(label="x"), "?"), (9, 9)) == "<|ref|>x<|/ref|>?"
+
+
+def test_answers_alone_are_learnt(questions: dict[str, torch.Tensor], processor: Processor) -> None:
+    batches = list(cut_answers(questions, np.random.default_rng(0), 0, tokens=1500, tiles=9))
+    assert sum(batch.images for batch in batches) == 5
+    for batch in batches:
+        ids, labels = batch.tensors["input_ids"], batch.tensors["labels"]
+        assert ids.shape[1] in answers.LENGTHS
+        assert batch.tensors["images_seq_mask"].sum() > 0
+        for row, wanted in zip(ids, labels, strict=True):
+            learnt = processor.tokenizer.decode(row[wanted >= 0].tolist())
+            assert learnt
+            assert "<|User|>" not in learnt
+            assert torch.equal(row[wanted >= 0], wanted[wanted >= 0])
+    [first, *_] = cut_answers(
+        questions, np.random.default_rng(0), 0, tokens=1500, tiles=9, learn_questions=True
+    )
+    assert first.supervised > batches[0].supervised
+    assert not (first.tensors["labels"][first.tensors["images_seq_mask"]] >= 0).any()
+
+
+def test_leaving_out_batches_changes_no_other(questions: dict[str, torch.Tensor]) -> None:
+    cut = partial(cut_answers, questions, tokens=700, tiles=4)
+    whole = list(cut(np.random.default_rng(4), 0))
+    rest = list(cut(np.random.default_rng(4), 2))
+    assert len(whole) > 2
+    assert len(rest) == len(whole) - 2
+    for one, two in zip(whole[2:], rest, strict=True):
+        assert torch.equal(one.tensors["input_ids"], two.tensors["input_ids"])
+
+
+def test_a_batch_has_a_loss(questions: dict[str, torch.Tensor]) -> None:
+    model = VL2Model(embedded())
+    model.init_weights(torch.Generator().manual_seed(0))
+    [batch, *_] = cut_answers(questions, np.random.default_rng(0), 0, tokens=700, tiles=4)
+    out = model(**batch.tensors, logits="none")
+    assert out.loss is not None
+    assert 6.0 < out.loss.item() < 11.0  # near that of a guess among 4,096
+
+
+def test_the_tokenizer_keeps_digits_apart_and_text_whole() -> None:
+    tokenizer = train_tokenizer(["Total: $12.50 and 0.99", "The total of 12 items"] * 3, 400)
+    text = "The TOTAL of 1,250.75 is on Page 3."
+    encoded = tokenizer.encode(text)
+    assert tokenizer.decode(encoded.ids) == text
+    assert all(len(t) == 1 for t in encoded.tokens if any(c.isdigit() for c in t))

@@ -21,7 +21,7 @@ from vl2.processing.layout import TileLayout
 from vl2.recipes.embedded.see import PlaceReader, SeeTask
 from vl2.recipes.embedded.shape import embedded
 from vl2.recipes.embedded.shards import ShardLoader, write_shard
-from vl2.recipes.embedded.tiles import TILES_PER_SHARD, cut_tiles, draw_tiles
+from vl2.recipes.embedded.tiles import cut_tiles, draw_tiles
 from vl2.train.config import CheckpointConfig, GuardConfig, OptimConfig
 from vl2.train.metrics import MetricsLog
 from vl2.train.optim import Optimizers
@@ -88,7 +88,7 @@ def see(out: Path) -> None:
     with CheckpointStore(out / "see" / "checkpoints", keep=2) as store:
         Trainer(
             SeeTask(reader, compiled=True),
-            ShardLoader(shards, TILES_PER_SHARD // SEE_TILES, cut, SEED),
+            ShardLoader(shards, cut, SEED),
             Optimizers(reader, optim, SEE_STEPS),
             store,
             MetricsLog(out, steps=SEE_STEPS, every=20, stage="see"),

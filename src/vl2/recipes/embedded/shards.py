@@ -23,35 +23,36 @@ PATIENCE = 0.5
 class ShardLoader:
     """Endless steps of one batch each.
 
-    The first epoch reads the shards in the order of their numbers, later ones in random order.
-    Where a batch stands follows from its number alone: going on reads nothing twice.
+    The first epoch reads the shards in the order of their numbers, later ones in random order. The
+    state is the number of shards that were read whole, and of batches of the one that is open:
+    going on reads nothing twice.
     """
 
-    def __init__(self, shards: Sequence[Path], per_shard: int, cut: Cut, seed: int) -> None:
-        self.shards, self.per_shard, self.cut, self.seed = shards, per_shard, cut, seed
-        self.consumed = 0
+    def __init__(self, shards: Sequence[Path], cut: Cut, seed: int) -> None:
+        self.shards, self.cut, self.seed = shards, cut, seed
+        self.whole, self.batches = 0, 0
 
     def __iter__(self) -> Iterator[Sequence[TrainBatch]]:
         """Steps from the state on."""
         while True:
-            position, offset = divmod(self.consumed, self.per_shard)
-            epoch, index = divmod(position, len(self.shards))
+            epoch, index = divmod(self.whole, len(self.shards))
             rng = np.random.default_rng((self.seed, epoch))
             order = rng.permutation(len(self.shards)) if epoch else range(len(self.shards))
             number = int(order[index])
             data = load_file(_awaited(self.shards[number]))
             draws = np.random.default_rng((self.seed, epoch, number))
-            for batch in self.cut(data, draws, offset):
-                self.consumed += 1
+            for batch in self.cut(data, draws, self.batches):
+                self.batches += 1
                 yield [batch]
+            self.whole, self.batches = self.whole + 1, 0
 
     def state(self) -> dict[str, Any]:
-        """Steps consumed."""
-        return {"consumed": self.consumed}
+        """What was read."""
+        return {"whole": self.whole, "batches": self.batches}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go on after them."""
-        self.consumed = state["consumed"]
+        """Go on after it."""
+        self.whole, self.batches = state["whole"], state["batches"]
 
     def close(self) -> None:
         """Nothing works for it."""

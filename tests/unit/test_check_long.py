@@ -63,7 +63,7 @@ def test_a_check_is_recorded_with_its_figures(call, tmp_path: Path, capsys):
     assert (record["name"], record["passed"], record["exit_code"]) == ("good", True, 0)
     assert record["command"] == "python good.py"
     assert record["figures"] == [{"figure": 1.5}]
-    assert record["seconds"] > 0
+    assert 0 <= record["seconds"] < 60
     assert {"cpu", "cores", "torch", "python"} <= set(record["machine"])
     assert {"commit", "clean", "date"} <= set(record)
     printed = capsys.readouterr()

@@ -355,3 +355,12 @@ def test_nothing_supervised_is_zero_not_nan():
     labels = torch.full((1, 4), -100)
     assert next_token_loss(torch.randn(1, 4, 8), torch.randn(5, 8), labels).item() == 0.0
     assert next_token_loss_ref(torch.randn(1, 4, 5), labels).item() == 0.0
+
+
+def test_nothing_supervised_still_reaches_hidden_states_and_head():
+    """Ranks that train together reduce gradients of the same parameters, whatever their rows."""
+    hidden, head = torch.randn(1, 4, 8, requires_grad=True), torch.randn(5, 8, requires_grad=True)
+    next_token_loss(hidden, head, torch.full((1, 4), -100)).backward()
+    for part in (hidden, head):
+        assert part.grad is not None
+        assert not part.grad.any()

@@ -16,6 +16,7 @@ from vl2.checkpoint.manifest import write_file
 from vl2.data.sources import open_source
 from vl2.overrides import override, to_mapping
 from vl2.recipes.stages import RECIPES
+from vl2.train import metrics
 from vl2.train.config import TrainConfig
 from vl2.train.origin import Origin, find_origin
 from vl2.train.resume import BY_CONTENT, MAY_CHANGE, check_kept, identity
@@ -41,7 +42,7 @@ def root(tmp_path: Path, origin: Origin) -> Path:
 
 
 def keep(root: Path, known: dict[str, Any]) -> None:
-    data = json.dumps({"fingerprint": known}).encode()
+    data = json.dumps({"fingerprint": known, "step": 3}).encode()
     write_step(root, 3, lambda folder: write_file(folder / "extra.json", data))
 
 
@@ -78,6 +79,20 @@ def changed(name: str, value: Any) -> TrainConfig:
 def test_the_same_settings_go_on(root: Path, origin: Origin):
     check_kept(root, identity_of(CONFIG, origin))
     check_kept(root / "none", {})
+
+
+def test_fewer_steps_than_are_done_are_refused(root: Path, origin: Origin):
+    check_kept(root, identity_of(CONFIG, origin), steps=3)
+    with pytest.raises(ValueError, match=r"steps is 2 but .* has done 3: give steps=3 or more"):
+        check_kept(root, identity_of(CONFIG, origin), steps=2)
+
+
+def test_metrics_that_are_damaged_lose_only_these_lines(tmp_path: Path):
+    whole = [json.dumps({"stage": "sft", "step": n}) for n in range(4)]
+    damaged = [b"\xff\xfe{", b"[1]", b'{"stage": "sft", "st']
+    (tmp_path / "m").write_bytes(b"\n".join([*(line.encode() for line in whole), *damaged]))
+    metrics._cut_after(tmp_path / "m", "sft", 2)
+    assert (tmp_path / "m").read_text().splitlines() == whole[:3]
 
 
 @pytest.mark.parametrize("name", OTHER)

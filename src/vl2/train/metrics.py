@@ -237,16 +237,16 @@ def _short(values: Mapping[str, float]) -> str:
 
 
 def _cut_after(path: Path, stage: str, step: int) -> None:
-    """Drop the lines of later steps of this stage, and half a line that a killed run left."""
+    """Drop the lines of later steps of this stage, and what a killed run or a bad disk left."""
     if not path.exists():
         return
     kept = []
-    for text in path.read_text(encoding="utf-8").splitlines():
+    for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             line = json.loads(text)
-        except json.JSONDecodeError:
+        except ValueError:
             continue
-        if line.get("stage") != stage or line["step"] <= step:
+        if isinstance(line, dict) and (line.get("stage") != stage or line.get("step", 0) <= step):
             kept.append(text + "\n")
     path.write_text("".join(kept), encoding="utf-8")
 

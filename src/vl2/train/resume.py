@@ -68,15 +68,20 @@ def content(shown: str | None, parts: Iterable[str]) -> dict[str, Any]:
     return {"given": shown, "sha256": hashlib.sha256(json.dumps([*parts]).encode()).hexdigest()}
 
 
-def check_kept(root: Path, known: Mapping[str, Any]) -> None:
+def check_kept(root: Path, known: Mapping[str, Any], *, steps: int | None = None) -> None:
     """Refuse what could not go on from the states below `root`. Nothing is written, or locked.
 
     Raises:
-        ValueError: see `check_same`.
+        ValueError: see `check_same`, or more than `steps` are done already.
         CheckpointError: there are states, and all are damaged.
     """
     if (found := newest_state(root)) is not None:
         check_same(found, known)
+        if steps is not None and (done := read_extra(found)["step"]) > steps:
+            raise ValueError(
+                f"steps is {steps} but {root} holds a run that has done {done}: give steps={done} "
+                "or more, or begin another run (out=FOLDER)"
+            )
 
 
 def check_same(found: Path, known: Mapping[str, Any]) -> None:

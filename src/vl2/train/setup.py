@@ -105,7 +105,7 @@ def prepare(config: TrainConfig, layout: Layout = ONE, *, check: bool = False) -
     sources = tuple(open_source(source) for source in config.data.sources)
     known = identity(config, origin, sources)
     if check:
-        check_kept(Path(config.folder) / CHECKPOINTS, known)
+        check_kept(Path(config.folder) / CHECKPOINTS, known, steps=config.steps)
     cache = Path(config.folder) / "index"
     index = RowIndex.build(
         config.data.sources,

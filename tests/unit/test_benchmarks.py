@@ -119,7 +119,7 @@ def test_forms_fit_from_the_smallest(monkeypatch: pytest.MonkeyPatch):
     chosen, skipped = fitting_forms(bench, config, FORMS)
     assert chosen == ["int4"]
     assert list(skipped) == ["float8", "int8", "none", "bfloat16"]
-    assert "GiB beside" in skipped["none"]
+    assert "GiB in addition to" in skipped["none"]
     with pytest.raises(ValueError, match=r"quantization int8: .* use --layers"):
         fitting_forms(BenchConfig(model="small", forms=("int8", "int4")), config, ("int8", "int4"))
     assert fitting_forms(bench, cut_layers(config, 3, 2), FORMS)[0] == list(FORMS)

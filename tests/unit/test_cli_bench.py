@@ -92,7 +92,7 @@ def test_summary_says_why_a_ratio_is_missing(
     missing = {name for name in RATIOS if record[name] is None}
     assert missing == record["reasons"].keys()
     assert "eager_prefill_over_reference" in missing
-    assert "are taken; use --layers" in record["reasons"]["int8_decode_over_fp32"]
+    assert "that are free: use --layers" in record["reasons"]["int8_decode_over_fp32"]
     assert record["batch8_over_batch1"] > 0
     assert main(["bench", "summary", "--model", "debug_tiny", *SMALL]) == 0
     assert "int8_decode_over_fp32          none: " in capsys.readouterr().out

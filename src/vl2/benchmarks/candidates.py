@@ -187,8 +187,9 @@ def fitting_forms(
             taken += size
             continue
         skipped[form] = (
-            f"{format_bytes(size)} do not fit: {format_bytes(taken)} of {format_bytes(free)} "
-            "are taken; use --layers, or name fewer precisions with --quantization"
+            f"{format_bytes(size)} in addition to {format_bytes(taken)} do not fit into the "
+            f"{format_bytes(free)} that are free: use --layers, or name fewer precisions with "
+            "--quantization"
         )
         if bench.forms:
             raise ValueError(f"quantization {form}: {skipped[form]}")

@@ -1,7 +1,7 @@
 """The examples run as their first line says, and stay short."""
 
 import json
-import runpy
+import subprocess
 import sys
 from pathlib import Path
 
@@ -11,13 +11,12 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
-    """Run an example with arguments; what it printed."""
+def run():
+    """Run an example with arguments as a program of its own; what it printed."""
 
     def start(name: str, *arguments: object) -> str:
-        monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
-        runpy.run_path(str(EXAMPLES / name), run_name="__main__")
-        return capsys.readouterr().out
+        command = [sys.executable, str(EXAMPLES / name), *map(str, arguments)]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
     return start
 

@@ -185,7 +185,7 @@ def test_sources_need_names_of_their_own(processor: Processor):
 def test_state_of_other_sources_is_refused(processor: Processor):
     loader = loader_of(two_sources(), processor)
     state = loader.state()
-    with pytest.raises(ValueError, match="go on with the same sources"):
+    with pytest.raises(ValueError, match="resume with the same sources"):
         loader.restore({**state, "sources": {}})
     with pytest.raises(ValueError, match="data state is"):
         loader.restore({**state, "place": {"position": 1, "bin": 0, "done": 0}})

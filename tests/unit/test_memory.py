@@ -13,6 +13,7 @@ from torch.distributed.tensor import Shard
 
 from vl2.checkpoint.skeleton import build_skeleton
 from vl2.config import VL2Config
+from vl2.model import moe
 from vl2.model.vl2 import VL2Model
 from vl2.parallel.activation_checkpoint import Recompute, recompute_activations
 from vl2.parallel.config import Layout
@@ -133,7 +134,9 @@ def kept_by_tower(mode: str, how: Recompute = "none") -> float:
 
 @pytest.mark.parametrize("preset", ["debug_tiny", "debug_base"])
 @pytest.mark.parametrize("mode", MODES)
-def test_a_layer_keeps_what_autograd_keeps(preset: str, mode: str):
+def test_a_layer_keeps_what_autograd_keeps(preset: str, mode: str, monkeypatch: pytest.MonkeyPatch):
+    """The estimate is of cards, which group experts; CPUs with AMX pad them and keep less."""
+    monkeypatch.setattr(moe, "pads_experts", lambda rows: False)
     config = narrow_model(preset, 2, mode).config.language_config
     ours = kept_by_layer(config, 1, "none", 64, MODES[mode])
     assert ours == pytest.approx(kept_by_language(preset, mode), rel=KEPT_TOLERANCE)

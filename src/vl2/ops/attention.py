@@ -14,6 +14,9 @@ torch.backends.cuda.enable_cudnn_sdp(False)
 program whose shapes are few may switch it on again behind the import."""
 
 
+FEW_PATCHES = 512
+
+
 def decoder_mask(
     tokens: int,
     keys: int,
@@ -98,13 +101,14 @@ def patch_attention(
 ) -> Float[Tensor, "n h p d"]:
     """Softmax(query key^T / sqrt(d)) value, every patch of a tile with every other one.
 
-    Training in bfloat16 on a CPU multiplies the scores out: the backward pass of PyTorch's fused
-    attention takes two to four times as long there, and the scores of a tile are few. The twin is
-    `attention_ref`.
+    Training in bfloat16 on a CPU multiplies the scores of up to `FEW_PATCHES` out: the backward
+    pass of PyTorch's fused attention takes two to four times as long there. The scores of larger
+    tiles would take too much memory. The twin is `attention_ref`.
     """
+    few = query.shape[-2] <= FEW_PATCHES
     scale = query.shape[-1] ** -0.5
     trained = torch.is_grad_enabled() and query.requires_grad
-    if trained and query.device.type == "cpu" and query.dtype == torch.bfloat16:
+    if few and trained and query.device.type == "cpu" and query.dtype == torch.bfloat16:
         return (query * scale @ key.transpose(-1, -2)).softmax(dim=-1) @ value
     return F.scaled_dot_product_attention(query, key, value, scale=scale)
 

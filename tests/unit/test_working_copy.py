@@ -65,16 +65,15 @@ def test_routers_stay_float32_and_buffers_are_shared() -> None:
         assert buffers[name] is buffer
 
 
-@pytest.mark.parametrize("steps", [1])
-def test_loss_is_that_of_float32_within_rounding(steps: int) -> None:
+def test_loss_is_that_of_float32_within_rounding() -> None:
     model = VL2Model(VL2Config.from_dict(DEBUG_BASE))
     model.init_weights(torch.Generator().manual_seed(0))
-    ids = torch.randint(10, 2000, (2, 24), generator=torch.Generator().manual_seed(steps))
+    ids = torch.randint(10, 2000, (2, 24), generator=torch.Generator().manual_seed(1))
     copy = WorkingCopy(model)
     losses = [m(ids, labels=ids, logits="none").loss for m in (model, copy.module)]
     assert losses[0] is not None
     assert losses[1] is not None
-    assert losses[1].item() == pytest.approx(losses[0].item(), rel=5e-3)  # measured: see the run
+    assert losses[1].item() == pytest.approx(losses[0].item(), rel=1e-3)  # measured: 5e-5
     losses[1].backward()
     copy.collect()
     gradients = [p.grad for p in model.parameters() if p.grad is not None]

@@ -24,6 +24,7 @@ from vl2.data.make.shapes import SHAPES, draw_shape, place_name
 from vl2.data.make.sheet import Sheet, Style, wrap
 from vl2.data.make.tables import Grid
 from vl2.data.make.texts import _part, plain_text
+from vl2.data.make.warp import lay, seen
 from vl2.data.sources import open_source
 from vl2.processing import Processor
 from vl2.processing.grounding import parse_grounding
@@ -151,6 +152,21 @@ def test_marks_turn_with_their_picture(degrees: float, width: int, height: int) 
     turned, [mark] = rotated(image, [Mark(kind="thing", text="x", box=(20, 25, 40, 45))], degrees)
     ink = ImageChops.invert(turned.convert("L")).point(lambda v: 255 * (v > 128)).getbbox()
     assert mark.box == pytest.approx(ink, abs=2)
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.integers(0, 99), st.sampled_from([(0, 0.0), (7, 0.09)]))
+def test_a_laid_layer_has_tight_boxes(seed: int, turned: tuple[int, float]) -> None:
+    [[face]] = small_world().print_faces
+    sheet, layer = Sheet(Image.new("RGB", (420, 260))), Sheet(Image.new("RGB", (300, 150), "white"))
+    layer.text(30, 40, "Way out", Style(face=face, size=48, colour=(255, 0, 0)))
+    to, _ = seen(np.random.default_rng(seed), layer.size, *turned)
+    box = lay(sheet, layer, Image.new("L", layer.size, 255), (20, 30), to)
+    red, green, _ = sheet.image.split()
+    assert box == pytest.approx(red.point([255 * (v > 127) for v in range(256)]).getbbox(), abs=2)
+    ink = ImageChops.subtract(red, green).point([255 * (v > 90) for v in range(256)]).getbbox()
+    [line] = [mark for mark in sheet.marks if mark.kind == "line"]
+    assert line.box == pytest.approx(ink, abs=4)
 
 
 def test_marks_move_with_bars() -> None:

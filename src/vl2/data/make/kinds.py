@@ -14,6 +14,7 @@ from vl2.data.make import (
     papers,
     screens,
     shapes,
+    signs,
     tables,
     words,
 )
@@ -32,6 +33,7 @@ KINDS: dict[str, Maker] = {
     "charts": charts.make,
     "screens": screens.make,
     "shapes": shapes.make,
+    "signs": signs.make,
 }
 
 

@@ -28,7 +28,8 @@ READ = (
 READ_PLACED = (
     "Read the text with [its place|places|boxes].",
     "Read the lines with their [boxes|places].",
-    "[List|Give] [every|each|all] line[s|] of text [and where it is|with its box|with boxes].",
+    "[List|Give] [every|each] line of text [and where it is|with its box].",
+    "[List|Give] all lines of text [and where they are|with their boxes].",
     "OCR with [boxes|locations|grounding].",
 )
 LINES = (

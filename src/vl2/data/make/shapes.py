@@ -137,7 +137,7 @@ def _put(
             continue
         if any(_touch(whole, other.box) for other in others):
             continue
-        name, colour = _colour(rng, sheet.image, whole)
+        name, colour = named_colour(rng, sheet.image, whole)
         shape, way = pick(rng, few), pick(rng, list(WAYS))
         mask = draw_shape(shape, side, WAYS[way] if shape == "arrow" else between(rng, -12, 12))
         sheet.image.paste(colour, (x, y), mask)
@@ -153,7 +153,7 @@ def _touch(one: Box, two: Box, gap: int = 4) -> bool:
     return across and one[1] < two[3] + gap and two[1] < one[3] + gap
 
 
-def _colour(rng: np.random.Generator, image: Image.Image, box: Box) -> tuple[str, Colour]:
+def named_colour(rng: np.random.Generator, image: Image.Image, box: Box) -> tuple[str, Colour]:
     """A named colour that differs from what is behind it."""
     behind = np.asarray(image.crop(box).resize((6, 6)), np.float32).reshape(-1, 3)
     while True:

@@ -9,9 +9,13 @@ from typing import NamedTuple
 from unittest import mock
 
 import pytest
+import torch.distributed as dist
 from tests.distributed.job import Job
+from tests.distributed.launch import run_ranks
 
 from vl2.checkpoint.commit import lock_root
+from vl2.failure import WorkError
+from vl2.parallel.mesh import ONE, Ranks
 from vl2.train import setup
 
 pytestmark = pytest.mark.slow
@@ -115,3 +119,24 @@ def test_a_folder_in_use_is_refused(tmp_path: Path):
         [line] = job.errors
         assert "in use by another training run" in line
     assert not (tmp_path / "run" / "config.yaml").exists()
+
+
+def what_is_told(kind: str) -> list[str]:
+    """What this rank raises if the other one's work fails."""
+
+    def work() -> None:
+        if dist.get_rank() == 1:
+            raise {"use": ValueError, "work": WorkError}[kind]("step 3: not finite")
+
+    ranks = Ranks(layout=ONE._replace(replicate=2), rank=dist.get_rank(), group=dist.group.WORLD)
+    try:
+        ranks.together(work)
+    except (ValueError, WorkError) as error:
+        return [type(error).__name__, str(error)]
+    return []
+
+
+@pytest.mark.parametrize(("kind", "name"), [("use", "SharedError"), ("work", "WorkError")])
+def test_the_kind_of_an_error_reaches_all_ranks(kind: str, name: str):
+    told = run_ranks(2, what_is_told, kind)
+    assert told == [[name, "rank 1: step 3: not finite"]] * 2

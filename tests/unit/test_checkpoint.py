@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from vl2.checkpoint import save as save_module
+from vl2.checkpoint.errors import SaveError
 from vl2.checkpoint.hf import (
     CheckpointError,
     convert_checkpoint,
@@ -320,12 +321,12 @@ def test_failed_save_leaves_the_old_model(tmp_path: Path, monkeypatch: pytest.Mo
 
     with monkeypatch.context() as patch:
         patch.setattr(save_module, "write_file", full)
-        with pytest.raises(CheckpointError, match=r"cannot save into .*: No space left on device"):
+        with pytest.raises(SaveError, match=r"cannot save into .*: No space left on device"):
             save_model(random_model(), tmp_path, max_shard_bytes=100_000)
     assert sorted(tmp_path.iterdir()) == before
     assert_same(old, load_model(tmp_path))
     with monkeypatch.context() as patch:
         patch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(9, 8, 1))
-        with pytest.raises(CheckpointError, match=r"1 B free but the model takes .* KiB"):
+        with pytest.raises(SaveError, match=r"1 B free but the model takes .* KiB"):
             save_model(old, tmp_path)
     assert_same(old, load_model(tmp_path))

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import resource
+import shutil
 import subprocess
 import sys
+from io import StringIO
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
+from vl2.checkpoint.errors import CheckpointError, SaveError
 from vl2.cli import main
 from vl2.cli.answering import answer_one
+from vl2.data.substitute import DataError, DataWorkError
+from vl2.failure import WorkError
+from vl2.model_folder import embedded_folder
 
 SAMPLE = Path(__file__).parents[2] / "examples" / "sample.png"
 ASK = ["ask", str(SAMPLE), "x", "--max-tokens", "1", "--device"]
@@ -71,6 +78,74 @@ def test_other_failures_are_not_called_memory(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("vl2.checkpoint.report.describe", fail)
     with pytest.raises(RuntimeError, match="mat1"):
         main(["inspect", "tiny"])
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (WorkError("3 times bad steps"), 1),
+        (SaveError("cannot save into x: No space left on device"), 1),
+        (DataWorkError("a data worker died"), 1),
+        (OverflowError("int too large"), 1),
+        (OSError(28, "No space left on device"), 1),
+        (CheckpointError("no *.safetensors in x"), 2),
+        (DataError("source 'a': 8 of 20 rows cannot be used"), 2),
+    ],
+    ids=repr,
+)
+def test_failed_work_is_1_and_wrong_use_is_2(
+    error: Exception,
+    code: int,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr("vl2.checkpoint.report.describe", fail)
+    assert main(["inspect", "tiny"]) == code
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ")
+
+
+@pytest.fixture(scope="module")
+def damaged(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The embedded model with a weight that is not a number."""
+    folder = tmp_path_factory.mktemp("damaged") / "nano"
+    shutil.copytree(embedded_folder(), folder)
+    [file] = folder.glob("*.safetensors")
+    tensors = load_file(file)
+    tensors["language.lm_head.weight"][3] = float("nan")
+    save_file(tensors, file)
+    return str(folder)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["ask", str(SAMPLE), "x", "--max-tokens", "2", "-m"],
+        ["ask", str(SAMPLE), "x", "--max-tokens", "2", "--json", "-m"],
+        ["ask", str(SAMPLE), "x", "--each", "-m"],
+        ["doctor", "--prompts", "1"],
+        ["bench", "decode", "--quick", "--tokens", "2", "--model"],
+        ["chat", "-m"],
+    ],
+    ids=" ".join,
+)
+def test_a_model_that_is_not_numbers_is_failed_work(
+    words: list[str],
+    damaged: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    monkeypatch.setattr("sys.stdin", StringIO("hello\n"))
+    assert main([*words, damaged]) == 1
+    assert "the model's scores are not numbers" in capsys.readouterr().err
+
+
+def test_a_request_that_the_engine_refuses_is_wrong_use(capsys: pytest.CaptureFixture[str]):
+    assert main(["ask", str(SAMPLE), "word " * 5000]) == 2
+    assert "leaves no room for an answer" in capsys.readouterr().err
 
 
 def test_memory_that_ran_out_inside_a_request_is_told():

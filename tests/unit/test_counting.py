@@ -12,7 +12,7 @@ from tests.unit.test_data_index import build, talk, write
 
 import vl2
 from vl2.data import counting
-from vl2.data.substitute import DataError
+from vl2.data.substitute import DataWorkError
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +54,7 @@ def test_a_process_that_dies_is_one_line(tmp_path: Path, processor: vl2.Processo
     assert next(results)[1].sizes.shape == (2, 1)
     (worker,) = multiprocessing.active_children()
     worker.kill()
-    with pytest.raises(DataError, match=r"^a process that counts the rows died: [^\n]+$"):
+    with pytest.raises(DataWorkError, match=r"^a process that counts the rows died: [^\n]+$"):
         list(results)
     assert not multiprocessing.active_children()
 
@@ -67,5 +67,5 @@ def test_a_mistake_in_the_code_is_one_line(
 
     monkeypatch.setattr(counting, "record_size", broken)
     config = write(tmp_path / "t.jsonl", [{"conversations": talk()}])
-    with pytest.raises(DataError, match=r"t.jsonl line 1 cannot be counted: KeyError: [^\n]+$"):
+    with pytest.raises(DataWorkError, match=r"t.jsonl line 1 cannot be counted: KeyError: [^\n]+$"):
         build([config], processor)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from vl2.checkpoint import dcp as dcp_module
 from vl2.checkpoint.commit import committed, step_number
 from vl2.checkpoint.dcp import CheckpointStore, load_step, read_extra
-from vl2.checkpoint.errors import CheckpointError
+from vl2.checkpoint.errors import CheckpointError, SaveError
 from vl2.checkpoint.peers import Peers
 
 EXTRA = {"step": 1, "loader": {"next": 640}, "rng": [1, 2**63], "loss": 0.1, "note": "ä", "x": None}
@@ -178,13 +178,13 @@ def test_a_failed_save_is_reported_and_harmless(
     message = f"cannot save step 2 in {store.root}: No space left on device"
     store.save(1, small(1), {})
     full_disk(True)
-    with pytest.raises(CheckpointError, match=message):
+    with pytest.raises(SaveError, match=message):
         store.save(2, small(2), {})
     store.save(2, small(2), {}, asynchronous=True)
-    with pytest.raises(CheckpointError, match=message):
+    with pytest.raises(SaveError, match=message):
         store.wait()
     store.save(2, small(2), {}, asynchronous=True)
-    with pytest.raises(CheckpointError, match=message):
+    with pytest.raises(SaveError, match=message):
         store.save(3, small(3), {})
     assert {p.name for p in store.root.iterdir()} == {".lock", "step-00000001"}
     full_disk(False)
@@ -196,7 +196,7 @@ def test_closing_reports_a_failed_save(tmp_path: Path, full_disk: Callable[[bool
     store = CheckpointStore(tmp_path)
     full_disk(True)
     store.save(1, small(1), {}, asynchronous=True)
-    with pytest.raises(CheckpointError, match="No space left"):
+    with pytest.raises(SaveError, match="No space left"):
         store.close()
     store.close()
     with pytest.raises(ValueError, match="is closed"):

@@ -31,7 +31,7 @@ from vl2.data.index import RowIndex
 from vl2.data.loader import TrainLoader
 from vl2.data.records import Record
 from vl2.data.sources import open_source
-from vl2.data.substitute import DataError
+from vl2.data.substitute import DataWorkError
 from vl2.processing import Processor
 
 
@@ -255,7 +255,7 @@ def test_a_mistake_in_the_code_is_one_clear_line(processor: Processor):
     config = config_of(sources)
     index = index_of(sources, processor)
     loader = TrainLoader(config, processor, [Broken("read", sources[0].records)], index)
-    with pytest.raises(DataError, match=r"^row \d of read at position \d+: KeyError: [^\n]+$"):
+    with pytest.raises(DataWorkError, match=r"^row \d of read at position \d+: KeyError: [^\n]+$"):
         next(iter(loader))
 
 
@@ -328,5 +328,5 @@ def test_a_killed_worker_is_one_clear_line(tmp_path: Path, processor: Processor)
         stream = loader.micro_batches()
         next(stream)
         loader._workers[0].kill()
-        with pytest.raises(DataError, match=r"^a data worker died \([^\n]+\): look for lack"):
+        with pytest.raises(DataWorkError, match=r"^a data worker died \([^\n]+\): look for lack"):
             take(stream, 20)

@@ -13,6 +13,7 @@ from torch import nn
 from vl2.checkpoint.commit import committed
 from vl2.checkpoint.dcp import CheckpointStore, read_extra
 from vl2.data.collate import SampleInfo, TrainBatch
+from vl2.failure import WorkError
 from vl2.train.config import CheckpointConfig, GuardConfig, OptimConfig
 from vl2.train.metrics import MetricsLog
 from vl2.train.optim import Optimizers, freeze
@@ -227,7 +228,7 @@ def test_bad_steps_in_a_row_go_back_and_skip_their_batches(tmp_path: Path):
 
 def test_a_run_that_stays_bad_ends_with_a_reason(tmp_path: Path):
     bad = {n: float("nan") for n in range(15, 400)}
-    with pytest.raises(ValueError, match=r"3 bad steps in a row.*learning_rate"):
+    with pytest.raises(WorkError, match=r"3 bad steps in a row.*learning_rate"):
         run(tmp_path, NetTask(Net(), bad), guard={"rollbacks": 2})
 
 
@@ -288,7 +289,7 @@ def test_a_run_of_which_every_step_is_bad_fails_and_keeps_nothing(tmp_path: Path
     for steps in (1, 2, 3, 40):
         folder = tmp_path / str(steps)
         bad = {n: float("nan") for n in range(50)}
-        with pytest.raises(ValueError, match=r"3 bad steps in a row at step .* no saved state"):
+        with pytest.raises(WorkError, match=r"3 bad steps in a row at step .* no saved state"):
             run(folder, NetTask(Net(), bad), steps, every=1)
         assert committed(folder / "checkpoints") == []
 
@@ -344,7 +345,7 @@ def test_parameters_that_are_not_finite_are_never_kept(tmp_path: Path, every: in
 
     task.after_step = broken
     if every == 100:
-        with pytest.raises(ValueError, match=r"not finite at step .* no saved state to go back to"):
+        with pytest.raises(WorkError, match=r"not finite at step .* no saved state to go back to"):
             run(tmp_path, task, every=every)
         assert committed(tmp_path / "checkpoints") == []
         return

@@ -12,6 +12,7 @@ from vl2.benchmarks.prompts import picture_messages, text_prompt
 from vl2.benchmarks.timing import Timer, seconds
 from vl2.engine.config import SamplingParams
 from vl2.engine.engine import Conversation, Engine
+from vl2.failure import WorkError
 
 TILES = 2
 """Tiles that the tower encodes at once: an overview and one tile."""
@@ -107,12 +108,12 @@ def answer(engine: Engine, conversations: Sequence[Conversation], tokens: int) -
     """Let the engine make exactly so many greedy tokens for each conversation.
 
     Raises:
-        ValueError: the engine cannot answer one.
+        WorkError: the engine cannot answer one.
     """
     params = SamplingParams(max_tokens=tokens, ignore_eos=True)
     for completion in engine.generate(conversations, params):
         if completion.error:
-            raise ValueError(completion.error)
+            raise WorkError(completion.error)
         made = completion.usage.completion_tokens
         assert made == tokens, f"{made} tokens instead of {tokens}"
 

@@ -24,6 +24,7 @@ from vl2.benchmarks.prompts import picture_messages
 from vl2.benchmarks.reports import describe_model
 from vl2.benchmarks.timing import seconds
 from vl2.engine.engine import Engine
+from vl2.failure import WorkError
 
 
 def measure_memory(bench: BenchConfig) -> dict[str, Any]:
@@ -63,7 +64,8 @@ def measure_apart(bench: BenchConfig, threads: int) -> list[dict[str, Any]]:
     """Measure each form in a fresh process, so that a peak is of that form alone.
 
     Raises:
-        ValueError: a process failed, with its own message, or a form that is named does not fit.
+        ValueError: a form that is named does not fit.
+        WorkError: a process failed, with its own message.
     """
     config, _ = find_model(bench)
     skipped: dict[str, str] = {}
@@ -92,7 +94,8 @@ def _run_apart(bench: BenchConfig, threads: int) -> dict[str, Any]:
         reason = f"the system ended it with signal {-done.returncode}, probably out of memory"
     else:
         reason = done.stderr.strip().splitlines()[-1].removeprefix("error: ")
-    raise ValueError(f"{bench.model} with quantization {(bench.forms or FORMS)[0]}: {reason}")
+    kind = ValueError if done.returncode == 2 else WorkError
+    raise kind(f"{bench.model} with quantization {(bench.forms or FORMS)[0]}: {reason}")
 
 
 def command_line(bench: BenchConfig, threads: int) -> list[str]:

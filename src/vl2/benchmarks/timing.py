@@ -6,6 +6,8 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 
+from vl2.failure import WorkError
+
 Timer = Callable[[int], float]
 """Seconds of one measurement; hears the number of the round, 0 while warming up."""
 
@@ -32,11 +34,11 @@ def middle(taken: Sequence[float]) -> float:
     """The median of some times.
 
     Raises:
-        ValueError: it is not positive: the difference of two runs that noise has swallowed.
+        WorkError: it is not positive: the difference of two runs that noise has swallowed.
     """
     found = statistics.median(taken)
     if found <= 0:
-        raise ValueError(
+        raise WorkError(
             f"the machine is too busy: {len(taken)} rounds show no time for a token; "
             "raise --tokens or --rounds"
         )

@@ -21,7 +21,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from vl2.checkpoint.errors import CheckpointError
+from vl2.checkpoint.errors import CheckpointError, SaveError
 from vl2.checkpoint.lock import take
 from vl2.checkpoint.manifest import (
     MANIFEST,
@@ -47,7 +47,7 @@ def lock_root(root: Path) -> BinaryIO:
 
     Raises:
         ValueError: another store, in this or another process, holds the lock.
-        CheckpointError: the folder cannot be created or locked.
+        SaveError: the folder cannot be created or locked.
     """
     with _writes(root, "lock"):
         root.mkdir(parents=True, exist_ok=True)
@@ -80,8 +80,8 @@ def write_step(root: Path, step: int, writer: Callable[[Path], None]) -> Path:
     check (training went back behind them) are set aside. Call it under `lock_root`.
 
     Raises:
-        CheckpointError: this or a later step is there and whole, or the disk is too full or cannot
-            be written; the older steps are then as they were.
+        CheckpointError: this or a later step is there and whole.
+        SaveError: the disk is too full or cannot be written; the older steps are as they were.
     """
     if step < 0:
         raise ValueError(f"step is {step}: expected 0 or more")
@@ -156,7 +156,7 @@ def keep_last(root: Path, count: int, *, valid: Path | None = None) -> None:
     `valid` is a step known to be whole, such as the one just written; None looks for one.
 
     Raises:
-        CheckpointError: a step cannot be removed.
+        SaveError: a step cannot be removed.
     """
     if count < 1:
         raise ValueError(f"keep is {count}: expected at least 1")
@@ -175,7 +175,7 @@ def discard_after(root: Path, step: int) -> None:
     """Remove every committed step later than `step`, newest first: training goes on from there.
 
     Raises:
-        CheckpointError: a step cannot be removed.
+        SaveError: a step cannot be removed.
     """
     with _writes(root, f"discard the steps after {step}"):
         sweep(root)
@@ -205,7 +205,7 @@ def _writes(root: Path, what: str) -> Iterator[None]:
         yield
     except OSError as error:
         why = error.strerror or error
-        raise CheckpointError(
+        raise SaveError(
             f"cannot {what} in {root}: {why}; make room, or choose another folder"
         ) from None
 

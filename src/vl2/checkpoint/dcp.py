@@ -37,7 +37,7 @@ from vl2.checkpoint.commit import (
     partial_folder,
     write_step,
 )
-from vl2.checkpoint.errors import CheckpointError
+from vl2.checkpoint.errors import CheckpointError, SaveError
 from vl2.checkpoint.manifest import verify, write_file
 from vl2.checkpoint.peers import Peers, Single, meet, on_main
 from vl2.checkpoint.snapshot import extra_text, flatten, snapshot
@@ -284,7 +284,7 @@ def _write_tensors(
         cause = _cause(error)
         if isinstance(cause, OSError):
             raise cause from None
-        raise CheckpointError(f"cannot save into {folder}: {cause}") from None
+        raise SaveError(f"cannot save into {folder}: {cause}") from None
 
 
 def _files(state: Mapping[str, Tensor], max_file_bytes: int, peers: Peers) -> dict[str, int]:

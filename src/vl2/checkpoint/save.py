@@ -16,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from vl2.checkpoint.container import NAMES, OutTensor, main_dtype, write_file
-from vl2.checkpoint.errors import CheckpointError
+from vl2.checkpoint.errors import SaveError
 from vl2.checkpoint.folder import INDEX, SHARD, SINGLE
 from vl2.checkpoint.layout import LAYOUTS, table
 from vl2.checkpoint.sizes import format_bytes
@@ -98,7 +98,8 @@ def write_checkpoint(
     """Write shards, config.json, companions and the index, in the order told above.
 
     Raises:
-        CheckpointError: the disk is too full or cannot be written, or a value does not fit float16.
+        SaveError: the disk is too full or cannot be written.
+        CheckpointError: a value does not fit float16.
     """
     total, done = sum(tensor.nbytes for tensor in tensors), 0
 
@@ -121,7 +122,7 @@ def write_checkpoint(
             raise
         _commit(folder, [*(file.name for file in companions), *names])
     except OSError as error:
-        raise CheckpointError(f"cannot save into {folder}: {error.strerror or error}") from None
+        raise SaveError(f"cannot save into {folder}: {error.strerror or error}") from None
     log.info("saved %d tensors, %s, into %s", len(tensors), format_bytes(total), folder)
 
 
@@ -228,7 +229,7 @@ def _sweep(folder: Path) -> None:
 def _check_space(folder: Path, needed: int) -> None:
     free = shutil.disk_usage(folder).free
     if needed > free:
-        raise CheckpointError(
+        raise SaveError(
             f"{folder} has {format_bytes(free)} free but the model takes {format_bytes(needed)}: "
             "make room or choose another disk"
         )

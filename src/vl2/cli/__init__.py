@@ -24,6 +24,7 @@ from vl2.cli.memory import OUT_OF_MEMORY
 from vl2.cli.plan import plans
 from vl2.cli.tiles import tiles
 from vl2.cli.train import train
+from vl2.failure import WorkError
 from vl2.logs import log_to_stderr
 from vl2.out_of_memory import is_out_of_memory
 
@@ -75,6 +76,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return code or 0
     except TyperException as error:
         return _fail(_usage(error), 2)
+    except (WorkError, ArithmeticError) as error:
+        return _fail(str(error), 1)
     except ValueError as error:
         return _fail(str(error), 2)
     except BrokenPipeError:
@@ -84,8 +87,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         return _fail(f"{where}{error.strerror or error}", 1)
-    except ArithmeticError as error:
-        return _fail(str(error), 1)
     except typer.Abort:
         return _fail("stopped", 130)
     except (MemoryError, RuntimeError, ImportError) as error:

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from vl2.cli.terminal import show, show_remarks, streaming
+from vl2.failure import WorkError
 from vl2.out_of_memory import is_out_of_memory
 
 if TYPE_CHECKING:
@@ -84,13 +85,15 @@ def answer_one(
 
     Raises:
         MemoryError: memory ran out on the way.
-        ValueError: the request failed otherwise; the message is the engine's.
+        ValueError: the engine refused the request; the message is the engine's.
+        WorkError: it was taken and failed.
     """
     [answer] = engine.generate([inputs], params, on_token=on_token)
     if answer.error is not None:
         if is_out_of_memory(answer.error):
             raise MemoryError(answer.error)
-        raise ValueError(answer.error)
+        # What is refused has no tokens: it was never counted.
+        raise (WorkError if answer.usage.prompt_tokens else ValueError)(answer.error)
     return answer
 
 
@@ -103,7 +106,7 @@ def show_answer(
     """Ask once and show the answer; with `names` it is JSON that begins with them.
 
     Raises:
-        MemoryError, ValueError: see `answer_one`.
+        MemoryError, ValueError, WorkError: see `answer_one`.
     """
     if names is not None:
         answer = answer_one(engine, inputs, params)

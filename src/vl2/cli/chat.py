@@ -14,6 +14,7 @@ from vl2.cli.answering import content_of, show_answer
 from vl2.cli.loading import load_engine
 from vl2.cli.pictures import open_picture, policy_of
 from vl2.cli.terminal import note
+from vl2.failure import WorkError
 from vl2.folders import expand
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ def chat(  # noqa: PLR0913 - each parameter is an option of the command
     while (line := _read(typed)) is not None and line != "/quit":
         try:
             talk.take(line)
-        except ValueError as error:
+        except (ValueError, WorkError) as error:
             if not typed:
                 raise
             note(f"error: {error}")

@@ -14,6 +14,7 @@ import typer
 
 from vl2.checkpoint.sizes import format_bytes
 from vl2.cli.terminal import note
+from vl2.failure import WorkError
 from vl2.folders import expand, names_something
 
 if TYPE_CHECKING:
@@ -96,9 +97,10 @@ def _one_line_per_run(rank: int) -> Iterator[None]:
         if rank:
             raise typer.Exit(2) from None
         raise
-    except ValueError as error:
+    except (ValueError, WorkError) as error:
         if rank:
-            raise ValueError(f"rank {rank}: {error}") from None
+            kind = WorkError if isinstance(error, WorkError) else ValueError
+            raise kind(f"rank {rank}: {error}") from None
         raise
     except RuntimeError as error:
         if not is_lost_connection(error):

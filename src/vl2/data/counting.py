@@ -27,7 +27,7 @@ from vl2.data.processes import sheltered, worker_context
 from vl2.data.records import RecordError
 from vl2.data.source_record import reason_of
 from vl2.data.sources import Source, open_source
-from vl2.data.substitute import DataError
+from vl2.data.substitute import DataWorkError
 from vl2.logs import get_logger
 from vl2.processing import Processor
 
@@ -91,7 +91,7 @@ def count_rows(
         processes: that may be used; with few rows this one counts alone.
 
     Raises:
-        DataError: a process died, or a row shows a mistake of ours.
+        DataWorkError: a process died, or a row shows a mistake of ours.
     """
     chunks = [rows[at : at + CHUNK] for at in range(0, len(rows), CHUNK)]
     found: dict[int, Counted] = {}
@@ -107,7 +107,7 @@ def count_rows(
         for number, counted in results:
             if counted.failure:
                 log.debug("%s", counted.trace)
-                raise DataError(f"source {source.name!r}: {counted.failure}")
+                raise DataWorkError(f"source {source.name!r}: {counted.failure}")
             found[number] = counted
             advance(len(chunks[number]))
     unusable = Unusable()
@@ -169,7 +169,7 @@ def _in_processes(
                 yield connection.recv()
             left -= len(ready)
     except (EOFError, OSError):
-        raise DataError(
+        raise DataWorkError(
             "a process that counts the rows died: look for lack of memory, then start again; what "
             "it had counted is lost"
         ) from None

@@ -28,7 +28,7 @@ from vl2.data.mixture import RowOrder
 from vl2.data.plan import MicroPlan, Planner, micro_plans
 from vl2.data.processes import sheltered, worker_context
 from vl2.data.sources import Source
-from vl2.data.substitute import DataError, SlotReport, Tally, reports_of, reports_text
+from vl2.data.substitute import DataWorkError, SlotReport, Tally, reports_of, reports_text
 from vl2.logs import get_logger
 from vl2.processing import Processor
 
@@ -125,7 +125,8 @@ class TrainLoader:
         """The micro batches of each step, or of what is left of it, from the state on.
 
         Raises:
-            DataError: too many records of a source are bad, or a worker died.
+            DataError: too many records of a source are bad.
+            DataWorkError: a worker died, or shows a mistake of ours.
         """
         step = []
         for batch in self.micro_batches():
@@ -181,7 +182,7 @@ class TrainLoader:
         decoded = self._await() if self.config.workers else next(self._stream)
         if isinstance(decoded, Crash):
             log.debug("%s", decoded.trace)
-            raise DataError(decoded.message)
+            raise DataWorkError(decoded.message)
         self._count(decoded)
         self._place = dict(decoded.state)
         return decoded.batch
@@ -204,7 +205,7 @@ class TrainLoader:
             return next(self._stream)
         except (RuntimeError, OSError, EOFError) as error:  # also while a tensor is fetched
             reason = (str(error) or type(error).__name__).splitlines()[0]
-            raise DataError(
+            raise DataWorkError(
                 f"a data worker died ({reason}): look for lack of memory, of /dev/shm or of open "
                 "files, or take fewer workers"
             ) from error

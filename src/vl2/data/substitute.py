@@ -15,6 +15,7 @@ from vl2.data.config import DataConfig
 from vl2.data.plan import RowRef, draw
 from vl2.data.records import Record, RecordError
 from vl2.data.sources import Source
+from vl2.failure import WorkError
 from vl2.logs import get_logger
 from vl2.processing import ModelInputs
 
@@ -32,6 +33,10 @@ Encode = Callable[[Record, RowRef], ModelInputs]
 
 class DataError(ValueError):
     """The data cannot be trained on as they are; the message is one line with the remedy."""
+
+
+class DataWorkError(DataError, WorkError):
+    """A process that reads the data died, or reading shows a mistake of ours."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -20,6 +20,7 @@ from vl2.checkpoint.hf import load_model
 from vl2.engine.compiling import compiled, why_not_compiled
 from vl2.engine.config import EngineConfig, SamplingParams
 from vl2.engine.engine import Engine
+from vl2.failure import WorkError
 from vl2.model.vl2 import VL2Model
 from vl2.ops.native import kernels
 from vl2.processing.inputs import ModelInputs
@@ -100,7 +101,7 @@ class SelfCheck:
         answers = engine.generate(list(prompts), SamplingParams(max_tokens=self.max_tokens))
         for number, answer in enumerate(answers):
             if answer.error is not None:
-                raise ValueError(f"prompt {number} of the check failed: {answer.error}")
+                raise WorkError(f"prompt {number} of the check failed: {answer.error}")
         return [answer.token_ids for answer in answers]
 
     def _together(self, **sizes) -> list[list[int]]:

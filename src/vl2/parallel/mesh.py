@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
+from vl2.failure import WorkError
 from vl2.parallel.config import Layout, ParallelConfig
 from vl2.parallel.rendezvous import launched_world, open_store
 
@@ -127,17 +128,20 @@ class Ranks:
 
         Raises:
             SharedError: `work` raised a `ValueError` on some rank; the first one's message.
+            WorkError: it raised that.
         """
         result, problem = None, ""
         try:
             result = work()
-        except ValueError as error:
+        except (ValueError, WorkError) as error:
             if self.group is None:
                 raise
-            problem = str(error)
-        for rank, text in enumerate(self.gather_text(problem)):
-            if text:
-                raise SharedError(text if rank == 0 else f"rank {rank}: {text}")
+            problem = ("work:" if isinstance(error, WorkError) else "use:") + str(error)
+        for rank, found in enumerate(self.gather_text(problem)):
+            if found:
+                kind, _, text = found.partition(":")
+                error = SharedError if kind == "use" else WorkError
+                raise error(text if rank == 0 else f"rank {rank}: {text}")
         return cast("T", result)
 
     def main_first(self, work: Callable[[], T]) -> T:

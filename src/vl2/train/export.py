@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from vl2.checkpoint.hf import save_model
+from vl2.failure import WorkError
 from vl2.logs import get_logger
 from vl2.model.vl2 import VL2Model
 from vl2.train.config import TrainConfig
@@ -28,7 +29,7 @@ def export(trainer: Trainer, config: TrainConfig, origin: Origin) -> Path:
     adapters are all that is left; their folder is returned then.
 
     Raises:
-        ValueError: the model has numbers that are not finite; nothing is written.
+        WorkError: the model has numbers that are not finite; nothing is written.
     """
     folder = Path(config.folder) / (EXPORTED if origin.quantized is None else ADAPTER)
     is_main = trainer.ranks.is_main
@@ -54,7 +55,7 @@ def _export(trainer: Trainer, config: TrainConfig, origin: Origin, folder: Path)
 def _check_finite(model: VL2Model, step: int) -> None:
     for name, tensor in model.state_dict().items():
         if tensor.is_floating_point() and not tensor.isfinite().all():
-            raise ValueError(
+            raise WorkError(
                 f"{name} has numbers that are not finite after step {step}, so there is no model: "
                 "train again with a lower optim.learning_rate, or from a start without them"
             )

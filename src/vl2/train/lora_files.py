@@ -26,6 +26,7 @@ from vl2.checkpoint.container import (
     read_tensors,
     write_file,
 )
+from vl2.checkpoint.errors import SaveError
 from vl2.checkpoint.layout import ours, table
 from vl2.checkpoint.skeleton import build_skeleton
 from vl2.logs import get_logger
@@ -88,7 +89,7 @@ def save_lora(model: VL2Model, folder: str | Path, *, base_model: str) -> None:
 
     Raises:
         ValueError: the model has no adapters.
-        CheckpointError: the folder cannot be written.
+        SaveError: the folder cannot be written.
     """
     layers = list(lora_layers(model).values())
     if not layers:
@@ -289,4 +290,4 @@ def _write(folder: Path, tensors: list[OutTensor], config: Mapping[str, Any]) ->
         for name in (WEIGHTS, CONFIG):
             (folder / (name + PARTIAL)).replace(folder / name)
     except OSError as error:
-        raise CheckpointError(f"cannot save into {folder}: {error.strerror or error}") from None
+        raise SaveError(f"cannot save into {folder}: {error.strerror or error}") from None

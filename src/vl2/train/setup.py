@@ -127,6 +127,7 @@ def run(config: TrainConfig) -> Path:
     Raises:
         ValueError: something is wrong with settings, start or data; no weight was touched. Every
             rank raises the same.
+        WorkError: the work failed, see `Trainer.run` and `export`.
         TrainingStopped: a signal ended it, its state is kept.
     """
     started = f"{version('vl2')} {to_mapping(config)}"

@@ -19,6 +19,7 @@ from torch.distributed.tensor import DTensor
 
 from vl2.checkpoint.dcp import CheckpointStore
 from vl2.data.collate import TrainBatch
+from vl2.failure import WorkError
 from vl2.logs import get_logger
 from vl2.model.quantized import quantized_buffers
 from vl2.train.config import CheckpointConfig, GuardConfig
@@ -112,7 +113,8 @@ class Trainer:
 
         Raises:
             TrainingStopped: SIGTERM, SIGUSR1 or Ctrl-C came; the state was kept at a step's end.
-            ValueError: a kept state is of another run, or the loss cannot be brought back to sense.
+            ValueError: a kept state is of another run.
+            WorkError: the loss cannot be brought back to sense, or the disk is full.
         """
         self._resume()
         if self.on_start is not None:
@@ -225,13 +227,13 @@ class Trainer:
         """Go back to the last kept state, but on behind the batches that were bad."""
         bad = self.loader.state()
         if not self.guard.rolled_back():
-            raise ValueError(
+            raise WorkError(
                 f"{self.guard.rollbacks} times {why}, the last at step {self.step + 1}: lower "
                 f"optim.learning_rate, or look at the samples in {self.quarantine.path}"
             )
         found = self.store.newest()
         if found is None:
-            raise ValueError(
+            raise WorkError(
                 f"{why} at step {self.step + 1} and no saved state to go back to: lower "
                 "optim.learning_rate or checkpoint.every, or look at the samples in "
                 f"{self.quarantine.path}"

@@ -17,6 +17,7 @@ from vl2.data.encode import encode_record
 from vl2.data.make import export, packages
 from vl2.data.make.chance import phrase
 from vl2.data.make.fonts import family, glyph_box
+from vl2.data.make.graph import plan, way
 from vl2.data.make.kinds import KINDS, make
 from vl2.data.make.paper import barred, rotated
 from vl2.data.make.sample import Made, Mark, Spot, plain
@@ -205,6 +206,45 @@ def test_shapes_fill_their_square_and_differ(shape: str) -> None:
 def test_places_are_thirds(box: tuple[int, int, int, int], place: str) -> None:
     assert place_name(box, (100, 100)) == place
     assert place_name((30, 45, 37, 55), (100, 100)) is None
+
+
+@pytest.mark.parametrize("form", ["down", "right", "snake", "tree", "sideways", "cycle", "star"])
+def test_nodes_of_a_diagram_stay_apart(form: str) -> None:
+    for seed in range(20):
+        places, edges = plan(np.random.default_rng(seed), form)
+        assert len(edges) >= len(places) - 1
+        assert {n for edge in edges for n in edge} == set(range(len(places)))
+        for k, (x, y) in enumerate(places):
+            assert all(max(abs(x - u), abs(y - v)) > 0.94 for u, v in places[:k])
+
+
+@pytest.mark.parametrize(
+    ("end", "pointed"),
+    [((9, 0), "right"), ((0, 9), "down"), ((-9, -9), "up left"), ((9, -8), "up right")],
+)
+def test_arrows_point_one_of_eight_ways(end: tuple[float, float], pointed: str) -> None:
+    assert way((0, 0), end) == pointed
+    assert way((0, 0), (9, 4)) is None  # between right and down right
+
+
+def test_what_comes_after_follows_the_arrows() -> None:
+    asked = 0
+    for row in range(20):
+        made = make("diagrams", 3, row, small_world())
+        edges = list(made.facts.get("edges", ()))  # pyright: ignore[reportArgumentType]
+        for ask in made.asks:
+            answer = plain(ask.answer)
+            if ask.skill != "diagram.after":
+                continue
+            if answer.startswith("Nothing comes after "):
+                name = answer.removeprefix("Nothing comes after ").removesuffix(".")
+                assert all(a != name for a, _, _ in edges)
+                continue
+            sets = [{b for a, b, _ in edges if a == start} for start, _, _ in edges]
+            called = [{b} for _, b, label in edges if label]  # "What follows Yes?"
+            assert set(answer.split(", ")) in [*sets, *called]
+            asked += 1
+    assert asked > 5
 
 
 def test_splits_share_no_entry() -> None:

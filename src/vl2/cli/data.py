@@ -12,7 +12,7 @@ import typer
 from vl2.cli.examples import examples_of
 from vl2.cli.terminal import show
 
-_KINDS = "words, lines, blocks, pages, papers, tables, charts, screens, shapes or signs."
+_KINDS = "words, lines, blocks, pages, papers, tables, charts, screens, shapes, signs or diagrams."
 
 data = typer.Typer(no_args_is_help=True, help="Make data for training and evaluation.")
 

@@ -9,6 +9,7 @@ import numpy as np
 from vl2.data.make import (
     blocks,
     charts,
+    diagrams,
     lines,
     pages,
     papers,
@@ -34,6 +35,7 @@ KINDS: dict[str, Maker] = {
     "screens": screens.make,
     "shapes": shapes.make,
     "signs": signs.make,
+    "diagrams": diagrams.make,
 }
 
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from vl2.data.make.chance import chance, integer, phrase, pick
+from vl2.data.make.chance import chance, integer, phrase, pick, shuffled
 from vl2.data.make.sample import Ask, Box, Mark, Spot, Text, ask
 
 READ = (
@@ -61,6 +61,11 @@ ABSENT = ("There is no {name} in the image.",)
 NO_MORE = "There is no further line."
 NO_TEXT = "There is no text in the image."
 LINE_NAME = "line"
+
+
+def different(rng: np.random.Generator, asks: Sequence[Ask], most: int) -> list[Ask]:
+    """At most so many of the asks in random order; one that is there twice is likelier."""
+    return list(dict.fromkeys(shuffled(rng, asks)))[:most]
 
 
 def read_asks(rng: np.random.Generator, lines: Sequence[Mark], skill: str) -> list[Ask]:

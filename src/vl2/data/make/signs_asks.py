@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vl2.data.make.chance import chance, phrase, pick, shuffled, some
-from vl2.data.make.reading import LOCATE_THING, locate, locate_asks, read_asks
+from vl2.data.make.chance import chance, phrase, pick, some
+from vl2.data.make.reading import LOCATE_THING, different, locate, locate_asks, read_asks
 from vl2.data.make.sample import Ask, Box, Mark, ask
 from vl2.data.make.shapes import COLOURS, listed, plural
 from vl2.data.make.words import short_text
@@ -120,7 +120,7 @@ def sign_asks(
         which = (LEFT_RIGHT if columns == 2 else THREE)[n]
         name = f"{which} {signs[n].noun if _alike(signs) else 'one'}"
         asks.append(ask("sign.read", phrase(rng, pick(rng, SAY), name=name), _rows(signs[n])))
-    return shuffled(rng, asks)[:7]
+    return different(rng, asks, 7)
 
 
 def _about(rng: np.random.Generator, sign: Sign, signs: Sequence[Sign]) -> list[Ask]:

@@ -91,6 +91,31 @@ def test_boxes_of_a_later_picture_and_shares(tmp_path: Path):
         ({"ref": ["dog"], "bbox": [[1, 2, 3, 4]], "bbox_type": "xywh"}, "bbox_type is 'xywh'"),
         ({"ref": ["dog"], "bbox": [[1, 2, 30, 40]], "image_id": [1]}, "picture 1 of 1"),
         ({"ref": ["dog"], "bbox": [[1, 2, 30, 40]], "image_id": 0.5}, "'image_id' is not a list"),
+        (
+            {"ref": ["dog"], "bbox": [[1, 2, 30, 40]], "bbox_type": ["real"]},
+            "expected real or norm1",
+        ),
+        ({"ref": ["dog"], "bbox": [[1, 2, 30, 40]], "bbox_typ": "norm1000"}, "with bbox_typ: expe"),
+        (
+            {"ref": ["dog"], "bbox": [[1, 2, 30, 40]], "width": [8]},
+            "'objects' with width: expected",
+        ),
+        (
+            {"ref": ["dog"], "bbox": [[0.1, 0.2, 0.3, 0.4]], "bbox_type": "norm1000"},
+            "a box has shares of 0..1, got [0.1, 0.2, 0.3, 0.4]: expected shares of 0..1000",
+        ),
+        (
+            {"ref": ["dog"], "bbox": [[100, 200, 101, 400]], "bbox_type": "norm1000"},
+            "thinner than a pixel, got [8.0, 12.0, 8.08, 24.0] in 80 x 60 pixels",
+        ),
+        (
+            {"ref": ["dog"], "bbox": [[0.1, 0.2, 0.5, 0.21]], "bbox_type": "norm1"},
+            "a box is thinner than a pixel",
+        ),
+        (
+            {"ref": ["d"], "bbox": [[1, 2, 30, 40]], "bbox_type": "norm1000", "image_id": [3]},
+            "picture 3 of 1",
+        ),
         ({"ref": [""], "bbox": [[1, 2, 30, 40]]}, "a label is ''"),
         ({"ref": ["<|det|>"], "bbox": [[1, 2, 30, 40]]}, "a label is '<|det|>'"),
     ],
@@ -98,6 +123,28 @@ def test_boxes_of_a_later_picture_and_shares(tmp_path: Path):
 def test_objects_that_do_not_fit_the_marks(tmp_path: Path, objects: Any, reason: str):
     row = {"image": "a.png", "messages": said("Find <ref-object>.", "<bbox>"), "objects": objects}
     assert reason in refused(source_of(tmp_path, row))
+
+
+@pytest.mark.parametrize(
+    ("question", "answer"),
+    [
+        ("Find <ref-object>.", '[{"bbox_2d": <bbox>, "label": "dog"}]'),
+        ("Find <ref-object>.", "<box><bbox></box>"),
+        ("Find <ref><ref-object></ref>.", "<bbox>"),
+    ],
+)
+def test_marks_inside_the_form_of_another_model_are_refused(
+    tmp_path: Path, question: str, answer: str
+):
+    row = {"image": "a.png", "messages": said(question, answer)}
+    row["objects"] = {"ref": ["dog"], "bbox": [[1, 2, 30, 40]]}
+    assert "means nothing here" in refused(source_of(tmp_path, row))
+
+
+def test_the_kind_of_boxes_stands_in_objects(tmp_path: Path):
+    row = {"image": "a.png", "messages": said("Find it.", "<bbox>"), "bbox_type": "norm1000"}
+    row["objects"] = {"bbox": [[1, 2, 30, 40]]}
+    assert "'objects' with bbox_type beside it" in refused(source_of(tmp_path, row))
 
 
 def test_objects_beside_a_conversation_without_marks(tmp_path: Path):
@@ -151,7 +198,10 @@ def test_a_label_in_the_question_is_read_where_boxes_are(tmp_path: Path):
 
 @pytest.mark.parametrize(
     "text",
-    ["A wiki<ref>Smith, 2001</ref> says so.", "<box>a</box>", "<video src='a'></video> <video> x"],
+    [
+        *("A wiki<ref>Smith, 2001</ref> says so.", "<box>a</box>", "The key bbox_2d holds a box."),
+        *("<video src='a'></video> <video> x", '{"total": [10, 20], "bbox": "none"}'),
+    ],
 )
 def test_markup_stays_text(tmp_path: Path, text: str):
     assert read(tmp_path, "Write markup.", text)[1] == text
@@ -176,6 +226,17 @@ def test_markup_stays_text(tmp_path: Path, text: str):
         ("<p>dog</p><box><loc_1><loc_2></box>", "means nothing here"),
         ("<loc0100><loc0200><loc0300><loc0400> dog", "means nothing here"),
         ("<|im_start|>Here.<|im_end|>", "means nothing here"),
+        ("<|point_start|>(3,4)<|point_end|>", "means nothing here"),
+        ("<|vision_start|>Here.<|vision_end|>", "means nothing here"),
+        ("<object><patch_index_0044><patch_index_0863></object>", "means nothing here"),
+        ('```json\n[{"bbox_2d": [10, 20, 30, 40], "label": "dog"}]\n```', "means nothing here"),
+        ("{'bbox_2d':[10,20,30,40]}", "means nothing here"),
+        ('{"point_2d": [10, 20], "label": "nose"}', "means nothing here"),
+        ('[{"box_2d": [10, 20, 30, 40]}]', "means nothing here"),
+        ('{"bbox_3d": [1, 2, 3, 4, 5, 6, 7, 8, 9]}', "means nothing here"),
+        ("<ref>dog</ref><box>(0.1,0.2),(0.3,0.4)</box>", "a box has shares of 0..1"),
+        ("<|box_start|>(0.1,0.2),(0.3,0.4)<|box_end|>", "a box has shares of 0..1"),
+        ("<box>[[0, 0, 1, 1]]</box>", "a box has shares of 0..1"),
         ("<|det|>[[0, 0, 0, 0]]<|/det|>", "is not [[x1, y1, x2, y2]]"),
         ("<ref></ref><box>(1,2),(30,40)</box>", "a label is ''"),
     ],
@@ -193,12 +254,12 @@ def test_what_is_no_box_is_refused(tmp_path: Path, answer: str, reason: str):
 def test_a_box_is_read_or_refused(corners: tuple[int, int, int, int], form: str):
     x1, y1, x2, y2 = corners
     turns = [Turn(role="user", text="Where?"), Turn(role="assistant", text=form.format(*corners))]
-    if x1 < x2 and y1 < y2:
+    if x1 < x2 and y1 < y2 and max(corners) > 1:
         text = grounded_turns(turns, {}, (b"",), ORIGIN)[1].text
         numbers = json.loads(text.removeprefix("<|det|>").removesuffix("<|/det|>"))[0]
         assert all(abs(n / 999 - c / 1000) <= 0.0006 for n, c in zip(numbers, corners, strict=True))
     else:
-        with pytest.raises(ValueError, match="does not lie inside"):
+        with pytest.raises(ValueError, match=r"does not lie inside|shares of 0\.\.1"):
             grounded_turns(turns, {}, (b"",), ORIGIN)
 
 
@@ -221,7 +282,7 @@ def test_what_would_be_passed_over_is_refused_or_read(tmp_path: Path):
     assert source_of(tmp_path, {**row, "images": ["a.png"]})[0].turns
     twice = {**row, "conversations": said("What?", "A cat.")}
     assert "'conversations' and 'messages'" in refused(source_of(tmp_path, twice))
-    for mark in ({"loss": False}, {"weight": 0}):
+    for mark in ({"loss": False}, {"weight": 0}, {"loss_scale": 0.0}, {"train": False}):
         turns = [row["messages"][0], {**row["messages"][1], **mark}]
         assert "not to be learnt" in refused(source_of(tmp_path, {**row, "messages": turns}))
     turns = [row["messages"][0], {**row["messages"][1], "loss": True, "weight": None}]

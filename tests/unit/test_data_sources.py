@@ -115,12 +115,26 @@ def test_grounded_text_within_the_grid_is_taken(folder: Path):
 @pytest.mark.parametrize(
     "boxes",
     ["[[0, 0, 1000, 9]]", "[[9, 0, 3, 9]]", "[[0, 9, 9, 3]]", "[[1, 2, 3]]", "[[-1, 0, 3, 4]]",
-     "[]", "[[0.5, 0.5, 1, 1]]", "[[1, 2, 3, 4]]<|det|>"],
+     "[]", "[[0.5, 0.5, 1, 1]]", "[[0, 0, 0, 1]]", "[[0, 0, 1, 1]]", "[[1, 1, 1, 1]]"],
 )  # fmt: skip
 def test_boxes_in_text_that_are_none_are_refused(folder: Path, boxes: str):
     answer = f"<|ref|>cat<|/ref|><|det|>{boxes}<|/det|>"
     source = jsonl(folder / "t.jsonl", [{"image": "a.jpg", "conversations": talk(answer=answer)}])
     assert "a box in the text is not [[x1, y1, x2, y2]]" in refused(source)
+    caption = jsonl(folder / "c.jsonl", [{"image": "a.jpg", "caption": answer}])
+    assert "a box in the text is not [[x1, y1, x2, y2]]" in refused(caption)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    ["<|ref|>cat<|det|>[[1, 2, 3, 4]]<|/det|>", "<|ref|><|ref|>cat<|/ref|><|/ref|>", "cat<|/ref|>",
+     "<|det|>[[1, 2, 3, 4]]", "<|det|>[[1, 2, 3, 4]]<|det|><|/det|>", "<|ref|>cat<|/det|>"],
+)  # fmt: skip
+def test_labels_and_boxes_that_are_not_closed_are_refused(folder: Path, answer: str):
+    source = jsonl(folder / "t.jsonl", [{"image": "a.jpg", "conversations": talk(answer=answer)}])
+    assert "opens or closes a label or a box twice" in refused(source)
+    documents = jsonl(folder / "d.jsonl", [{"text": answer}], format="text")
+    assert "opens or closes a label or a box twice" in refused(documents)
 
 
 # labelled pictures

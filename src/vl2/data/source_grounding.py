@@ -4,7 +4,8 @@ ms-swift: marks `<ref-object>` and `<bbox>` in the text, filled in their order f
 {"ref", "bbox", "bbox_type", "image_id"}, as its documentation of custom datasets has it.
 Qwen-VL: `<ref>dog</ref><box>(x1,y1),(x2,y2)</box>`; Qwen2-VL: `<|object_ref_start|>`,
 `<|object_ref_end|>`, `<|box_start|>` and `<|box_end|>` instead; InternVL: `<box>[[x1, y1, x2,
-y2]]</box>`. All three count from 0 to 1000. What has no form here is refused.
+y2]]</box>`. All three count from 0 to 1000. What has no form here is refused: also the JSON of
+Qwen2.5-VL and Qwen3-VL, of which the first counts pixels of a resized picture, the second to 1000.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ MEDIA = ("video", "videos", "audio", "audios")
 THOUSAND = 1000
 """Where the coordinates of Qwen and InternVL end."""
 
-_SCALES = {"norm1": 1, "norm1000": THOUSAND}  # of "bbox_type"; "real" is pixels
+_SCALES = {"real": None, "norm1": 1, "norm1000": THOUSAND}  # of "bbox_type"; "real" is pixels
+_READ = ("ref", "bbox", "bbox_type", "image_id")  # of "objects"
 
 _MARK = re.compile(r"<ref-object>|<bbox>(?:\s*<bbox>)*")
 _UNIT = r"(?:<box>[\d.,()\[\]\s-]*</box>|<\|box_start\|>.*?<\|box_end\|>)"  # other <box> is markup
@@ -38,8 +40,9 @@ _VALUE = r"\s*(\d+(?:\.\d+)?)\s*"
 _CORNERS = re.compile(rf"\s*\({_VALUE},{_VALUE}\)\s*,\s*\({_VALUE},{_VALUE}\)\s*")
 _LISTED = re.compile(rf"\[{_VALUE},{_VALUE},{_VALUE},{_VALUE}\]")
 _FOREIGN = re.compile(
-    r"<\|(?:object_ref|box|quad)_(?:start|end)\|>|<\|(?:image|video)_pad\|>|<\|im_(?:start|end)\|>"
-    r"|<(?:quad|point|box)>[\s(\[]*\d[\d.,()\s]*|<img>[^<>]+</img>|<loc_?\d+>"
+    r"<\|(?:object_ref|box|quad|point|vision|im)_(?:start|end)\|>|<\|(?:image|video)_pad\|>"
+    r"|<(?:quad|point|box)>[\s(\[]*(?:\d[\d.,()\s]*|<\|det\|>)|<ref>\s*<\|ref\|>"
+    r"|<img>[^<>]+</img>|<(?:loc_?|patch_index_)\d+>|[\"'](?:bb?ox|point)_[23]d[\"']\s*:\s*[\[<]"
     r"|<points? x\d*=\"[^>]*>|<(?:im_start|im_end|ImageHere|image_?\d+)>"
 )
 _NO_PICTURE = re.compile(r"<(video|audio)>(?!.*</\1>)", re.DOTALL)  # with an end it is HTML
@@ -59,7 +62,7 @@ def grounded_turns(
             raise origin.error(
                 f"{found[0]} in a question: only pictures are supported, leave the row out"
             )
-    return _translated(_filled(turns, row.get("objects"), pictures, origin), origin)
+    return _translated(_filled(turns, row, pictures, origin), origin)
 
 
 def check_media(row: Mapping[str, Any], origin: Origin) -> None:
@@ -76,9 +79,10 @@ def check_media(row: Mapping[str, Any], origin: Origin) -> None:
 
 
 def _filled(
-    turns: Sequence[Turn], objects: Any, pictures: Pictures, origin: Origin
+    turns: Sequence[Turn], row: Mapping[str, Any], pictures: Pictures, origin: Origin
 ) -> tuple[Turn, ...]:
     """The marks of ms-swift replaced by what "objects" has for them."""
+    objects = row.get("objects")
     marks = [mark for turn in turns for mark in _MARK.findall(turn.text)]
     if not objects and not marks:
         return tuple(turns)
@@ -89,6 +93,10 @@ def _filled(
             else "'objects' beside a conversation is no {'ref', 'bbox'}, which fill its marks: "
             "give one of both"
         )
+    unread = [name for name, value in objects.items() if value and name not in _READ]
+    unread += ["bbox_type beside it"] if row.get("bbox_type") else []
+    if unread:
+        raise origin.error(f"'objects' with {unread[0]}: expected {', '.join(_READ)} in it")
     labels, boxes = objects.get("ref") or [], list(_boxes(objects, pictures, origin))
     wanted = (marks.count("<ref-object>"), sum(mark.count("<bbox>") for mark in marks))
     if not isinstance(labels, list) or wanted != (len(labels), len(boxes)):
@@ -109,26 +117,26 @@ def _filled(
 def _boxes(objects: Mapping[str, Any], pictures: Pictures, origin: Origin) -> Iterator[list[int]]:
     """The boxes of ms-swift's "objects" in 0..999."""
     boxes, kind = objects.get("bbox") or [], objects.get("bbox_type") or "real"
-    if kind != "real" and kind not in _SCALES:
-        raise origin.error(
-            f"bbox_type is {str(kind)[:40]!r}: expected real, {' or '.join(_SCALES)}"
-        )
+    if not isinstance(kind, str) or kind not in _SCALES:
+        raise origin.error(f"bbox_type is {str(kind)[:40]!r}: expected {' or '.join(_SCALES)}")
     if not isinstance(boxes, list):
         raise origin.error("'bbox' is not a list of boxes [x1, y1, x2, y2]")
     numbers = objects.get("image_id") or [0] * len(boxes)
     if not isinstance(numbers, list) or len(numbers) != len(boxes):
         raise origin.error("'image_id' is not a list with the number of a picture for each 'bbox'")
     for box, number in zip(boxes, numbers, strict=True):
-        if kind != "real":
-            yield _on_grid(checked_box(box, None, origin, end=_SCALES[kind]), _SCALES[kind])
-            continue
         if type(number) is not int or not 0 <= number < len(pictures):
             raise origin.error(
                 f"a box belongs to picture {str(number)[:20]} of {len(pictures)}: expected an "
                 "'image_id' from 0 on"
             )
         size = shown_size(pictures, number, origin)
-        yield list(to_999(checked_box(box, size, origin), size))
+        if (end := _SCALES[kind]) is None:
+            yield list(to_999(checked_box(box, size, origin), size))
+            continue
+        checked_box(box, None, origin, end=end)
+        checked_box([v / end * side for v, side in zip(box, size * 2, strict=True)], size, origin)
+        yield _on_grid(box, end)
 
 
 def _translated(turns: Sequence[Turn], origin: Origin) -> tuple[Turn, ...]:

@@ -101,6 +101,8 @@ def checked_box(
             f"a box is thinner than a pixel, got {box} in {width} x {height} pixels: shares (0..1) "
             "must be multiplied by width and height"
         )
+    if max(box) <= 1 < end:
+        raise origin.error(f"a box has shares of 0..1, got {box}: expected shares of 0..{end:g}")
     return box
 
 

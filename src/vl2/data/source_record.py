@@ -30,12 +30,13 @@ _ROLES: dict[str, Role] = {
     "system": "system",
 }
 
-_UNLEARNT = ("loss", "weight")
+_UNLEARNT = ("loss", "loss_scale", "train", "weight")
 """Fields of an answer whose value "false" or 0 keeps it from being learnt in other trainers."""
 
 _NUMBERS = r"\[(\d{1,3}), ?(\d{1,3}), ?(\d{1,3}), ?(\d{1,3})\]"
 _BOX = re.compile(_NUMBERS)
 _BOXES = re.compile(rf"<\|det\|>\[{_NUMBERS}(?:, ?{_NUMBERS})*\]<\|/det\|>")
+_GROUNDING = re.compile(r"<\|/?(?:ref|det)\|>")
 
 Pictures = tuple[bytes | Path, ...]
 
@@ -101,6 +102,7 @@ def document_record(text: str, pictures: Pictures, origin: Origin) -> Record:
     """
     if not text.replace(PLACEHOLDER, "").strip():
         raise origin.error("the document has no text")
+    _check_boxes(text, origin)
     _check_text([text], len(pictures), origin)
     return Record(id=origin.id, source=origin.source, images=pictures, document=text)
 
@@ -182,14 +184,18 @@ def _check_text(texts: Sequence[str], pictures: int, origin: Origin) -> None:
 
 
 def _check_boxes(text: str, origin: Origin) -> None:
-    """What stands between `<|det|>` and `<|/det|>` is boxes as the model is to write them."""
-    if "<|det|>" not in text:
-        return
+    """Labels are closed, and what stands between `<|det|>` and `<|/det|>` is boxes of the model."""
+    marks = _GROUNDING.findall(text)
+    if marks[1::2] != [mark.replace("<|", "<|/") for mark in marks[::2]]:
+        raise origin.error(
+            "the text opens or closes a label or a box twice, or not at all: expected "
+            "<|ref|>label<|/ref|><|det|>[[x1, y1, x2, y2]]<|/det|>"
+        )
     groups = [found[0] for found in _BOXES.finditer(text)]
     boxes = [tuple(map(int, numbers)) for group in groups for numbers in _BOX.findall(group)]
-    whole = len(groups) == text.count("<|det|>") == text.count("<|/det|>")
-    fits = all(a <= c <= GRID and b <= d <= GRID and c + d for a, b, c, d in boxes)
-    if not whole or not fits:
+    # The last condition refuses shares of 0..1: no box is as small as a cell of the grid.
+    fits = all(a <= c <= GRID and b <= d <= GRID and max(c, d) > 1 for a, b, c, d in boxes)
+    if len(groups) != marks.count("<|det|>") or not fits:
         raise origin.error(
             f"a box in the text is not [[x1, y1, x2, y2]] within 0..{GRID} and in that order"
         )

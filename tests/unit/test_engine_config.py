@@ -1,9 +1,11 @@
 """What callers may choose: ranges that are refused in one line, and forms of which one is given."""
 
+import json
 import math
 
 import numpy as np
 import pytest
+import torch
 
 from vl2.engine.config import EngineConfig, SamplingParams, StructuredOutputsParams
 
@@ -59,6 +61,17 @@ from vl2.engine.config import EngineConfig, SamplingParams, StructuredOutputsPar
         ("logprobs", 21),
         ("logprobs", True),
         ("structured_outputs", {"regex": "a"}),
+        ("max_tokens", np.float32(5)),
+        ("max_tokens", np.bool_(True)),
+        ("max_tokens", np.int64(0)),
+        ("max_tokens", torch.tensor(5)),
+        ("max_tokens", np.array([5])),
+        ("temperature", torch.tensor(0.5)),
+        ("temperature", torch.tensor([0.5])),
+        ("temperature", np.float32("nan")),
+        ("temperature", np.bool_(True)),
+        ("stop_token_ids", [torch.tensor(5)]),
+        ("stop_token_ids", torch.tensor([5])),
     ],
 )
 def test_bad_sampling_parameters_are_refused_in_one_line(name, value):
@@ -74,6 +87,31 @@ def test_good_sampling_parameters_are_taken():
     assert params.stop == ("###",)
     assert params.stop_token_ids == (5,)
     SamplingParams(n=8, logprobs=20, min_tokens=512, presence_penalty=-2, frequency_penalty=2)
+
+
+WHOLE = ("max_tokens", "min_tokens", "top_k", "seed", "n", "logprobs")
+REAL = ("temperature", "top_p", "min_p", "repetition_penalty", "presence_penalty")
+
+
+@pytest.mark.parametrize("kind", [np.int8, np.int64, np.uint16, np.intp])
+@pytest.mark.parametrize("name", WHOLE)
+def test_whole_numbers_of_numpy_become_pythons(name: str, kind: type):
+    value = getattr(SamplingParams(**{name: kind(5)}), name)
+    assert (type(value), value) == (int, 5)
+
+
+@pytest.mark.parametrize("kind", [np.float16, np.float32, np.float64, np.longdouble, np.int64])
+@pytest.mark.parametrize("name", REAL)
+def test_numbers_of_numpy_become_pythons(name: str, kind: type):
+    value = getattr(SamplingParams(**{name: kind(1)}), name)
+    assert (type(value), value) == (int if kind is np.int64 else float, 1)
+
+
+def test_numbers_of_numpy_in_other_settings_become_pythons():
+    config = EngineConfig(max_num_seqs=np.int64(3), vision_cache_gib=np.float32(0.5))
+    assert repr(config) == repr(EngineConfig(max_num_seqs=3, vision_cache_gib=0.5))
+    params = SamplingParams(stop_token_ids=[np.int64(5), 6])
+    assert json.dumps(params.stop_token_ids) == "[5, 6]"
 
 
 def test_a_form_cannot_be_asked_to_ignore_its_end():

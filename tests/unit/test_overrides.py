@@ -6,16 +6,18 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, is_dataclass
 from pathlib import Path
-from typing import Literal, get_args, get_origin, get_type_hints
+from typing import Annotated, Literal, get_args, get_origin, get_type_hints
 
+import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vl2.data.config import SourceConfig
 from vl2.data.sources import open_source
 from vl2.overrides import from_mapping, override, read_yaml, to_mapping, write_yaml
-from vl2.ranges import ranges_of
+from vl2.ranges import Range, check_ranges, ranges_of
 from vl2.recipes.stages import RECIPES
 from vl2.train.config import GuardConfig, OptimConfig, TrainConfig
 from vl2.train.lora import LoraConfig
@@ -208,6 +210,48 @@ def test_numbers_are_refused_without_a_command_line_too(kind: type, name: str):
     value = -7 if whole else (0.9, math.nan) if name == "betas" else math.nan
     with pytest.raises(ValueError, match=f"^{name} is .*(nan|-7)"):
         kind(**{name: value})
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Numbers:
+    whole: Annotated[int, Range(least=1)] = 1
+    real: Annotated[float, Range(least=0, most=1)] = 0.5
+    perhaps: Annotated[int | None, Range(least=1)] = None
+    pair: Annotated[tuple[float, float], Range(least=0, below=1)] = (0.9, 0.95)
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "found"),
+    [
+        ("whole", np.int64(5), 5),
+        ("whole", np.uint8(5), 5),
+        ("real", np.float32(0.5), 0.5),
+        ("real", np.int64(1), 1),
+        ("perhaps", np.intp(5), 5),
+        ("perhaps", None, None),
+        ("pair", [np.float64(0.5), 0], (0.5, 0)),
+    ],
+)
+def test_numbers_of_numpy_become_pythons(name: str, given: object, found: object):
+    assert repr(getattr(Numbers(**{name: given}), name)) == repr(found)  # pyright: ignore
+
+
+@pytest.mark.parametrize("name", ["whole", "real", "perhaps"])
+@pytest.mark.parametrize(
+    "value", [True, np.bool_(True), np.array(1), torch.tensor(1), "1", [1], (1,), {}], ids=repr
+)
+def test_what_is_no_number_is_refused(name: str, value: object):
+    with pytest.raises(ValueError, match=f"^{name} is .*: expected "):
+        Numbers(**{name: value})  # pyright: ignore[reportArgumentType]
+
+
+def test_one_number_is_no_pair_and_nothing_no_number():
+    for name, value in (("pair", 0.5), ("whole", None), ("whole", 1.0), ("whole", np.float32(1))):
+        with pytest.raises(ValueError, match=f"^{name} is "):
+            Numbers(**{name: value})  # pyright: ignore[reportArgumentType]
 
 
 def test_numbers_are_text_where_text_is_asked_for():

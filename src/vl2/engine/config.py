@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, cast, no_type_check
+from typing import Any, Literal, no_type_check
 
 from vl2.processing.grounding import Box
+from vl2.ranges import plain_number
 
 TINIEST = 5e-324
 """The smallest float above 0."""
@@ -60,18 +61,18 @@ class EngineConfig:
     def __post_init__(self) -> None:
         """Check the ranges."""
         for name in ("max_num_batched_tokens", "block_size"):
-            _whole(name, getattr(self, name), least=1)
+            _whole(self, name, least=1)
         for name in ("max_tiles_per_batch", "prompt_lookup"):
-            _whole(name, getattr(self, name), least=1)
-        _whole("speculative_tokens", self.speculative_tokens, least=0, meaning=" (0 is off)")
+            _whole(self, name, least=1)
+        _whole(self, "speculative_tokens", least=0, meaning=" (0 is off)")
         if self.max_model_len is not None:
-            _whole("max_model_len", self.max_model_len, least=2)
+            _whole(self, "max_model_len", least=2)
         for name in ("max_num_seqs", "num_blocks"):
             if getattr(self, name) is not None:
-                _whole(name, getattr(self, name), least=1)
+                _whole(self, name, least=1)
         _flag("enable_prefix_caching", self.enable_prefix_caching)
         _flag("compile", self.compile)
-        _number("vision_cache_gib", self.vision_cache_gib, "0 (off) to 1024", 0.0, 1024.0)
+        _number(self, "vision_cache_gib", "0 (off) to 1024", 0.0, 1024.0)
 
 
 @no_type_check  # it checks its own values at run time, with messages for people
@@ -113,7 +114,7 @@ class StructuredOutputsParams:
                 f"regex is {_shown(self.regex)}: expected a regular expression as text"
             )
         if self.choice is not None:
-            choice = _all_of("choice", self.choice, str, "non-empty strings")
+            choice = _strings("choice", self.choice)
             if not choice:
                 raise ValueError("choice is empty: expected at least one string")
             object.__setattr__(self, "choice", choice)
@@ -170,14 +171,13 @@ class SamplingParams:
         self._check_lengths()
         self._check_sampling()
         stop = (self.stop,) if isinstance(self.stop, str) else self.stop
-        object.__setattr__(self, "stop", _all_of("stop", stop, str, "non-empty strings"))
-        ids = _all_of("stop_token_ids", self.stop_token_ids, int, "token ids")
-        object.__setattr__(self, "stop_token_ids", ids)
+        object.__setattr__(self, "stop", _strings("stop", stop))
+        object.__setattr__(self, "stop_token_ids", _token_ids(self.stop_token_ids))
         if self.seed is not None:
-            _whole("seed", self.seed, least=0)
-        _whole("n", self.n, least=1, most=MAX_N)
+            _whole(self, "seed", least=0)
+        _whole(self, "n", least=1, most=MAX_N)
         if self.logprobs is not None:
-            _whole("logprobs", self.logprobs, least=0, most=MAX_LOGPROBS)
+            _whole(self, "logprobs", least=0, most=MAX_LOGPROBS)
         form = self.structured_outputs
         if form is not None and not isinstance(form, StructuredOutputsParams):
             raise ValueError(
@@ -185,8 +185,8 @@ class SamplingParams:
             )
 
     def _check_lengths(self) -> None:
-        _whole("max_tokens", self.max_tokens, least=1)
-        _whole("min_tokens", self.min_tokens, least=0)
+        _whole(self, "max_tokens", least=1)
+        _whole(self, "min_tokens", least=0)
         if self.min_tokens > self.max_tokens:
             raise ValueError(
                 f"min_tokens is {self.min_tokens}: expected at most max_tokens, {self.max_tokens}"
@@ -198,14 +198,14 @@ class SamplingParams:
             )
 
     def _check_sampling(self) -> None:
-        _number("temperature", self.temperature, "0 (greedy) to 100", 0.0, 100.0)
-        _number("top_p", self.top_p, "above 0 and at most 1", TINIEST, 1.0)
-        _whole("top_k", self.top_k, least=0, meaning=" (0 keeps all)")
-        _number("min_p", self.min_p, "0 (off) to 1", 0.0, 1.0)
+        _number(self, "temperature", "0 (greedy) to 100", 0.0, 100.0)
+        _number(self, "top_p", "above 0 and at most 1", TINIEST, 1.0)
+        _whole(self, "top_k", least=0, meaning=" (0 keeps all)")
+        _number(self, "min_p", "0 (off) to 1", 0.0, 1.0)
         wanted = "0.01 to 100 (1 is off)"
-        _number("repetition_penalty", self.repetition_penalty, wanted, 0.01, 100.0)
+        _number(self, "repetition_penalty", wanted, 0.01, 100.0)
         for name in ("presence_penalty", "frequency_penalty"):
-            _number(name, getattr(self, name), "-2 to 2 (0 is off)", -2.0, 2.0)
+            _number(self, name, "-2 to 2 (0 is off)", -2.0, 2.0)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -264,13 +264,17 @@ def _shown(value: object) -> str:
 
 
 def _whole(
-    name: str, value: object, *, least: int, most: int = 2**63 - 1, meaning: str = ""
+    config: object, name: str, *, least: int, most: int = 2**63 - 1, meaning: str = ""
 ) -> None:
-    if type(value) is not int or not least <= value <= most:
+    """Refuse a field that is no whole number in [least, most]; NumPy's becomes Python's own."""
+    value = getattr(config, name)
+    number = plain_number(value, whole=True)
+    if number is None or not least <= number <= most:
         end = "up" if most == 2**63 - 1 else f"to {most}"
         raise ValueError(
             f"{name} is {_shown(value)}: expected a whole number from {least}{meaning} {end}"
         )
+    object.__setattr__(config, name, number)
 
 
 def _flag(name: str, value: object) -> None:
@@ -278,14 +282,29 @@ def _flag(name: str, value: object) -> None:
         raise ValueError(f"{name} is {_shown(value)}: expected True or False")
 
 
-def _number(name: str, value: object, wanted: str, low: float, high: float) -> None:
-    """Refuse what is no number in [low, high]; NaN is in no range."""
-    if type(value) not in (int, float) or not low <= cast(float, value) <= high:
+def _number(config: object, name: str, wanted: str, low: float, high: float) -> None:
+    """Refuse a field that is no number in [low, high], as NaN; NumPy's becomes Python's own."""
+    value = getattr(config, name)
+    number = plain_number(value, whole=False)
+    if number is None or not low <= number <= high:
         raise ValueError(f"{name} is {_shown(value)}: expected {wanted}")
+    object.__setattr__(config, name, number)
 
 
-def _all_of(name: str, values: object, kind: type, wanted: str) -> tuple:
-    """The values as a tuple if they are a list of non-empty things of this kind."""
-    if not isinstance(values, list | tuple) or any(type(v) is not kind or v == "" for v in values):
-        raise ValueError(f"{name} is {_shown(values)}: expected a list of {wanted}")
+def _strings(name: str, values: object) -> tuple:
+    """The values as a tuple if they are a list of non-empty strings."""
+    if not isinstance(values, list | tuple) or any(
+        not isinstance(v, str) or v == "" for v in values
+    ):
+        raise ValueError(f"{name} is {_shown(values)}: expected a list of non-empty strings")
     return tuple(values)
+
+
+def _token_ids(values: object) -> tuple:
+    """The values as a tuple if they are a list of whole numbers."""
+    numbers = (None,)
+    if isinstance(values, list | tuple):
+        numbers = tuple(plain_number(value, whole=True) for value in values)
+    if None in numbers:
+        raise ValueError(f"stop_token_ids is {_shown(values)}: expected a list of token ids")
+    return numbers

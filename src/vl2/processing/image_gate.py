@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Annotated, BinaryIO
 
 # Imported here so that PIL need not load every plugin it has: EPS, for one, starts a program.
 from PIL import (
@@ -32,11 +32,12 @@ from vl2.logs import get_logger
 from vl2.processing.colour import Alpha, to_rgb, told_orientation, transparent_key, upright
 from vl2.processing.image_error import ImageError
 from vl2.processing.image_source import Source, plain_source
+from vl2.ranges import Range, check_ranges
 
 log = get_logger(__name__)
 
-MAX_PIXELS = 40_000_000
-MAX_BYTES = 20 * 2**20
+MAX_PIXELS, MOST_PIXELS = 40_000_000, 2**31
+MAX_BYTES, MOST_BYTES = 20 * 2**20, 2**40
 REDUCED = 8
 """A JPEG of up to so many times `max_pixels` is decoded at a half, a quarter or an eighth."""
 REDUCED_SCANS = 2
@@ -50,11 +51,17 @@ FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 class ImagePolicy:
     """How pictures are admitted."""
 
-    max_pixels: int = MAX_PIXELS  # decoded; a larger JPEG is decoded at reduced scale
-    max_bytes: int = MAX_BYTES  # of a source that is no path and no picture in memory
+    # decoded; a larger JPEG is decoded at reduced scale
+    max_pixels: Annotated[int, Range(least=1, most=MOST_PIXELS)] = MAX_PIXELS
+    # of a source that is no path and no picture in memory
+    max_bytes: Annotated[int, Range(least=1, most=MOST_BYTES)] = MAX_BYTES
     exif: bool = True  # turn the picture as its EXIF says (PIL turns a TIFF in any case)
     alpha: Alpha = "white"  # lay transparency on white, or "drop" it
     strict: bool = False  # refuse several frames instead of taking the first
+
+    def __post_init__(self) -> None:
+        """Check the numbers."""
+        check_ranges(self)
 
 
 MESSAGES = ImagePolicy()

@@ -13,8 +13,9 @@ from vl2.config_checks import check_resolutions
 from vl2.geometry import Resolution
 from vl2.logs import get_logger
 from vl2.model_folder import no_model
-from vl2.processing.image_gate import MAX_PIXELS
+from vl2.processing.image_gate import MAX_PIXELS, MOST_PIXELS
 from vl2.processing.tokenizer import SPECIAL_TOKENS
+from vl2.ranges import plain_number
 
 FILE = "processor_config.json"
 
@@ -24,7 +25,7 @@ _RANGES = (
     ("patch_size", 1, 2**10),
     ("downsample_ratio", 1, 64),
     ("max_tiled_images", 0, 2**20),
-    ("max_pixels", 1, 2**31),
+    ("max_pixels", 1, MOST_PIXELS),
 )
 
 
@@ -59,8 +60,10 @@ class ProcessorConfig:
                 )
         for name, low, high in _RANGES:
             value = getattr(self, name)
-            if type(value) is not int or not low <= value <= high:
+            number = plain_number(value, whole=True)
+            if number is None or not low <= number <= high:
                 raise ValueError(f"{name} is {value!r:.80}: expected {low:,} to {high:,}")
+            object.__setattr__(self, name, number)
         for name, low in (("image_mean", -1e6), ("image_std", 1e-6)):
             values = getattr(self, name)
             if len(values) != 3 or not all(low <= value <= 1e6 for value in values):

@@ -38,14 +38,15 @@ HARMLESS = frozenset(" ".join(_NOTES).split())
 _HARMLESS_ENDS = ("_token_id", "_token_index", "_token", "_version", "_path", "_class")
 
 _NO_WORDS: dict[str, tuple[object, ...]] = {"tie_word_embeddings": (True, False)}
+_BIASES = ("bias", "use_bias", "qkv_bias", "attention_bias", "mlp_bias", "proj_bias", "patch_bias")
 _ONLY: dict[str, dict[str, tuple[object, ...]]] = {
-    "projector_config": _NO_WORDS,
+    "projector_config": {**_NO_WORDS, **dict.fromkeys(_BIASES, (True,))},
     "vision_config": {
         **_NO_WORDS,
+        **dict.fromkeys(_BIASES, (True,)),
         **dict.fromkeys(("layer_norm_eps", "norm_eps"), (1e-6,)),
         **dict.fromkeys(("hidden_act", "act_layer"), ("gelu_pytorch_tanh", "gelu_tanh")),
         **dict.fromkeys(("num_channels", "in_chans", "in_channels"), (3,)),
-        "qkv_bias": (True,),
         "select_layer": (-1,),
     },
     "language_config": {"partial_rotary_factor": (1, None)},
@@ -62,6 +63,7 @@ _SAME = {
     "language_config": {
         "num_experts": "n_routed_experts",
         "num_local_experts": "n_routed_experts",
+        "num_experts_per_token": "num_experts_per_tok",
         "rope_interleave": "use_mla",
     },
 }
@@ -121,8 +123,9 @@ def check_unknown(section: str, extra: Mapping[str, Any], known: Mapping[str, An
     for name, value in extra.items():
         place = f"{section}.{name}" if section else name
         allowed = _ONLY.get(kind, {}).get(name)
-        twin = _SAME.get(kind, {}).get(name, name if name in known else None)
-        if _is_note(name) or value is None or name in _WIDTHS:
+        same = _SAME.get(kind, {})
+        twin = same.get(name, name if name in known else None)
+        if value is None or name in _WIDTHS or (_is_note(name, value) and name not in same):
             continue
         if twin is not None:
             _agree(place, value, f"{section or 'language_config'}.{twin}", known[twin])
@@ -159,8 +162,10 @@ def check_widths(extra: Mapping[str, Any], head_dim: int, rope_dim: int) -> None
             )
 
 
-def _is_note(name: str) -> bool:
-    return name in HARMLESS or name.startswith("_") or name.endswith(_HARMLESS_ENDS)
+def _is_note(name: str, value: Any) -> bool:
+    if name in HARMLESS or name.startswith("_"):
+        return True
+    return value is not True and name.endswith(_HARMLESS_ENDS)  # cls_token: true is a switch
 
 
 def _is_off(section: str, name: str, value: Any) -> bool:
@@ -245,4 +250,8 @@ def _yarn(place: str, stated: dict[str, Any], language: Mapping[str, Any]) -> di
 
 
 def _unscaled(name: str, value: Any) -> bool:
-    return value is None or value == 1 or name == "original_max_position_embeddings"
+    return (
+        value is None
+        or (value == 1 and value is not True)
+        or name == "original_max_position_embeddings"
+    )

@@ -137,6 +137,11 @@ def test_other_ropes_are_refused_by_name(rope: dict[str, Any], words: list[str])
         ("language_config", {"head_dim": 128}),
         ("language_config", {"qk_head_dim": 128}),
         ("language_config", {"num_local_experts": 8}),
+        ("language_config", {"num_experts_per_token": 3}),
+        (
+            "language_config",
+            {"rope_parameters": {"rope_type": "default", "mrope_interleaved": True}},
+        ),
         ("language_config", {"never_heard_of": {"a": 1}}),
         ("language_config", {"quantization_config": {"quant_method": "fp8"}}),
         ("language_config", {"hidden_act": "gelu"}),
@@ -149,6 +154,11 @@ def test_other_ropes_are_refused_by_name(rope: dict[str, Any], words: list[str])
         ("vision_config", {"layer_norm_eps": 1e-5}),
         ("vision_config", {"hidden_act": "quick_gelu"}),
         ("vision_config", {"qkv_bias": False}),
+        ("vision_config", {"cls_token": True}),
+        ("vision_config", {"no_embed_class": True}),
+        ("vision_config", {"patch_bias": False}),
+        ("projector_config", {"bias": False}),
+        ("projector_config", {"mlp_bias": False}),
         ("vision_config", {"hidden_size": 768}),
         ("vision_config", {"select_layer": -2}),
         ("vision_config", {"ignore_head": False}),
@@ -182,6 +192,7 @@ HARMLESS = {
         "note": "made by hand",
         "hidden_size": 2560,
         "image_token_id": 128815,
+        "bos_token_id": 5,
         "tie_word_embeddings": False,
     },
     "language_config": {
@@ -204,7 +215,7 @@ HARMLESS = {
         "n_future_heads": 0,
     },
     "vision_config": {"hidden_size": 1152, "layer_norm_eps": 1e-6, "drop_path": 0.0},
-    "projector_config": {"torch_dtype": "bfloat16"},
+    "projector_config": {"torch_dtype": "bfloat16", "mlp_bias": True},
 }
 
 

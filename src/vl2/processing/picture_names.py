@@ -63,7 +63,7 @@ _SENT = (
     r"(?:one|page|slide|scan|frame|shot|snapshot|document|file|upload|attachment|chart|drawing"
     r"|graphic|figure|fig|message|turn|question|round)"
 )
-_EARLIER = "(?:最初|最早|一?开始|开头|原来|原先|刚刚|刚才|之前|先前|[上前]一[轮次条])"
+_EARLIER = "(?:最初|最早|一?开始|开头|原来|原先|刚刚|刚才|之前|先前|[上前第]一[轮次条回])"
 _HAN_AND = "[、,和与及或跟~-]"
 # The counter of pictures, 张, counts tables and paper, too; 图一 begins 图一共 and the like.
 _END = r"(?=$|[^\w]|[里中内上的和与及或跟是有在所显找圈框标]|定位)"
@@ -103,7 +103,24 @@ _FORMS = tuple(
         ("several", rf"\b{_NOUN.removesuffix('?')}\b"),
         ("several", rf"\b(?:old|older|original|next|following){_A_PICTURE}"),
         ("several", rf"\b{_NOUN} (?:[\w']+ ){{0,3}}(?:before|earlier|previously|above|below)\b"),
-        ("several", rf"\b(?:middle|initial|starting|opposite){_A_PICTURE}"),
+        (
+            "several",
+            rf"\b(?:middle|initial|starting|beginning|oldest|earliest|opposite){_A_PICTURE}",
+        ),
+        ("several", rf"\b(?:earlier|previously|first)[- ]\w+{_A_PICTURE}"),
+        (
+            "several",
+            rf"\b{_NOUN} (?:(?:from|at|in|of) the (?:very )?(?:beginning|start|step)\b|i\b(?! \w))",
+        ),
+        ("several", rf"\b{_NOUN} (?:preceding|prior to|following|after) (?:this|that|these)\b"),
+        ("several", rf"\b{_NOUN} (?:[\w']+ ){{1,3}}(?:ago|back)\b"),
+        ("several", rf"\b{_NOUN} (?:[\w']+ ){{0,3}}(?:index|id|label|step|letter)[a-z]* [\"'(]?\w"),
+        ("several", rf"(?:(?<=\bin )|(?<=\bon )|(?<=\bfrom )){_NOUN} [a-h]\b"),
+        (
+            "several",
+            r"\bone (?:that |which )?(?:i|you|we) \w+"
+            r"|\b(?:first|last|former) of (?:these|those|them)\b",
+        ),
         ("several", rf"\b{_NOUN} (?:[\w']+ ){{1,4}}(?:message|turn|question|round)\b"),
         ("several", rf"\b{_NOUN} (?:(?!the\b|an?\b)[\w']+ ){{1,3}}first\b"),
         ("several", rf"\b{_NOUN} ?[:=] ?{_COUNT}\b"),
@@ -119,7 +136,13 @@ _FORMS = tuple(
             "last",
             rf"最[后新近]的?(?:上传的|发的)?(?:[那这一]?{_ONE_SHEET}|{_SHEET})|末[张幅]{_END}",
         ),
-        ("previous", rf"(?<![墙桌地床纸面图身手车])[上前]一?{_ONE_SHEET}"),
+        ("previous", rf"(?<![墙桌地床纸面图身手车当目眼以网])[上前]一?(?!图){_ONE_SHEET}"),
+        # After a noun 上 is "on": 衣服上图案. After 当, 目 and 眼 前 is "present": 当前图片.
+        (
+            "previous",
+            rf"(?<![^\W在从把将请和与对是看用按于由给让比])[上前]{_SHEET}(?![标案书表画形层])",
+        ),
+        ("several", rf"以[上前]的?{_ONE_SHEET}"),
         ("previous", rf"(?:之前|先前|前面|刚才)(?:发的|上传的|的)?[那一]?{_ONE_SHEET}"),
         ("other", rf"(?:另外?|别的|其他|其它|其余)的?[那一]?{_ONE_SHEET}"),
         ("left", rf"左[边侧面]?的?[那一]?{_ONE_SHEET}"),
@@ -127,6 +150,7 @@ _FORMS = tuple(
         ("nth", rf"第 ?({_N}(?:{_HAN_AND}?第?{_N}){{0,8}}) ?{_ONE_SHEET}"),
         ("nth", rf"(首|头一)(?:[张幅] ?(?:{_SHEET}|{_END})|图)"),
         ("number", rf"({_N})号{_SHEET}"),
+        ("several", rf"(?:编号|序号|标号)[为是]? ?{_N}"),
         ("number", rf"{_SHEET} ?([a-h])(?![a-z])"),
         ("number", rf"{_SHEET}[ _-]?[#(]?(\d{{1,3}}(?:{_HAN_AND}\d{{1,3}}){{0,8}}){_NO_COUNT}"),
         ("number", rf"(?<![地意试企力版构草蓝拼]){_SHEET} ?\(?([十{_HAN}]{{1,3}}){_END}"),
@@ -141,7 +165,7 @@ _FORMS = tuple(
         ),
         (
             "several",
-            rf"(?:[前后下两每各几]|所有的?|全部|这些|那些)[{_HAN}两几\d]?[张幅个]?{_SHEET}",
+            rf"(?:(?<![当目眼])[前后下两每各几]|所有的?|全部|这些|那些)[{_HAN}两几\d]?[张幅个]?{_SHEET}",
         ),
     )
 )
@@ -149,8 +173,8 @@ _NUMBER_IN = re.compile(
     rf"首|头一|\d+|{_any(_ORDINALS)}|{_any(_CARDINALS)}|[十{_HAN}]{{1,3}}|\b[a-h]\b"
 )
 _NOT = re.compile(
-    r"(?:\b(?:not|except|except for|than|excluding|without) (?:(?:in|for|from|on) )?(?:the )?"
-    r"|不是|不在|除了|而非)$"
+    r"(?:\b(?:not|except|except for|than|excluding|without|(?:all|any|every|none)\w* but) "
+    r"(?:(?:in|for|from|on) )?(?:the )?|不是|不在|除了?|而非)$"
 )
 # "in the image 2 dogs play" names no picture; "in the image 2 the dogs play" does.
 _DETERMINER = re.compile(r"\b(?:this|that|the|an?|each|every|your|my|our) $")
@@ -164,7 +188,10 @@ _LOCATES = re.compile(
     r"|找|定位|检测|框出|标出|圈出|哪"
 )
 _SENTENCE = re.compile(r"(?:[^.!?。;\n]|\.(?!\s|$))+[.!?。;\n]*")
-_SIMPLIFIED = str.maketrans("張圖後個裡裏這兩頭與餘幾數號別", "张图后个里里这两头与余几数号别")
+_SIMPLIFIED = str.maketrans(
+    "張圖後個裡裏這兩頭與餘幾數號別編當壹貳贰叁參【】\u3014\u3015",
+    "张图后个里里这两头与余几数号别编当一二二三三()()",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,7 +273,7 @@ def _sentences(text: str) -> list[str]:
     plain = unicodedata.normalize("NFKC", text).lower().translate(_SIMPLIFIED)
     return [
         " ".join(part.split())
-        for part in _SENTENCE.findall(re.sub(r"\b(no|fig)\. ?", r"\1 ", plain))
+        for part in _SENTENCE.findall(re.sub(r"\b(no|fig|pic|img)\. ?", r"\1 ", plain))
     ]
 
 

@@ -4,6 +4,7 @@ import copy
 import math
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ from tests.unit.small_engines import (
 )
 
 from vl2.config import VL2Config
-from vl2.engine.config import EngineConfig, SamplingParams
+from vl2.engine.config import EngineConfig, SamplingParams, StructuredOutputsParams
 from vl2.engine.engine import Engine
 from vl2.model.vl2 import VL2Model
 from vl2.processing.processor import Processor
@@ -182,6 +183,45 @@ def test_min_tokens_hold_back_stop_strings(engine, say):
     assert (answer.text, answer.finish_reason) == ("a, b, c", "stop")
     assert "".join(deltas) == answer.text
     assert len(answer.token_ids) == params.min_tokens + 1
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("form", [None, StructuredOutputsParams(choice=["yes", "no"])])
+@pytest.mark.parametrize("least", [1, 3])
+def test_min_tokens_without_a_token_that_goes_on_are_refused(engine, temperature, form, least):
+    params = SamplingParams(
+        min_tokens=least,
+        stop_token_ids=range_of(engine),
+        temperature=temperature,
+        structured_outputs=form,
+    )
+    plain = SamplingParams(max_tokens=4)
+    [stuck, other] = engine.generate([MIXED[0], MIXED[1]], [params, plain])
+    assert stuck.finish_reason == "error"
+    assert stuck.error == (
+        f"min_tokens is {least}, but after 0 tokens every token that may come ends the answer: "
+        "give fewer min_tokens or fewer stop_token_ids"
+    )
+    assert [other.token_ids] == [a.token_ids for a in engine.generate([MIXED[1]], plain)]
+    [ended] = engine.generate([MIXED[0]], replace(params, min_tokens=0))
+    assert (ended.finish_reason, len(ended.token_ids)) == ("stop", 1)
+
+
+def range_of(engine) -> list[int]:
+    return [*range(engine.model.config.language_config.vocab_size)]
+
+
+def test_min_tokens_end_in_a_form_of_which_only_the_first_token_may_come(engine):
+    first, *rest = TOKENIZER.encode("yes, indeed")
+    assert rest
+    params = SamplingParams(
+        min_tokens=9,
+        stop_token_ids=[token for token in range_of(engine) if token != first],
+        structured_outputs=StructuredOutputsParams(choice=["yes, indeed"]),
+    )
+    [answer] = engine.generate([MIXED[0]], params)
+    assert answer.token_ids == [first]
+    assert answer.error.startswith("min_tokens is 9, but after 1 tokens every token")
 
 
 def test_a_stop_token_ends_the_answer(engine, say):

@@ -391,7 +391,7 @@ class Engine:
 
 
 def _no_numbers(sequence: Sequence) -> str:
-    return sequence.sampling.error or (
+    return sequence.dead_end or (
         f"the model's scores are not numbers after {len(sequence.token_ids)} tokens; the weights "
         "are damaged, or too large for float16: load them as bfloat16 or float32"
     )

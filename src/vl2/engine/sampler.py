@@ -40,7 +40,8 @@ class Choice:
 
     Attributes:
         token: the chosen token.
-        logprob: its log-probability under the untouched logits; NaN if the row has no good scores.
+        logprob: its log-probability under the untouched logits; NaN if the row has no good scores
+            or no token may come.
         top: the likeliest tokens with their log-probabilities, as many as its params ask for.
     """
 
@@ -140,7 +141,8 @@ class SamplingState:
     def allowed(self, index: int) -> Bool[Tensor, " v"] | None:
         """Which tokens may be token `index`, on the CPU; None for all.
 
-        A grammar that has ended leaves the tokens that end the answer, too early or not.
+        A grammar that has ended leaves the tokens that end the answer, too early or not. Where only
+        such tokens could come, too early in a form that is not complete, none may.
         """
         early = index < self.params.min_tokens
         if self.grammar is None and not early:
@@ -153,9 +155,9 @@ class SamplingState:
             return stops
         allowed = self.grammar.allowed()
         rest = allowed & ~stops
-        if early and bool(rest.any()):
-            return rest
-        return allowed | stops if self.grammar.accepting else allowed
+        if self.grammar.accepting and not (early and bool(rest.any())):
+            return allowed | stops
+        return rest if early else allowed
 
 
 def sample(
@@ -181,6 +183,7 @@ def sample(
         uniform = [states[row].uniform(indices[row]) for row in rows]
         chosen[place] = draw(scores[place], [states[row].params for row in rows], uniform)
     columns = [chosen[:, None], peaks.logprobs(logits.gather(-1, chosen[:, None]))]
+    columns[1].masked_fill_(scores.gather(-1, chosen[:, None]) == -math.inf, math.nan)
     if any(state.params.logprobs for state in states):
         # One width for all: what a row reports must not depend on what its neighbours ask for.
         top = ranked(logits, min(MAX_LOGPROBS, logits.shape[-1]))

@@ -127,6 +127,17 @@ class Sequence:
             self.finish_reason = "stop"
         return delta
 
+    @property
+    def dead_end(self) -> str | None:
+        """Why no token may come next; None if one may."""
+        allowed = None if self.sampling.error else self.sampling.allowed(len(self.token_ids))
+        if allowed is None or bool(allowed.any()):
+            return self.sampling.error
+        return (
+            f"min_tokens is {self.params.min_tokens}, but after {len(self.token_ids)} tokens every "
+            "token that may come ends the answer: give fewer min_tokens or fewer stop_token_ids"
+        )
+
     def completion(self) -> Completion:
         """The finished answer with its boxes in source pixels."""
         assert self.finish_reason is not None

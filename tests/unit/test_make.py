@@ -3,6 +3,7 @@ import json
 import subprocess
 import sys
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -14,13 +15,15 @@ from tests.unit.made import small_world
 
 from vl2.data.config import SourceConfig
 from vl2.data.encode import encode_record
-from vl2.data.make import export, packages
+from vl2.data.make import charts_drawn, charts_matplotlib, export, packages
 from vl2.data.make.chance import phrase
+from vl2.data.make.charts_drawn import slice_box
 from vl2.data.make.fonts import family, glyph_box
 from vl2.data.make.graph import plan, way
 from vl2.data.make.kinds import KINDS, make
 from vl2.data.make.paper import barred, rotated
 from vl2.data.make.sample import Made, Mark, Spot, plain
+from vl2.data.make.series import Series, Table
 from vl2.data.make.shapes import SHAPES, draw_shape, place_name
 from vl2.data.make.sheet import Sheet, Style, wrap
 from vl2.data.make.tables import Grid
@@ -208,6 +211,48 @@ def test_places_are_thirds(box: tuple[int, int, int, int], place: str) -> None:
     assert place_name((30, 45, 37, 55), (100, 100)) is None
 
 
+@pytest.mark.parametrize("drawn", [charts_drawn.drawn, charts_matplotlib.drawn])
+@pytest.mark.parametrize("split", ["train", "heldout"])
+@pytest.mark.parametrize(("form", "side"), [("bars", 1), ("rows", 0)])
+def test_bars_are_as_long_as_their_values(
+    drawn: Callable[..., Sheet], split: str, form: str, side: int
+) -> None:
+    values = (12, 30, 7, 21)
+    series = Series(form=form, title="Rain", names=("A", "B", "C", "D"), values=values)
+    for seed in range(3):
+        sheet = drawn(np.random.default_rng(seed), small_world(split), series)
+        bars = {mark.text: mark.box for mark in sheet.marks if mark.kind == "thing"}
+        lengths = [bars[name][side + 2] - bars[name][side] for name in series.names]
+        assert lengths == pytest.approx([v * lengths[1] / 30 for v in values], abs=2)
+        x1, y1, x2, y2 = bars["B"]
+        paper = np.asarray(sheet.image)[1, 1].astype(int)
+        inside = np.asarray(sheet.image)[(y1 + y2) // 2, x1 + 4 : x2 - 4].astype(int)
+        assert np.abs(inside - paper).sum(1).max() > 60
+
+
+@pytest.mark.parametrize("form", ["grouped", "stacked"])
+def test_bars_of_several_series_are_as_long_as_their_values(form: str) -> None:
+    table = Table(
+        form=form, title="Rain", names=("A", "B"), series=("X", "Y"), values=((4, 8), (6, 2))
+    )
+    sheet = charts_matplotlib.several(np.random.default_rng(1), small_world(), table)
+    bars = {mark.text: mark.box for mark in sheet.marks if mark.kind == "thing"}
+    lengths = [bars[name][3] - bars[name][1] for name in ("X A", "X B", "Y A", "Y B")]
+    assert lengths == pytest.approx([v * lengths[1] / 8 for v in (4, 8, 6, 2)], abs=2)
+    assert (bars["Y A"][3] == bars["X A"][1]) == (form == "stacked")
+    assert table.markdown() == "| Name | X | Y |\n| --- | --- | --- |\n| A | 4 | 6 |\n| B | 8 | 2 |"
+
+
+@given(st.floats(-360, 360), st.floats(14, 300), st.sampled_from([0.0, 55.0]))
+def test_slices_have_tight_boxes(start: float, size: float, hole: float) -> None:
+    image = Image.new("L", (220, 220))
+    draw = ImageDraw.Draw(image)
+    draw.pieslice((10, 10, 210, 210), start, start + size, fill=255)
+    draw.ellipse((110 - hole, 110 - hole, 110 + hole, 110 + hole), fill=0 if hole else None)
+    box = slice_box((110, 110), 100, start, start + size, hole)
+    assert box == pytest.approx(image.getbbox(), abs=3)
+
+
 @pytest.mark.parametrize("form", ["down", "right", "snake", "tree", "sideways", "cycle", "star"])
 def test_nodes_of_a_diagram_stay_apart(form: str) -> None:
     for seed in range(20):
@@ -312,8 +357,9 @@ def test_packages_that_cannot_be_fetched_are_one_line(
         packages.fetch(next(iter(packages.packages())))
 
 
-def test_the_missing_package_is_named() -> None:
-    script = """import sys; sys.modules["faker"] = None
+@pytest.mark.parametrize("package", ["faker", "matplotlib"])
+def test_the_missing_package_is_named(package: str) -> None:
+    script = f"""import sys; sys.modules["{package}"] = None
 from vl2.cli import main; sys.exit(main(["data", "make", "words", "-o", "unused"]))"""
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.returncode == 2

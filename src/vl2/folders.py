@@ -36,3 +36,29 @@ def expand(path: str | Path) -> Path:
         return Path(path).expanduser()
     except RuntimeError:
         return Path(path)
+
+
+def check_folder(name: str | Path, what: str) -> None:
+    """Refuse a place where no folder can be made, because it or one above it is a file.
+
+    Raises:
+        ValueError: `what` asks for it, with the file's name.
+    """
+    folder = Path(name)
+    for part in (folder, *folder.parents):
+        if part.is_dir():
+            return
+        if part.exists():
+            raise ValueError(f"{what} is {folder}: {part} is a file: give a folder to write into")
+
+
+def check_file(name: str | Path, what: str) -> None:
+    """Refuse a place where no file can be written: a folder, or below a file.
+
+    Raises:
+        ValueError: `what` asks for it.
+    """
+    file = Path(name)
+    if file.is_dir():
+        raise ValueError(f"{what} is {file}: this is a folder: give a file name")
+    check_folder(file.parent, what)

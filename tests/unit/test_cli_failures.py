@@ -148,6 +148,49 @@ def test_a_request_that_the_engine_refuses_is_wrong_use(capsys: pytest.CaptureFi
     assert "leaves no room for an answer" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("below", ["", "/deeper", "/deeper/still"])
+@pytest.mark.parametrize(
+    ("words", "what"),
+    [
+        (["train", "debug_align", "out={}"], "out"),
+        (["train", "debug_align", "out={}", "--dry-run"], "out"),
+        (["convert", "nano", "{}"], "the target"),
+        (["convert", "nano", "{}", "--force"], "the target"),
+        (["data", "make", "words", "-n", "1", "-o", "{}"], "--out"),
+    ],
+)
+def test_a_file_where_a_folder_is_to_be_written_is_wrong_use(
+    words: list[str], what: str, below: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    file = tmp_path / "file"
+    file.write_text("mine")
+    place = f"{file}{below}"
+    assert main([word.format(place) for word in words]) == 2
+    [*_, line] = capsys.readouterr().err.splitlines()
+    told = f"{what} is {place}: {file} is a file: give a folder to write into"
+    assert line == f"error: {told}"
+    assert file.read_text() == "mine"
+    assert list(tmp_path.iterdir()) == [file]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["train", "debug_align", "--profile", "{}"], "--profile is {}: this is a folder"),
+        (["train", "debug_align", "--profile", "{}/file/x"], "is a file: give a folder"),
+        (["data", "make", "words", "-o", "{}/o", "--sheet", "{}/x"], "--sheet {}/x: only PNG"),
+        (["ask", str(SAMPLE), "x", "--save", "{}/none/x.png"], "--save {}/none/x.png: no folder"),
+    ],
+)
+def test_a_place_where_no_file_can_be_written_is_wrong_use(
+    words: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    (tmp_path / "file").touch()
+    assert main([word.format(tmp_path) for word in words]) == 2
+    assert message.format(tmp_path) in capsys.readouterr().err.splitlines()[-1]
+    assert list(tmp_path.iterdir()) == [tmp_path / "file"]
+
+
 def test_memory_that_ran_out_inside_a_request_is_told():
     failed = SimpleNamespace(error="RuntimeError: could not create a primitive")
     engine = SimpleNamespace(generate=lambda *_, **__: [failed])

@@ -14,6 +14,7 @@ from vl2.checkpoint.layout import Slot, stored_dtypes, table
 from vl2.checkpoint.load import Checkpoint, model_dtype, open_checkpoint, quantized_skeleton
 from vl2.checkpoint.quantized import quantized_pieces
 from vl2.checkpoint.save import MAX_SHARD_BYTES, check_layout, companions, write_checkpoint
+from vl2.folders import check_folder
 from vl2.model.quant_layers import QuantWeight
 from vl2.model.vl2 import VL2Model
 from vl2.model_folder import resolve
@@ -81,8 +82,7 @@ def check_target(goal: Path, *, force: bool) -> None:
     Raises:
         ValueError: one of these.
     """
-    if goal.exists() and not goal.is_dir():
-        raise ValueError(f"{goal} is a file: give a folder to write into")
+    check_folder(goal, "the target")
     if goal.is_dir() and any(goal.iterdir()) and not force:
         raise ValueError(f"{goal} is not empty: give a new folder, or --force to replace the model")
 

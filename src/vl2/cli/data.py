@@ -10,7 +10,9 @@ from typing import Annotated
 import typer
 
 from vl2.cli.examples import examples_of
+from vl2.cli.pictures import check_target
 from vl2.cli.terminal import show
+from vl2.folders import check_folder
 
 _KINDS = "words, lines, blocks, pages, papers, tables, charts, screens, shapes, signs or diagrams."
 
@@ -50,6 +52,8 @@ def make(
     from vl2.data.make.kinds import make as make_row
     from vl2.data.make.world import world
 
+    check_folder(out, "--out")
+    check_target(sheet, "--sheet")
     split = "heldout" if heldout else "train"
     material = world(split)
     first = make_row(kind, seed, 0, material)

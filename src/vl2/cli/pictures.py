@@ -59,7 +59,7 @@ def open_picture(path: Path, policy: ImagePolicy | None = None) -> Image.Image:
     return admitted.image
 
 
-def check_target(path: Path | None) -> None:
+def check_target(path: Path | None, option: str = "--save") -> None:
     """Refuse a place where no PNG can be written before any work is done for it.
 
     Raises:
@@ -68,11 +68,11 @@ def check_target(path: Path | None) -> None:
     if path is None:
         return
     if path.suffix.lower() != ".png":
-        raise ValueError(f"--save {path}: only PNG is written: give a name that ends in .png")
+        raise ValueError(f"{option} {path}: only PNG is written: give a name that ends in .png")
     if not path.parent.is_dir():
-        raise ValueError(f"--save {path}: no folder {path.parent}: make it first")
+        raise ValueError(f"{option} {path}: no folder {path.parent}: make it first")
     if path.is_dir():
-        raise ValueError(f"--save {path}: this is a folder: give a file name")
+        raise ValueError(f"{option} {path}: this is a folder: give a file name")
 
 
 def save_png(image: Image.Image, path: Path) -> None:

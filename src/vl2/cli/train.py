@@ -15,7 +15,7 @@ import typer
 from vl2.checkpoint.sizes import format_bytes
 from vl2.cli.terminal import note
 from vl2.failure import WorkError
-from vl2.folders import expand, names_something
+from vl2.folders import check_file, expand, names_something
 
 if TYPE_CHECKING:
     from vl2.train.config import TrainConfig
@@ -60,6 +60,7 @@ def train(
         _show_plan(config, found, as_json=as_json)
         return
     if profile is not None:
+        check_file(profile, "--profile")
         save_profile(profile_run(config, min(config.steps, PROFILE_STEPS)), profile)
         print(profile)
         return

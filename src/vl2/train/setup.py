@@ -26,6 +26,7 @@ from vl2.data.loader import TrainLoader
 from vl2.data.processes import usable_cores
 from vl2.data.source_files import is_there
 from vl2.data.sources import Source, open_source
+from vl2.folders import check_folder
 from vl2.logs import get_logger
 from vl2.model.quant_layers import QuantWeight
 from vl2.model.vl2 import VL2Model
@@ -86,6 +87,7 @@ def prepare(config: TrainConfig, layout: Layout = ONE, *, check: bool = False) -
     Raises:
         ValueError: what is wrong, in one line.
     """
+    check_folder(config.folder, "out")
     for number, source in enumerate(config.data.sources):
         if not source.path:
             raise ValueError(f"no data: give data.sources.{number}.path=FILE")
@@ -164,6 +166,7 @@ def plan(config: TrainConfig) -> dict[str, Any]:
 
     A released size is known without its files.
     """
+    check_folder(config.folder, "out")
     released = preset_of(str(config.init.model))
     if released in RELEASED and config.init.preset is None:
         size = VL2Config.preset(released)

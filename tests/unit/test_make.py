@@ -21,10 +21,11 @@ from vl2.data.make.charts_drawn import slice_box
 from vl2.data.make.fonts import family, glyph_box
 from vl2.data.make.graph import plan, way
 from vl2.data.make.kinds import KINDS, make
+from vl2.data.make.naming import place_name
 from vl2.data.make.paper import barred, rotated
 from vl2.data.make.sample import Made, Mark, Spot, plain
 from vl2.data.make.series import Series, Table
-from vl2.data.make.shapes import SHAPES, draw_shape, place_name
+from vl2.data.make.shapes import SHAPES, draw_shape
 from vl2.data.make.sheet import Sheet, Style, wrap
 from vl2.data.make.tables import Grid
 from vl2.data.make.texts import _part, plain_text

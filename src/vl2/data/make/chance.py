@@ -66,6 +66,6 @@ def phrase(rng: np.random.Generator, form: str, /, **names: str) -> str:
     """
     while found := _CHOICE.search(form):
         form = form[: found.start()] + pick(rng, found[1].split("|")) + form[found.end() :]
-    form = re.sub(" +", " ", form).strip()
+    form = re.sub(" +(?=[ .?])", "", form).strip()
     text = form.format(**names).replace("??", "?") if names else form
     return text[:1].upper() + text[1:] if chance(rng, 0.85) else text

@@ -11,37 +11,18 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from vl2.data.make.chance import between, chance, integer, phrase, pick, shuffled, some
+from vl2.data.make.naming import COLOURS, listed, place_name, plural, shade
 from vl2.data.make.paper import finish, ground
 from vl2.data.make.reading import LOCATE_THING, locate
 from vl2.data.make.sample import Ask, Box, Made, ask
 from vl2.data.make.sheet import Colour, Sheet
 from vl2.data.make.world import World
 
-COLOURS: dict[str, tuple[Colour, Colour]] = {
-    # from..to, channel by channel
-    "red": ((200, 0, 0), (240, 45, 45)),
-    "orange": ((240, 120, 0), (255, 160, 30)),
-    "yellow": ((240, 215, 0), (255, 245, 70)),
-    "green": ((0, 120, 0), (60, 190, 80)),
-    "blue": ((0, 40, 170), (50, 120, 245)),
-    "purple": ((110, 20, 140), (160, 60, 200)),
-    "pink": ((250, 130, 170), (255, 180, 210)),
-    "brown": ((95, 50, 15), (130, 75, 35)),
-    "black": ((0, 0, 0), (25, 25, 25)),
-    "white": ((248, 248, 248), (255, 255, 255)),
-    "grey": ((115, 115, 115), (150, 150, 150)),
-}
 SHAPES = (
     *("circle", "square", "triangle", "star", "heart", "cross", "diamond", "ring", "arrow"),
     *("rectangle", "ellipse", "pentagon", "hexagon", "crescent"),
 )
 WAYS = {"right": 0, "down": 90, "left": 180, "up": 270}
-PLACES = (
-    ("top left", "top", "top right"),
-    ("left", "centre", "right"),
-    ("bottom left", "bottom", "bottom right"),
-)
-NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight")
 COLOUR = (
     "What [colour|color] is the {shape}?",
     "Which [colour|color] does the {shape} have?",
@@ -135,7 +116,7 @@ def _put(
         whole = (x, y, x + side, y + side)
         if whole[2] > width - 2 or whole[3] > height - 2:
             continue
-        if any(_touch(whole, other.box) for other in others):
+        if any(touch(whole, other.box) for other in others):
             continue
         name, colour = named_colour(rng, sheet.image, whole)
         shape, way = pick(rng, few), pick(rng, list(WAYS))
@@ -148,7 +129,8 @@ def _put(
     return None
 
 
-def _touch(one: Box, two: Box, gap: int = 4) -> bool:
+def touch(one: Box, two: Box, gap: int = 4) -> bool:
+    """Whether two boxes overlap or lie closer than `gap` pixels."""
     across = one[0] < two[2] + gap and two[0] < one[2] + gap
     return across and one[1] < two[3] + gap and two[1] < one[3] + gap
 
@@ -158,11 +140,9 @@ def named_colour(rng: np.random.Generator, image: Image.Image, box: Box) -> tupl
     behind = np.asarray(image.crop(box).resize((6, 6)), np.float32).reshape(-1, 3)
     while True:
         name = pick(rng, list(COLOURS))
-        low, high = COLOURS[name]
-        mix = rng.random()
-        colour = tuple(round(a + (b - a) * mix) for a, b in zip(low, high, strict=True))
+        colour = shade(rng, name)
         if np.abs(behind - np.array(colour)).sum(1).min() > 110:
-            return name, (colour[0], colour[1], colour[2])
+            return name, colour
 
 
 def draw_shape(shape: str, side: int, turn: float) -> Image.Image:
@@ -250,33 +230,6 @@ def _corners(shape: str) -> list[tuple[float, float]]:
             *((0.3, 0.95), (-0.3, 0.95), (-0.3, 0.3), (-0.95, 0.3), (-0.95, -0.3), (-0.3, -0.3)),
         ],
     }[shape]
-
-
-def place_name(box: Box, size: tuple[int, int]) -> str | None:
-    """Where in a 3 x 3 grid the middle lies; None near one of its lines."""
-    at = []
-    for k in (0, 1):
-        share = (box[k] + box[k + 2]) / 2 / size[k]
-        if min(abs(share - 1 / 3), abs(share - 2 / 3)) < 0.04:
-            return None
-        at.append(int(share * 3))
-    return PLACES[min(at[1], 2)][min(at[0], 2)]
-
-
-def plural(name: str) -> str:
-    """More than one of a name."""
-    return name + ("es" if name.endswith(("s", "x")) else "s")
-
-
-def listed(names: Sequence[str]) -> str:
-    """Names with their numbers: "a red circle and two blue stars"."""
-    parts = []
-    for name, count in Counter(names).items():
-        article = "an" if name[0] in "aeiou" else "a"
-        parts.append(
-            f"{article} {name}" if count == 1 else f"{NUMBERS[min(count, 8)]} {plural(name)}"
-        )
-    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
 
 
 def _asks(rng: np.random.Generator, shapes: Sequence[Shape], size: tuple[int, int]) -> list[Ask]:

@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
+import atexit
+import tempfile
+from functools import cache, partial
+from pathlib import Path
+
+from PIL import Image
+
+from vl2.data.make.drawings import Drawing, Drawings, Thing
 from vl2.data.make.fonts import Face, Split
+from vl2.data.make.shapes import draw_shape
 from vl2.data.make.texts import Texts
 from vl2.data.make.world import World
 
@@ -12,6 +21,16 @@ TEXT = (
 )
 
 
+THINGS = {  # name: shape, group, what several are called
+    "dog": ("heart", "animal", ""),
+    "mouse": ("ellipse", "animal", "mice"),
+    "apple": ("circle", "food", ""),
+    "scissors": ("cross", "object", "-"),
+    "battery": ("rectangle", "object", ""),
+    "man": ("star", "person", "men"),
+    "sun": ("ring", "sky", ""),
+    "bus": ("hexagon", "vehicle", ""),
+}
 ENDS, JOBS = ("ton", "field", "by", "ham"), ("pilot", "baker", "judge", "cook")
 
 
@@ -28,4 +47,32 @@ def small_world(split: Split = "train") -> World:
         jobs=tuple(f"{name} {job}" for name in ("Head", "Chief", "Vice") for job in JOBS),
         nouns=("bread", "apples", "soap", "grey paint", "jam", "tea", "glue", "salt", "rice"),
     )
-    return World(split=split, print_faces=((face,),), hand_faces=((face,),), texts=texts)
+    return World(
+        split=split,
+        print_faces=((face,),),
+        hand_faces=((face,),),
+        texts=texts,
+        drawings=partial(small_drawings, split),
+    )
+
+
+@cache
+def small_drawings(split: Split) -> Drawings:
+    """Shapes instead of drawings of things; those of the two splits have different colours."""
+    folder = tempfile.TemporaryDirectory()
+    atexit.register(folder.cleanup)
+    colour = "red" if split == "train" else "blue"
+
+    def drawing(name: str, shape: str, *, ink: bool) -> Drawing:
+        mask = draw_shape(shape, 90, 0.0)
+        image = Image.new("RGBA", mask.size, "black" if ink else colour)
+        image.putalpha(mask)
+        path = Path(folder.name) / f"{name}-{ink}.png"
+        image.crop(mask.getbbox()).save(path)
+        return Drawing(path=str(path), colour="" if ink else colour, ink=ink)
+
+    things = []
+    for name, (shape, group, many) in THINGS.items():
+        drawn = tuple(drawing(name, shape, ink=ink) for ink in (False, True))
+        things.append(Thing(name=name, group=group, kin=name, many=many, drawings=drawn))
+    return Drawings(things=tuple(things), unknown=(drawing("odd", "crescent", ink=False),))

@@ -17,6 +17,7 @@ from vl2.data.make import (
     shapes,
     signs,
     tables,
+    things,
     words,
 )
 from vl2.data.make.sample import Made
@@ -36,6 +37,7 @@ KINDS: dict[str, Maker] = {
     "shapes": shapes.make,
     "signs": signs.make,
     "diagrams": diagrams.make,
+    "things": things.make,
 }
 
 

@@ -11,9 +11,9 @@ from PIL import Image, ImageDraw
 
 from vl2.data.make.chance import between, chance, integer, pick, pick_weighted
 from vl2.data.make.fonts import Face
+from vl2.data.make.naming import COLOURS
 from vl2.data.make.paper import MIN_CONTRAST, any_colour, finish, ground, luminance
 from vl2.data.make.sample import Box, Made
-from vl2.data.make.naming import COLOURS
 from vl2.data.make.shapes import WAYS, draw_shape, named_colour
 from vl2.data.make.sheet import Colour, Sheet, Style
 from vl2.data.make.signs_asks import Sign, sign_asks

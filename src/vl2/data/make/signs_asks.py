@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from vl2.data.make.chance import chance, phrase, pick, some
+from vl2.data.make.naming import COLOURS, listed, plural
 from vl2.data.make.reading import LOCATE_THING, different, locate, locate_asks, read_asks
 from vl2.data.make.sample import Ask, Box, Mark, ask
-from vl2.data.make.naming import COLOURS, listed, plural
 from vl2.data.make.words import short_text
 from vl2.data.make.world import World
 

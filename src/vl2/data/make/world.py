@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import numpy as np
 
 from vl2.data.make.chance import pick
+from vl2.data.make.drawings import Drawings, drawings
 from vl2.data.make.fonts import SPLITS, Face, Split, faces
 from vl2.data.make.texts import Texts, texts
 
@@ -21,6 +22,7 @@ class World:
     print_faces: tuple[tuple[Face, ...], ...]  # by family
     hand_faces: tuple[tuple[Face, ...], ...]
     texts: Texts
+    drawings: Callable[[], Drawings]  # fetched by those who draw them
 
     def face(self, rng: np.random.Generator, *, hand: bool = False) -> Face:
         """A face to print with; every family is equally likely."""
@@ -53,6 +55,7 @@ def world(split: Split) -> World:
         print_faces=_by_family(face for face in everything if not face.hand),
         hand_faces=_by_family(face for face in everything if face.hand),
         texts=texts(split),
+        drawings=partial(drawings, split),
     )
 
 

@@ -5,6 +5,7 @@ A field that the dataclass does not know goes into its `extra` and is written ba
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, Field, fields
 from sys import float_info
@@ -15,6 +16,15 @@ Sections = Mapping[str, type]
 
 _LEFT_OUT = ("sam", "architectures", "quantization_config")
 """Fields that the released files lack; they are written only where they say something."""
+
+LONGEST_EXAMPLE = 40
+"""Letters of a default that a message shows as an example."""
+_WORDS = {
+    "float": "a finite number",
+    "tuple[int, ...]": "a list of whole numbers",
+    "tuple[Resolution, ...]": "a list of [width, height]",
+}
+"""Kinds of fields as messages call them."""
 
 
 def read_section(cls: type, data: Mapping[str, Any], where: str, sections: Sections) -> Any:
@@ -37,7 +47,7 @@ def read_section(cls: type, data: Mapping[str, Any], where: str, sections: Secti
         place = f"{where}: {name}"
         if name in sections and (value is not None or "None" not in str(known[name].type)):
             if not isinstance(value, Mapping):
-                raise ValueError(f"{place} is {value!r}: expected an object")
+                raise ValueError(f"{place} is {value!r:.80}: expected an object")
             values[name] = read_section(sections[name], value, place, sections)
         else:
             values[name] = _checked(place, value, known[name])
@@ -73,9 +83,10 @@ def _checked(where: str, value: Any, f: Field[Any]) -> Any:
     if any(_is_a(kind, value) for kind in kinds):
         return float(value) if kinds[0] == "float" and value is not None else value
     default = f.default if f.default_factory is MISSING else f.default_factory()
-    words = {"float": "a finite number", "tuple[int, ...]": "a list of whole numbers"}
-    wanted = words.get(kinds[0], kinds[0])
-    raise ValueError(f"{where} is {value!r:.80}: expected {wanted} (for instance {default!r})")
+    wanted = _WORDS.get(kinds[0], kinds[0])
+    example = "" if default is None or default is MISSING else json.dumps(default)
+    wanted += f" (for instance {example})" if 0 < len(example) <= LONGEST_EXAMPLE else ""
+    raise ValueError(f"{where} is {value!r:.80}: expected {wanted}")
 
 
 def _is_a(kind: str, value: Any) -> bool:

@@ -18,6 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from tests.unit.picture_files import picture, refusal, to_bytes
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import vl2
 from vl2.processing.image_error import ImageError
@@ -283,6 +284,32 @@ def test_limits_hold_for_every_form(form: str):
 def test_a_long_text_is_not_decoded_to_be_refused():
     assert refusal("A" * 10_000, ImagePolicy(max_bytes=100)) == "too_many_bytes"
     assert refusal(np.zeros((1, 500), np.uint8), ImagePolicy(max_pixels=499)) == "too_many_pixels"
+
+
+@pytest.mark.parametrize(
+    ("make", "kind"),
+    [
+        (lambda x: x.to_sparse(), "sparse float32"),
+        (lambda x: x[0].to_sparse_csr(), "sparse float32"),
+        (lambda x: x.to("meta"), "meta float32"),
+        (lambda x: torch.quantize_per_tensor(x, 0.1, 0, torch.quint8), "quantised quint8"),
+        (lambda x: torch.quantize_per_tensor(x, 0.1, 0, torch.qint8), "quantised qint8"),
+        (lambda x: torch.nested.nested_tensor([x[0], x[0, :4]]), "nested float32"),
+        (lambda x: FakeTensorMode().from_tensor(x), "float32"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore")  # PyTorch calls some of these kinds unfinished
+def test_tensors_that_hold_no_dense_numbers_are_told(make: Callable, kind: str):
+    with pytest.raises(ImageError, match=f" a {kind} tensor, .*: give a dense tensor") as caught:
+        open_image(make(torch.rand(3, 8, 8)))
+    assert caught.value.code == "bad_tensor"
+
+
+def test_lazy_views_are_their_numbers():
+    half = torch.full((3, 8, 8), -0.5)
+    assert open_image(torch._neg_view(half)).getpixel((0, 0)) == (128, 128, 128)
+    real = torch.complex(torch.zeros(8, 8), half[0]).conj().imag  # a negated view
+    assert open_image(real).getpixel((0, 0)) == (128, 128, 128)
 
 
 def test_a_given_array_stays_as_it_was():

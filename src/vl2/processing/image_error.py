@@ -15,6 +15,8 @@ REFUSALS = {
     "a data URL, or a dict with bytes, path or url",
     "bad_array": "a picture is given as an array of {kind}, which is not supported: give real "
     "numbers of shape height x width, or height x width x 1, 3 or 4",
+    "bad_tensor": "a picture is given as a {kind} tensor, which is not supported: give a dense "
+    "tensor that holds real numbers, such as x.to_dense() or x.dequantize()",
     "text_file": "the picture's file is open as text: open it in binary mode",
     "too_many_bytes": "the picture file has more than {limit:,} bytes: send a smaller one, or "
     "raise max_bytes",

@@ -14,6 +14,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from PIL import Image
 
+from vl2.out_of_memory import is_out_of_memory
 from vl2.processing.colour import eight_bits
 from vl2.processing.image_error import ImageError
 
@@ -186,8 +187,25 @@ def _array(source: Any) -> tuple[np.ndarray | None, bool]:
     torch = sys.modules.get("torch")  # whoever has a tensor has imported it
     if torch is None or not isinstance(source, torch.Tensor):
         return None, False
-    tensor = source.detach().cpu()
-    return (tensor.float() if tensor.is_floating_point() else tensor).numpy(), True
+    try:
+        tensor = source.detach().cpu().resolve_neg().resolve_conj()
+        return (tensor.float() if tensor.is_floating_point() else tensor).numpy(), True
+    except (RuntimeError, TypeError) as error:  # no numbers that NumPy can hold
+        if is_out_of_memory(error):
+            raise ImageError("no_memory") from None
+        raise ImageError("bad_tensor", kind=_kind_of(source)) from None
+
+
+def _kind_of(tensor: Any) -> str:
+    """What is special about a tensor, in words."""
+    special = {
+        "nested": tensor.is_nested,
+        "quantised": tensor.is_quantized,
+        "meta": tensor.is_meta,
+        "sparse": "sparse" in str(tensor.layout),
+    }
+    words = [name for name, so in special.items() if so]
+    return " ".join([*words, str(tensor.dtype).removeprefix("torch.")])
 
 
 def _from_array(array: np.ndarray, max_pixels: int, *, first: bool) -> Image.Image:

@@ -68,7 +68,8 @@ class ProcessorConfig:
             values = getattr(self, name)
             if len(values) != 3 or not all(low <= value <= 1e6 for value in values):
                 raise ValueError(
-                    f"{name} is {values}: expected three numbers, one a channel, of at least {low}"
+                    f"{name} is {values!r:.80}: expected three numbers, one a channel, of at "
+                    f"least {low}"
                 )
         check_resolutions(self.candidate_resolutions)
 
@@ -115,7 +116,8 @@ class ProcessorConfig:
         for name, value in _of_model(model).items() if model else ():
             if getattr(config, name) != value:
                 raise ValueError(
-                    f"{name} is {getattr(config, name)} in {FILE} but {value} in config.json: "
+                    f"{name} is {getattr(config, name)!r:.80} in {FILE} but {value!r:.80} in "
+                    "config.json: "
                     "the processor and the model must agree"
                 )
         return config
@@ -153,7 +155,7 @@ def _checked(name: str, value: Any, annotation: str) -> Any:
         wanted = annotation
         fits = type(value).__name__ == annotation
     if not fits:
-        raise ValueError(f"{FILE}: {name} is {value!r}: expected {wanted}")
+        raise ValueError(f"{FILE}: {name} is {value!r:.80}: expected {wanted}")
     return value
 
 

@@ -183,3 +183,37 @@ def test_memory_that_runs_out_is_not_called_damage(monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(Image.Image, "load", load)
     assert refusal(Image.new("RGB", (4, 4))) == "no_memory"
+
+
+def large_webp() -> bytes:
+    """The header of a WebP of 13,000 x 13,900 pixels."""
+    lossless = b"VP8L\x08\0\0\0\x2f" + (12999 | 13899 << 14).to_bytes(4, "little") + bytes(3)
+    return b"RIFF" + struct.pack("<I", 4 + len(lossless)) + b"WEBP" + lossless
+
+
+def large_tiff() -> bytes:
+    return tiff(
+        {256: 13000, 257: 13900, 258: 8, 259: 8, 262: 1, 277: 1, 278: 13900, 279: 9}, b"", 273
+    )
+
+
+@pytest.mark.parametrize("make", [large_webp, large_tiff])
+@pytest.mark.parametrize("limit", [40_000_000, 178_000_000])
+def test_a_limit_below_pillows_is_the_one_that_is_told(make, limit: int):
+    with pytest.raises(ImageError) as caught:
+        open_image(make(), ImagePolicy(max_pixels=limit))
+    assert str(caught.value) == (
+        f"the picture has 180,700,000 pixels and at most {limit:,} are decoded: scale it down "
+        "first, or raise max_pixels"
+    )
+
+
+@pytest.mark.parametrize("make", [large_webp, large_tiff])
+def test_pillows_own_limit_is_not_raised_by_ours(make):
+    with pytest.raises(ImageError) as caught:
+        open_image(make(), ImagePolicy(max_pixels=2**31))
+    assert caught.value.code == "too_many_for_pillow"
+    assert str(caught.value) == (
+        "the picture has 180,700,000 pixels and Pillow decodes at most 178,956,970 of this file "
+        "type: scale it down first, or save it as PNG or JPEG"
+    )

@@ -23,6 +23,8 @@ REFUSALS = {
     "unsupported": f"unsupported file type: use {_KINDS}",
     "too_many_pixels": "the picture has {pixels:,} pixels and at most {limit:,} are decoded: scale "
     "it down first, or raise max_pixels",
+    "too_many_for_pillow": "the picture has {pixels:,} pixels and Pillow decodes at most "
+    "{limit:,} of this file type: scale it down first, or save it as PNG or JPEG",
     "no_memory": "there is not enough memory to decode the picture: scale it down first",
     "unreadable": f"the picture is damaged or incomplete: send a whole {_KINDS} file",
     "not_finite": "the picture holds values that are not finite numbers: replace NaN and infinity",

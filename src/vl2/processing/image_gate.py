@@ -154,8 +154,9 @@ def _fixed_refusals(policy: ImagePolicy) -> Iterator[None]:
         raise ImageError("no_memory") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         pixels, limit = map(int, re.findall(r"\d+", str(error))[:2])
-        limit = min(limit, policy.max_pixels)
-        raise ImageError("too_many_pixels", pixels=pixels, limit=limit) from None
+        own = policy.max_pixels < limit  # more than Pillow's own limit is no use
+        code = "too_many_pixels" if own else "too_many_for_pillow"
+        raise ImageError(code, pixels=pixels, limit=policy.max_pixels if own else limit) from None
     except Exception:  # decoders raise anything
         log.debug("a picture was refused because of this", exc_info=True)
         raise ImageError("unreadable") from None

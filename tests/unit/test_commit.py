@@ -338,7 +338,7 @@ def test_a_run_without_a_whole_step_begins_only_where_none_was_kept(tmp_path: Pa
     assert newest_state(tmp_path) == tmp_path / "step-00000002"
 
 
-@pytest.mark.parametrize("how", ["bytes", "marker", "manifest", "both", "files"])
+@pytest.mark.parametrize("how", ["bytes", "marker", "manifest", "both", "files", "file", "link"])
 def test_a_run_whose_steps_are_all_damaged_does_not_begin_again(how: str, tmp_path: Path):
     write(tmp_path, 1, 2)
     for number in (1, 2):
@@ -351,6 +351,12 @@ def test_a_run_whose_steps_are_all_damaged_does_not_begin_again(how: str, tmp_pa
             (folder / MARKER).unlink()
         if how in ("manifest", "both"):
             (folder / MANIFEST).unlink()
+        if how in ("file", "link"):
+            shutil.rmtree(folder)
+        if how == "file":
+            folder.write_bytes(b"a copy that went wrong")
+        if how == "link":
+            folder.symlink_to("a disk that is not there")
     before = sorted(tmp_path.rglob("*"))
     match = (
         r"every saved state in .* is damaged \(steps 1, 2; .*step-00000002.*start again at step 0"

@@ -322,6 +322,44 @@ def test_a_file_of_another_kind_is_named(tmp_path: Path, format: str):
         assert str(caught.value) == f"{path} has the format {format!r} but {told}"
 
 
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b"id,question,answer\n1,hi,yo\n", "no JSON, it begins with 'id,question,answer': write"),
+        (b"\n\n- a: 1\n- b: 2\n", "no JSON, it begins with"),
+        (b"<html>404</html>", "no JSON, it begins with '<html>404</html>'"),
+        (b"\x80\x04\x95pickle", "no JSON, it begins with"),
+        (b"null", "no JSON, it begins with 'null'"),
+        (
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:a\n",
+            "fetch the file with git lfs",
+        ),
+        (b"SQLite format 3\0" + b"\0" * 90, "a database of SQLite"),
+        (b"\xff\xff\xff\xff\x10\0\0\0", "an Arrow stream: write it as Parquet"),
+    ],
+)
+def test_what_is_no_json_is_told_at_once(tmp_path: Path, content: bytes, told: str):
+    (tmp_path / "rows.json").write_bytes(content)
+    with pytest.raises(ValueError, match=r"has the format 'llava' but is ") as caught:
+        open_source(SourceConfig(path=str(tmp_path / "rows.json")))
+    assert told in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_row_that_a_file_was_cut_in_costs_this_row_alone(tmp_path: Path):
+    row = json.dumps({"conversations": talk("What?")})
+    for cut in (b'of a row"}]}', b"x" * 5000):
+        (tmp_path / "rows.jsonl").write_bytes(cut + b"\n" + row.encode())
+        assert len(open_source(SourceConfig(path=str(tmp_path / "rows.jsonl")))) == 2
+
+
+@pytest.mark.parametrize("content", [{"conversations": talk("What?")}, {"data": [{"id": 1}]}])
+def test_one_object_over_several_lines_is_told(tmp_path: Path, content: dict[str, Any]):
+    (tmp_path / "rows.json").write_text(json.dumps(content, indent=2))
+    with pytest.raises(ValueError, match="is one JSON object over several lines: give a list"):
+        open_source(SourceConfig(path=str(tmp_path / "rows.json")))
+
+
 def test_the_place_of_a_row(tmp_path: Path):
     rows = [{"caption": str(n)} for n in range(5)]
     for name in ("a", "b"):

@@ -18,7 +18,7 @@ from vl2.overrides import override, to_mapping
 from vl2.recipes.stages import RECIPES
 from vl2.train import metrics
 from vl2.train.config import TrainConfig
-from vl2.train.origin import Origin, find_origin
+from vl2.train.origin import Origin, find_origin, write_history
 from vl2.train.resume import BY_CONTENT, MAY_CHANGE, check_kept, identity
 
 WORDS = ("lora.rank=4", "data.sources.0.rows=8", "optim.horizon=9", "balance.loss_weight=0.5")
@@ -85,6 +85,21 @@ def test_fewer_steps_than_are_done_are_refused(root: Path, origin: Origin):
     check_kept(root, identity_of(CONFIG, origin), steps=3)
     with pytest.raises(ValueError, match=r"steps is 2 but .* has done 3: give steps=3 or more"):
         check_kept(root, identity_of(CONFIG, origin), steps=2)
+
+
+def test_a_finished_run_without_its_states_is_not_overwritten(tmp_path: Path):
+    root, model = tmp_path / "checkpoints", tmp_path / "model"
+    check_kept(root, {})  # neither states nor a model: a run that was stopped before its first one
+    model.mkdir()
+    write_history(model, ("sft",))
+    for make in (lambda: None, root.mkdir):
+        make()
+        with pytest.raises(
+            ValueError, match=r"holds no saved state, but .*model is the model of a"
+        ):
+            check_kept(root, {})
+    keep(root, {})
+    check_kept(root, {})
 
 
 def test_metrics_that_are_damaged_lose_only_these_lines(tmp_path: Path):

@@ -211,11 +211,10 @@ def _writes(root: Path, what: str) -> Iterator[None]:
 
 
 def _step_folders(root: Path) -> list[Path]:
-    """Folders named like steps, oldest first."""
+    """What is named like a step, oldest first; what is no folder is a damaged one."""
     if not root.is_dir():
         return []
-    found = [path for path in root.iterdir() if STEP.fullmatch(path.name) and path.is_dir()]
-    return sorted(found, key=step_number)
+    return sorted((p for p in root.iterdir() if STEP.fullmatch(p.name)), key=step_number)
 
 
 def _fault(folder: Path) -> str:

@@ -38,6 +38,9 @@ _KINDS: tuple[tuple[int, bytes, str, tuple[str, ...]], ...] = (
     (0, b"PAR1", "a Parquet file", ("parquet",)),
     (257, b"ustar", "a tar", ("webdataset",)),
     (0, b"ARROW1", "an Arrow file: write it as Parquet", ()),
+    (0, b"\xff\xff\xff\xff", "an Arrow stream: write it as Parquet", ()),
+    (0, b"version https://git-lfs", "a pointer of Git LFS: fetch the file with git lfs pull", ()),
+    (0, b"SQLite format 3", "a database of SQLite: write its rows as JSON lines", ()),
     (0, b"\x1f\x8b", "compressed: unpack it with gunzip", ()),
     (0, b"\x28\xb5\x2f\xfd", "compressed: unpack it with zstd -d", ()),
     (0, b"BZh", "compressed: unpack it with bunzip2", ()),
@@ -49,6 +52,17 @@ _KINDS: tuple[tuple[int, bytes, str, tuple[str, ...]], ...] = (
 """Where a file of a kind has which bytes, what it is called, and the formats that read it."""
 
 _JSON = ("llava", "text", "interleaved")
+_HEAD = 4096
+
+
+def _has_no_object(head: bytes) -> bool:
+    """Whether the whole lines at the start of a file are there, and no row of JSON is among them.
+
+    One broken line alone may be the end of a long row that a file was cut in.
+    """
+    lines = head.split(b"\n")
+    whole = [line.lstrip() for line in (lines if len(head) < _HEAD else lines[:-1])]
+    return any(whole) and not any(line[:1] in (b"{", b"[") for line in whole)
 
 
 def check_kind(path: Path, wanted: str) -> None:
@@ -59,10 +73,13 @@ def check_kind(path: Path, wanted: str) -> None:
         OSError: it cannot be read.
     """
     with path.open("rb") as file:
-        head = file.read(4096)
+        head = file.read(_HEAD)
     kinds = [(name, formats) for at, magic, name, formats in _KINDS if head[at:].startswith(magic)]
     if head.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] in (b"{", b"["):
         kinds.append(("JSON", _JSON))
+    elif not kinds and wanted in _JSON and _has_no_object(head):
+        first = head.split(b"\n")[0].decode("utf-8", "replace").strip()
+        kinds.append((f"no JSON, it begins with {first[:40]!r}: write a JSON object a line", ()))
     for name, formats in kinds[:1]:
         if wanted not in formats:
             remedy = f": give the source format={' or '.join(formats)}" if formats else ""

@@ -22,6 +22,7 @@ _BOM = b"\xef\xbb\xbf"
 _CHUNK = 2**24
 _LIST = re.compile(rb"\[\s*[{\]]")
 _SPACE = re.compile(r"[ \t\r\n]*")
+_OPEN, _KEY = re.compile(rb"\{\s*"), re.compile(rb"\s*\"")
 
 
 class JsonSource:
@@ -127,6 +128,11 @@ def _spans(path: Path) -> tuple[np.ndarray, np.ndarray]:
     # Lines that are lists are no rows, so a .jsonl that begins a list of objects is misnamed.
     if head.startswith(b"[") and (path.suffix != ".jsonl" or _LIST.match(head)):
         return _list_spans(path)
+    first, _, rest = head.partition(b"\n")
+    if _OPEN.fullmatch(first) and _KEY.match(rest):
+        raise ValueError(
+            f"{path} is one JSON object over several lines: give a list of rows, or one a line"
+        )
     return _line_spans(path)
 
 

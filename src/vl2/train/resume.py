@@ -16,7 +16,7 @@ from vl2.data.sources import Source
 from vl2.overrides import to_mapping
 from vl2.processing import Processor
 from vl2.train.config import InitConfig, TrainConfig
-from vl2.train.origin import Origin, weights_digest
+from vl2.train.origin import EXPORTED, HISTORY, Origin, weights_digest
 
 MAY_CHANGE = (
     *("name", "out", "steps", "log_every", "tensorboard"),
@@ -72,7 +72,8 @@ def check_kept(root: Path, known: Mapping[str, Any], *, steps: int | None = None
     """Refuse what could not go on from the states below `root`. Nothing is written, or locked.
 
     Raises:
-        ValueError: see `check_same`, or more than `steps` are done already.
+        ValueError: see `check_same`, more than `steps` are done already, or the states of a run
+            that has finished are gone.
         CheckpointError: there are states, and all are damaged.
     """
     if (found := newest_state(root)) is not None:
@@ -82,6 +83,12 @@ def check_kept(root: Path, known: Mapping[str, Any], *, steps: int | None = None
                 f"steps is {steps} but {root} holds a run that has done {done}: give steps={done} "
                 "or more, or begin another run (out=FOLDER)"
             )
+    elif (history := root.parent / EXPORTED / HISTORY).is_file():
+        raise ValueError(
+            f"{root} holds no saved state, but {history.parent} is the model of a finished run, "
+            "which would start again at step 0 and overwrite it: restore the states, or begin "
+            f"another run (out=FOLDER, or remove {root.parent})"
+        )
 
 
 def check_same(found: Path, known: Mapping[str, Any]) -> None:

@@ -13,16 +13,19 @@ from hypothesis import strategies as st
 from PIL import Image, ImageChops, ImageDraw
 from tests.unit.made import small_world
 
+from vl2.cli.data import _KINDS
 from vl2.data.config import SourceConfig
 from vl2.data.encode import encode_record
-from vl2.data.make import charts_drawn, charts_matplotlib, export, packages
+from vl2.data.make import charts_drawn, charts_matplotlib, circuits, export, packages
 from vl2.data.make.chance import phrase
 from vl2.data.make.charts_drawn import slice_box
+from vl2.data.make.floors import Room, neighbours, outer_walls, split_rooms, walls_between
 from vl2.data.make.fonts import family, glyph_box
 from vl2.data.make.graph import plan, way
 from vl2.data.make.kinds import KINDS, make
 from vl2.data.make.naming import place_name
 from vl2.data.make.paper import barred, rotated
+from vl2.data.make.pen import Pen
 from vl2.data.make.sample import Made, Mark, Spot, plain
 from vl2.data.make.series import Series, Table
 from vl2.data.make.shapes import SHAPES, draw_shape
@@ -51,6 +54,11 @@ def rows(kind: str) -> list[Made]:
 def inside(box: tuple[int, int, int, int], size: tuple[int, int], slack: int = 0) -> bool:
     x1, y1, x2, y2 = box
     return -slack <= x1 < x2 <= size[0] + slack and -slack <= y1 < y2 <= size[1] + slack
+
+
+def test_the_help_names_every_kind() -> None:
+    named = _KINDS.rstrip(".").replace(" or ", ", ").split(", ")
+    assert sorted(named) == sorted(KINDS)
 
 
 def test_a_row_depends_on_its_arguments_alone(kind: str, rows: list[Made]) -> None:
@@ -291,6 +299,45 @@ def test_what_comes_after_follows_the_arrows() -> None:
             assert set(answer.split(", ")) in [*sets, *called]
             asked += 1
     assert asked > 5
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_rooms_fill_their_floor_and_are_reached_by_doors(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    boxes = split_rooms(rng, (10, 20, 510, 420), 2 + seed % 7, 16)
+    rooms = [Room(name=str(n), box=box) for n, box in enumerate(boxes)]
+    assert sum(room.pixels for room in rooms) == 500 * 400
+    covered = np.zeros((420, 510), int)
+    for x1, y1, x2, y2 in boxes:
+        covered[y1:y2, x1:x2] += 1
+    assert covered[20:, 10:].min() == covered.max() == 1
+    walls = walls_between(rooms)
+    assert sum(wall.length for wall in outer_walls(rooms)) == 2 * (500 + 400)
+    reached = {0}
+    for _ in rooms:
+        reached |= {
+            n for wall in walls if {wall.one, wall.two} & reached for n in (wall.one, wall.two)
+        }
+    assert reached == set(range(len(rooms)))
+    opposite = {"left": "right", "right": "left", "above": "below", "below": "above"}
+    beside = neighbours(rooms)
+    for (room, side), others in beside.items():
+        assert all(room in beside[other, opposite[side]] for other in others)
+
+
+def test_symbols_of_circuits_have_tight_boxes() -> None:
+    for noun in circuits.LETTERS:
+        for lying in (True, False):
+            sheet = Sheet(Image.new("RGB", (200, 200), "white"))
+            pen = Pen(np.random.default_rng(0), sheet, width=2, wobble=0)
+            part = circuits.Part(noun=noun, label="X1", closed=lying)
+            part = circuits.draw_part(pen, part, ((100, 100), lying), "zigzag", 40)
+            pen.lift((0, 0, 0))
+            dark = np.asarray(sheet.image.convert("L")) < 128
+            across = np.flatnonzero(dark.any(1 if lying else 0))  # leads run along the wire
+            k = 1 if lying else 0
+            assert (part.box[k], part.box[k + 2]) == pytest.approx(across[[0, -1]], abs=3)
+            assert dark[part.box[1] : part.box[3], part.box[0] : part.box[2]].any()
 
 
 def test_splits_share_no_entry() -> None:

@@ -14,7 +14,10 @@ from vl2.cli.pictures import check_target
 from vl2.cli.terminal import show
 from vl2.folders import check_folder
 
-_KINDS = "words, lines, blocks, pages, papers, tables, charts, screens, shapes, signs or diagrams."
+_KINDS = (
+    "words, lines, blocks, pages, papers, tables, charts, screens, shapes, signs, diagrams, plans "
+    "or things."
+)
 
 data = typer.Typer(no_args_is_help=True, help="Make data for training and evaluation.")
 

@@ -13,6 +13,7 @@ from vl2.data.make import (
     lines,
     pages,
     papers,
+    plans,
     screens,
     shapes,
     signs,
@@ -38,6 +39,7 @@ KINDS: dict[str, Maker] = {
     "signs": signs.make,
     "diagrams": diagrams.make,
     "things": things.make,
+    "plans": plans.make,
 }
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from vl2.data.make.chance import between
+from vl2.data.make.sample import Box
 from vl2.data.make.sheet import Colour, Sheet
 
 Point = tuple[float, float]
@@ -50,6 +51,10 @@ class Pen:
     def area(self, points: Sequence[Point]) -> None:
         """A filled area, in the colour of the pen."""
         self.draw.polygon([(x * SCALE, y * SCALE) for x, y in points], fill=255)
+
+    def wipe(self, box: Box) -> None:
+        """Take away what was drawn in a box."""
+        self.draw.rectangle([SCALE * v for v in box], fill=0)
 
     def arrow(self, start: Point, end: Point, head: float, *, filled: bool) -> None:
         """A line with a head at its end."""

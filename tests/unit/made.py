@@ -8,9 +8,11 @@ from functools import cache, partial
 from pathlib import Path
 
 from PIL import Image
+from tests.unit.pdf_files import PdfPage, pdf_of, show
 
 from vl2.data.make.drawings import Drawing, Drawings, Thing
 from vl2.data.make.fonts import Face, Split
+from vl2.data.make.pdf_pages import Document
 from vl2.data.make.shapes import draw_shape
 from vl2.data.make.texts import Texts
 from vl2.data.make.world import World
@@ -34,6 +36,25 @@ THINGS = {  # name: shape, group, what several are called
 ENDS, JOBS = ("ton", "field", "by", "ham"), ("pilot", "baker", "judge", "cook")
 
 
+LINES = (
+    *("The old library keeps many letters, and", "a list of 240 names from its first keeper."),
+    *("Nobody has read all of them since, but", "people come to sit there (in summer)."),
+    *("- Prices: $3.50, or 20% less on Monday", "Mail: jug.quist@up.org"),
+)
+
+
+def small_pdf() -> bytes:
+    """Two pages with the lines of `LINES`."""
+    lines = [show(text, 40, 300 - 18 * n) for n, text in enumerate(LINES)]
+    large = [show(text, 20, 500 - 40 * n, 18, font=1) for n, text in enumerate(LINES)]
+    return pdf_of(
+        [
+            PdfPage(content="".join(lines), box=(0, 0, 320, 360)),
+            PdfPage(content="".join(large), box=(0, 0, 420, 600), crop=(10, 200, 400, 560)),
+        ]
+    )
+
+
 def small_world(split: Split = "train") -> World:
     """What makers draw from in tests."""
     face = Face(path="", family="built-in", cap_height=0.7)
@@ -52,6 +73,7 @@ def small_world(split: Split = "train") -> World:
         print_faces=((face,),),
         hand_faces=((face,),),
         texts=texts,
+        documents=lambda: (Document(source=small_pdf(), pages=(1, 2)),),
         drawings=partial(small_drawings, split),
     )
 

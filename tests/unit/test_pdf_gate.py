@@ -45,6 +45,7 @@ def test_a_page_becomes_a_picture_and_its_text(tmp_path: Path) -> None:
             assert [w.text for w in lines[0].words] == ["Hello", "big", "(world)"]
             assert [line.block for line in lines] == [0, 0]
             assert "second line" in pdf.plain_text(1)
+            assert pdf.fonts(1) == {"Helvetica"}
 
 
 @settings(max_examples=25, deadline=None)

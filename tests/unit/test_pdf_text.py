@@ -53,6 +53,12 @@ def test_a_raised_number_stays_on_its_line() -> None:
         assert line.text.replace(" ", "") == "two2m"
 
 
+def test_a_dash_before_a_line_belongs_to_it() -> None:
+    dash = Glyph(code=ord("-"), box=(0, 6, 4, 7))
+    [line] = lines_of([dash, Glyph(code=32, box=(4, 6, 4, 7)), *glyphs("item", 14, 0)])
+    assert line.text == "- item"
+
+
 def test_text_upwards_comes_last() -> None:
     upwards = [
         Glyph(code=ord(c), box=(0, 90 - 10 * n, 12, 99 - 10 * n), angle=270)

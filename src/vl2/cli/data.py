@@ -15,8 +15,8 @@ from vl2.cli.terminal import show
 from vl2.folders import check_folder
 
 _KINDS = (
-    "words, lines, blocks, pages, papers, tables, charts, screens, shapes, signs, diagrams, plans "
-    "or things."
+    "words, lines, blocks, pages, papers, pdfs, tables, charts, screens, shapes, signs, diagrams, "
+    "plans or things."
 )
 
 data = typer.Typer(no_args_is_help=True, help="Make data for training and evaluation.")

@@ -103,7 +103,7 @@ class PageView:
 
 
 class Pdf:
-    """An open PDF, for a `with` block. Pages are loaded when they are asked for, and closed."""
+    """An open PDF, for a `with` block. One page is loaded at a time, when it is asked for."""
 
     def __init__(self, source: str | Path | bytes, policy: PdfPolicy = PDFS) -> None:
         """Open a PDF.
@@ -122,6 +122,7 @@ class Pdf:
             self._held = checked  # pdfium reads the bytes as long as the PDF is open
             self._document.init_forms()
             self._count = len(self._document)
+            self._loaded: tuple[int, pypdfium2.PdfPage] | None = None
 
     def __len__(self) -> int:
         """How many pages it has."""
@@ -141,6 +142,7 @@ class Pdf:
     def close(self) -> None:
         """Free what pdfium holds; a second time does nothing."""
         with _LOCK:
+            self._unload()
             if self._document is not None:
                 self._document.close()
             self._document = None
@@ -185,6 +187,7 @@ class Pdf:
         with self._page(number) as page:
             view = self._view(page, number, dpi)
             x1, y1, x2, y2 = box or (0, 0, *view.size)
+            assert min(x2 - x1, y2 - y1) > 0, box
             bitmap = pypdfium2.PdfBitmap.new_native(
                 x2 - x1, y2 - y1, raw.FPDFBitmap_BGR, rev_byteorder=True
             )
@@ -229,6 +232,24 @@ class Pdf:
             finally:
                 layer.close()
 
+    def fonts(self, number: int, step: int = 25) -> set[str]:
+        """Names of the fonts of the text layer, looked up at every `step`-th character.
+
+        Raises:
+            PdfError: there is no such page, or it is damaged.
+        """
+        name, flags = ctypes.create_string_buffer(256), ctypes.c_int()
+        found = set()
+        with self._page(number) as page:
+            layer = page.get_textpage()
+            try:
+                for index in range(0, layer.count_chars(), step):
+                    raw.FPDFText_GetFontInfo(layer.raw, index, name, len(name), flags)
+                    found.add(name.value.decode("utf-8", "replace"))
+            finally:
+                layer.close()
+        return {re.sub(r"^[A-Z]{6}\+", "", font) for font in found} - {""}  # a part of a font
+
     @contextmanager
     def _page(self, number: int) -> Iterator[pypdfium2.PdfPage]:
         """A loaded page; what pdfium cannot do with it is one fixed refusal."""
@@ -238,15 +259,18 @@ class Pdf:
             if not 1 <= number <= self._count:
                 raise PdfError("no_such_page", value=str(number), count=self._count)
             try:
-                page = self._document[number - 1]
-            except pypdfium2.PdfiumError:
-                raise PdfError("bad_page", number=number) from None
-            try:
-                yield page
+                if self._loaded is None or self._loaded[0] != number:
+                    self._unload()
+                    self._loaded = number, self._document[number - 1]
+                yield self._loaded[1]
             except (pypdfium2.PdfiumError, ctypes.ArgumentError, MemoryError):
+                self._unload()
                 raise PdfError("bad_page", number=number) from None
-            finally:
-                page.close()
+
+    def _unload(self) -> None:
+        if self._loaded is not None:
+            self._loaded[1].close()
+        self._loaded = None
 
     def _view(self, page: pypdfium2.PdfPage, number: int, dpi: float) -> PageView:
         if not (math.isfinite(dpi) and dpi > 0):

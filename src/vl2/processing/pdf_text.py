@@ -268,7 +268,7 @@ def _continues(piece: _Piece, word: _Word, gap: float, overlap: float) -> bool:
     """Whether a word stands on the line of a piece, right of it and at most `gap` heights away."""
     near = piece[-NEAR:]
     before, here = _box(near), _box([word])
-    heights = sorted(char.box[3] - char.box[1] for part in near for char in part)
+    heights = sorted(char.box[3] - char.box[1] for part in (*near, word) for char in part)
     height = heights[len(heights) // 2]
     away = here[0] - before[2]
     if not -0.5 * height <= away <= gap * height:

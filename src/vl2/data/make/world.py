@@ -11,6 +11,7 @@ import numpy as np
 from vl2.data.make.chance import pick
 from vl2.data.make.drawings import Drawings, drawings
 from vl2.data.make.fonts import SPLITS, Face, Split, faces
+from vl2.data.make.pdf_pages import Document, documents
 from vl2.data.make.texts import Texts, texts
 
 
@@ -23,6 +24,7 @@ class World:
     hand_faces: tuple[tuple[Face, ...], ...]
     texts: Texts
     drawings: Callable[[], Drawings]  # fetched by those who draw them
+    documents: Callable[[], tuple[Document, ...]]  # PDFs, which are fetched when they are needed
 
     def face(self, rng: np.random.Generator, *, hand: bool = False) -> Face:
         """A face to print with; every family is equally likely."""
@@ -56,6 +58,7 @@ def world(split: Split) -> World:
         hand_faces=_by_family(face for face in everything if face.hand),
         texts=texts(split),
         drawings=partial(drawings, split),
+        documents=partial(documents, split),
     )
 
 

@@ -42,6 +42,11 @@ def resolve(path: str | Path, *, weights: bool = True) -> Path:
             f"model is {path!r:.80}: expected {EMBEDDED}, a folder or a hub id as text"
         )
     name = str(path)
+    if not name:
+        raise ValueError(
+            "the model's name is empty: give a folder, a hub id (organisation/name), "
+            f"{EMBEDDED}, {', '.join(RELEASED)}"
+        )
     if name == EMBEDDED:
         return embedded_folder()
     if path in RELEASED:

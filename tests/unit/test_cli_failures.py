@@ -148,6 +148,28 @@ def test_a_request_that_the_engine_refuses_is_wrong_use(capsys: pytest.CaptureFi
     assert "leaves no room for an answer" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["ask", str(SAMPLE), "x", "-m", ""], "the model's name is empty: give a folder"),
+        (["data"], "Missing command: see vl2 data --help"),
+        (["train", "{}"], "{} is a folder without config.yaml: give a recipe"),
+        (
+            ["ask", str(SAMPLE), "x", "--seed", str(2**63)],
+            f"expected a whole number from 0 to {2**63 - 1}",
+        ),
+        (["ask", str(SAMPLE), "x", "--seed", "-1"], "expected a whole number from 0 up"),
+        (["ask", str(SAMPLE), "x", "--max-tokens", "0"], "expected a whole number from 1 up"),
+    ],
+)
+def test_a_slip_of_the_hand_is_one_line(
+    words: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    assert main([word.format(tmp_path) for word in words]) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert message.format(tmp_path) in line
+
+
 @pytest.mark.parametrize("below", ["", "/deeper", "/deeper/still"])
 @pytest.mark.parametrize(
     ("words", "what"),

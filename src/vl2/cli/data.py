@@ -19,7 +19,7 @@ _KINDS = (
     "plans or things."
 )
 
-data = typer.Typer(no_args_is_help=True, help="Make data for training and evaluation.")
+data = typer.Typer(help="Make data for training and evaluation.")
 
 
 @data.callback()

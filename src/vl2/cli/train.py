@@ -130,6 +130,10 @@ def find_recipe(name: str) -> TrainConfig:
             path = path / SETTINGS
         if path.is_file():
             return read_yaml(path, TrainConfig)
+        raise ValueError(
+            f"{name} is a folder without {SETTINGS}: give a recipe, a YAML file or a run's folder; "
+            "a model to start from is init.model=FOLDER"
+        )
     raise ValueError(f"no recipe and no file {name!r}: recipes are {', '.join(RECIPES)}")
 
 

@@ -270,7 +270,8 @@ def _whole(
     value = getattr(config, name)
     number = plain_number(value, whole=True)
     if number is None or not least <= number <= most:
-        end = "up" if most == 2**63 - 1 else f"to {most}"
+        beyond = number is not None and number > most
+        end = f"to {most}" if beyond or most < 2**63 - 1 else "up"
         raise ValueError(
             f"{name} is {_shown(value)}: expected a whole number from {least}{meaning} {end}"
         )

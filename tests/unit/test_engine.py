@@ -189,12 +189,8 @@ def test_min_tokens_hold_back_stop_strings(engine, say):
 @pytest.mark.parametrize("form", [None, StructuredOutputsParams(choice=["yes", "no"])])
 @pytest.mark.parametrize("least", [1, 3])
 def test_min_tokens_without_a_token_that_goes_on_are_refused(engine, temperature, form, least):
-    params = SamplingParams(
-        min_tokens=least,
-        stop_token_ids=range_of(engine),
-        temperature=temperature,
-        structured_outputs=form,
-    )
+    sampled = SamplingParams(temperature=temperature, structured_outputs=form)
+    params = replace(sampled, min_tokens=least, stop_token_ids=[*range(TOKENIZER.vocab_size)])
     plain = SamplingParams(max_tokens=4)
     [stuck, other] = engine.generate([MIXED[0], MIXED[1]], [params, plain])
     assert stuck.finish_reason == "error"
@@ -207,16 +203,12 @@ def test_min_tokens_without_a_token_that_goes_on_are_refused(engine, temperature
     assert (ended.finish_reason, len(ended.token_ids)) == ("stop", 1)
 
 
-def range_of(engine) -> list[int]:
-    return [*range(engine.model.config.language_config.vocab_size)]
-
-
 def test_min_tokens_end_in_a_form_of_which_only_the_first_token_may_come(engine):
     first, *rest = TOKENIZER.encode("yes, indeed")
     assert rest
     params = SamplingParams(
         min_tokens=9,
-        stop_token_ids=[token for token in range_of(engine) if token != first],
+        stop_token_ids=[token for token in range(TOKENIZER.vocab_size) if token != first],
         structured_outputs=StructuredOutputsParams(choice=["yes, indeed"]),
     )
     [answer] = engine.generate([MIXED[0]], params)

@@ -2,7 +2,6 @@
 
 import copy
 import math
-import re
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -342,18 +341,6 @@ def test_messages_and_ready_inputs_are_the_same_to_it(engine):
     ]
 
 
-def test_a_prompt_beyond_the_context_is_refused_with_numbers(models):
-    tokens = len(engine_of(models["mla"]).processor(MIXED[1]).input_ids)
-    small = engine_of(models["mla"], max_model_len=tokens)
-    fits, refused = small.generate(MIXED[:2], SamplingParams(max_tokens=3))
-    assert (refused.index, refused.finish_reason, refused.token_ids) == (1, "error", [])
-    assert re.match(rf"conversation 1 has {tokens} prompt tokens.*{tokens} ", refused.error)
-    assert (
-        fits.token_ids
-        == engine_of(models["mla"]).generate(MIXED[:1], SamplingParams(max_tokens=3))[0].token_ids
-    )
-
-
 def test_a_context_beyond_the_positions_of_the_model_is_refused(models):
     positions = models["mla"].config.language_config.max_position_embeddings
     engine_of(models["mla"], max_model_len=positions)
@@ -379,11 +366,6 @@ def test_a_processor_of_another_model_is_refused(models):
     settings = ProcessorConfig.for_model(VL2Config.nano())
     with pytest.raises(ValueError, match="load both from the same place"):
         Engine(models["mla"], Processor(TOKENIZER, settings, image_size=56))
-
-
-def test_params_must_fit_the_conversations(engine):
-    with pytest.raises(ValueError, match="2 params for 3 conversations"):
-        engine.generate(MIXED[:3], [SamplingParams()] * 2)
 
 
 def test_scores_that_are_no_numbers_are_an_error(engine, monkeypatch):

@@ -98,6 +98,23 @@ def test_a_wrong_conversation_is_an_error_of_its_own(engine, name):
     assert engine.blocks.free == engine.blocks.num_blocks
 
 
+def test_a_prompt_beyond_the_context_is_refused_with_numbers(model):
+    tokens = len(engine_of(model).processor(MIXED[1]).input_ids)
+    small = engine_of(model, max_model_len=tokens)
+    fits, refused = small.generate(MIXED[:2], SamplingParams(max_tokens=3))
+    assert (refused.index, refused.finish_reason, refused.token_ids) == (1, "error", [])
+    assert re.match(rf"conversation 1 has {tokens} prompt tokens.*{tokens} ", refused.error)
+    assert (
+        fits.token_ids
+        == engine_of(model).generate(MIXED[:1], SamplingParams(max_tokens=3))[0].token_ids
+    )
+
+
+def test_params_must_fit_the_conversations(engine):
+    with pytest.raises(ValueError, match="2 params for 3 conversations"):
+        engine.generate(MIXED[:3], [SamplingParams()] * 2)
+
+
 def test_each_of_several_answers_to_a_wrong_conversation_is_there(engine):
     for answers in both(engine, [5], SamplingParams(n=3)):
         assert [answer.finish_reason for answer in answers] == ["error"] * 3

@@ -54,6 +54,14 @@ def test_constant_stays():
     assert [learning_rate_factor(config, step, 9) for step in (0, 1, 2, 8)] == [0.5, 1, 1, 1]
 
 
+def test_a_constant_rate_falls_in_its_last_steps():
+    config = replace(CONFIG, schedule="constant", warmup=2, decay=4, floor=0.2)
+    factors = [learning_rate_factor(config, step, 10) for step in (1, 5, 6, 7, 8, 9, 10)]
+    assert factors == pytest.approx([1, 1, 1, 0.8, 0.6, 0.4, 0.2])
+    with pytest.raises(ValueError, match=r"decay is 4 with optim\.schedule 'cosine'"):
+        replace(CONFIG, decay=4)
+
+
 def test_the_tower_learns_a_tenth_as_fast_and_norms_do_not_decay(model: VL2Model):
     freeze(model, TRAINED["sft"])
     optimizers = Optimizers(model, OptimConfig(learning_rate=1e-3), 10)

@@ -51,7 +51,9 @@ class OptimConfig:
     warmup: Annotated[int, Range(least=0)] = 0  # steps of a linear rise, in every schedule
     # steps of the whole schedule; None: the run's steps
     horizon: Annotated[int | None, Range(least=1)] = None
-    # where a cosine ends, as a share of the learning rate
+    # last steps of a constant schedule, in which the learning rate falls in a straight line
+    decay: Annotated[int, Range(least=0)] = 0
+    # where a cosine or a decay ends, as a share of the learning rate
     floor: Annotated[float, Range(least=0, most=1)] = 0.0
     betas: Annotated[tuple[float, float], Range(least=0, below=1)] = (0.9, 0.95)
     eps: Annotated[float, Range(above=0, most=1)] = 1e-8
@@ -62,6 +64,11 @@ class OptimConfig:
     def __post_init__(self) -> None:
         """Check the ranges."""
         check_ranges(self)
+        if self.decay and self.schedule != "constant":
+            raise ValueError(
+                f"optim.decay is {self.decay} with optim.schedule {self.schedule!r}: expected "
+                "constant, the only schedule that it belongs to, or give optim.decay=0"
+            )
         if len(self.betas) != 2:
             raise ValueError(f"betas is {list(self.betas)}: expected 2 numbers")
         if self.moments == "bfloat16":

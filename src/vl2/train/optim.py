@@ -42,14 +42,16 @@ def freeze(module: nn.Module, trained: Iterable[str]) -> list[str]:
 def learning_rate_factor(config: OptimConfig, step: int, steps: int) -> float:
     """Share of the learning rate at `step` (from 0) of `steps`.
 
-    Behind the warm-up: `cosine` falls to `floor`, `step` divides by sqrt(10) at 50 % and again at
-    75 % of the steps (paper, table 2), `constant` stays.
+    After the warm-up: `cosine` falls to `floor`, `step` divides by sqrt(10) at 50 % and again at
+    75 % of the steps (paper, table 2), `constant` stays and falls to `floor` in a straight line in
+    its last `decay` steps.
     """
     if step < config.warmup:
         return (step + 1) / config.warmup
     length = config.horizon or steps
     if config.schedule == "constant":
-        return 1.0
+        left = min(1.0, max(0, length - step) / config.decay) if config.decay else 1.0
+        return config.floor + (1 - config.floor) * left
     if config.schedule == "step":
         falls = (step >= 0.5 * length) + (step >= 0.75 * length)
         return 10 ** (-0.5 * falls)

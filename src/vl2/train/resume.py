@@ -24,7 +24,7 @@ MAY_CHANGE = (
     *("compute.device", "compute.compile", "compute.recompute*", "compute.threads"),
     "compute.deterministic",
     *("optim.learning_rate", "optim.vision_scale", "optim.schedule"),
-    *("optim.warmup", "optim.horizon", "optim.floor"),
+    *("optim.warmup", "optim.horizon", "optim.decay", "optim.floor"),
     *("data.micro_batch", "data.workers", "data.prefetch", "data.max_bad*", "data.bad_rate_window"),
     "data.sources.*.image_root",
 )

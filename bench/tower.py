@@ -7,8 +7,10 @@ arms run in turn in one process:
 
     float32     as the weights are kept
     fused       the bfloat16 twin with PyTorch's fused attention
-    multiplied  the twin as it trains, scores of attention multiplied out
+    multiplied  scores of attention multiplied out
     compiled    the same with compiled blocks
+    native      GELU and softmax in C
+    both        compiled around them, as the twin trains
 
 "share" is of the fastest bfloat16 product of the tower's own shapes in the same run.
 """
@@ -29,6 +31,7 @@ from vl2.benchmarks.timing import middle, seconds, take_turns
 from vl2.data.collate import TrainBatch
 from vl2.model import siglip
 from vl2.model.vl2 import VL2Model
+from vl2.ops.native import kernels
 from vl2.recipes.embedded.see import PlaceReader, SeeTask
 from vl2.recipes.embedded.shape import embedded
 
@@ -87,17 +90,27 @@ def main() -> None:
     model = VL2Model(embedded())
     model.init_weights(torch.Generator().manual_seed(0))
     reader, batch = PlaceReader(model), random_batch(arguments.tiles)
-    plain, quick = SeeTask(reader), SeeTask(reader, compiled=True)
+    task, quick, both = SeeTask(reader), *(SeeTask(reader, compiled=True) for _ in range(2))
 
     def with_fused() -> None:
-        with mock.patch.object(siglip, "patch_attention", fused):
-            plain.accumulate([batch])
+        with kernels.left_out(), mock.patch.object(siglip, "patch_attention", fused):
+            task.accumulate([batch])
+
+    def without_native() -> None:
+        with kernels.left_out():
+            task.accumulate([batch])
+
+    def with_compiled() -> None:
+        with kernels.left_out():
+            quick.accumulate([batch])
 
     arms: dict[str, Callable[[], object]] = {
         "float32": lambda: float32_step(reader, batch),
         "fused": with_fused,
-        "multiplied": lambda: plain.accumulate([batch]),
-        "compiled": lambda: quick.accumulate([batch]),
+        "multiplied": without_native,
+        "compiled": with_compiled,
+        "native": lambda: task.accumulate([batch]),
+        "both": lambda: both.accumulate([batch]),
     }
     timers = {name: lambda _, arm=arm: seconds(arm) for name, arm in arms.items()}
     taken = take_turns(timers, arguments.repeats)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from vl2.config import VisionConfig
 from vl2.ops.attention import patch_attention
+from vl2.ops.native import training
 
 NORM_EPS = 1e-6
 
@@ -56,7 +57,9 @@ class Mlp(nn.Module):
 
     def forward(self, x: Float[Tensor, "n p w"]) -> Float[Tensor, "n p w"]:
         """Per patch."""
-        return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
+        x = self.fc1(x)
+        inner = training.gelu(x) if training.takes(x) else F.gelu(x, approximate="tanh")
+        return self.fc2(inner)
 
 
 class Block(nn.Module):

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from vl2.ops.native import kernels, small
+from vl2.ops.native import kernels, small, training
 
 torch.backends.cuda.enable_cudnn_sdp(False)
 """cuDNN builds a plan for each new shape, for tenths of a second, and lengths are ever new here. A
@@ -109,7 +109,10 @@ def patch_attention(
     scale = query.shape[-1] ** -0.5
     trained = torch.is_grad_enabled() and query.requires_grad
     if few and trained and query.device.type == "cpu" and query.dtype == torch.bfloat16:
-        return (query * scale @ key.transpose(-1, -2)).softmax(dim=-1) @ value
+        scores = query @ key.transpose(-1, -2)
+        if training.takes(scores):
+            return training.scaled_softmax(scores, scale) @ value
+        return (scores * scale).softmax(dim=-1) @ value
     return F.scaled_dot_product_attention(query, key, value, scale=scale)
 
 

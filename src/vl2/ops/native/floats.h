@@ -75,6 +75,48 @@ static inline float sum_lanes(const lanes *x) {
   return (total[0] + total[1]) + (total[2] + total[3]);
 }
 
+/* Sum of products, lane by lane, so that the compiler need not reorder anything. */
+static inline float dot_of(const float *x, const float *y, int64_t width) {
+  lanes sums = {0}, a, b;
+  int64_t i = 0;
+  for (; i + LANES <= width; i += LANES) {
+    memcpy(&a, x + i, sizeof a);
+    memcpy(&b, y + i, sizeof b);
+    sums += a * b;
+  }
+  float total = 0.0f;
+  for (int lane = 0; lane < LANES; lane++) total += sums[lane];
+  for (; i < width; i++) total += x[i] * y[i];
+  return total;
+}
+
+static inline float highest_of(const float *x, int64_t count) {
+  lanes highest, some;
+  float most = MINUS_INFINITY;
+  int64_t i = 0;
+  for (int lane = 0; lane < LANES; lane++) highest[lane] = MINUS_INFINITY;
+  for (; i + LANES <= count; i += LANES) {
+    memcpy(&some, x + i, sizeof some);
+    words above = (words)(some > highest);
+    highest = (lanes)(((words)some & above) | ((words)highest & ~above));
+  }
+  for (int lane = 0; lane < LANES; lane++) most = highest[lane] > most ? highest[lane] : most;
+  for (; i < count; i++) most = x[i] > most ? x[i] : most;
+  return most;
+}
+
+static inline float sum_of(const float *x, int64_t count) {
+  lanes sums = {0}, some;
+  float total = 0.0f;
+  int64_t i = 0;
+  for (; i + LANES <= count; i += LANES) {
+    memcpy(&some, x + i, sizeof some);
+    sums += some;
+  }
+  for (; i < count; i++) total += x[i];
+  return total + sum_lanes(&sums);
+}
+
 /* Nearest whole number, ties to even, of |x| < 2^22: beyond 2^23 floats have no fraction. */
 static inline float round_even(float x) { return (x + 12582912.0f) - 12582912.0f; }
 

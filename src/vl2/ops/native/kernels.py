@@ -72,7 +72,17 @@ def functions() -> ctypes.CDLL | None:
     found.float_experts.argtypes = [POINTER] * 3 + [COUNT] * 3 + [POINTER] * 3 + [INT, POINTER, INT]
     found.group_rows.argtypes = [POINTER] + [COUNT] * 3 + [POINTER] * 3
     found.row_peaks.argtypes = [POINTER, COUNT, COUNT] + [POINTER] * 3 + [INT]
-    for name in ("rms_norm", "rope", "group_rows"):
+    scaled = [COUNT, COUNT, ctypes.c_float, POINTER, INT]
+    found.softmax.argtypes, found.softmax_backward.argtypes = [
+        [POINTER] * inputs + scaled for inputs in (1, 2)
+    ]
+    found.activate.argtypes, found.activate_backward.argtypes = [
+        [POINTER] * inputs + [COUNT, POINTER, POINTER, INT] for inputs in (1, 2)
+    ]
+    for name in (
+        *("rms_norm", "rope", "group_rows"),
+        *("activate", "activate_backward", "softmax", "softmax_backward"),
+    ):
         getattr(found, name).restype = None
     found.decode_attention.argtypes = (
         [POINTER, POINTER, INT]
@@ -109,11 +119,16 @@ def _has(part: str) -> bool:
 
 def runs(*inputs: Tensor) -> bool:
     """Whether the functions take these: they lie in memory, want no gradient, and C is there."""
-    if _OFF or (torch.is_grad_enabled() and any(x.requires_grad for x in inputs)):
+    if torch.is_grad_enabled() and any(x.requires_grad for x in inputs):
         return False
     if inputs[0].device.type != "cpu" or torch.compiler.is_compiling():
         return False
-    return functions() is not None
+    return available()
+
+
+def available() -> bool:
+    """Whether there is a library, and it is not left out at the moment."""
+    return not _OFF and functions() is not None
 
 
 @contextmanager

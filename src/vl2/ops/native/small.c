@@ -9,21 +9,6 @@
 #define PEAK_PART 8192 /* logits that a thread takes: fixed, so that no sum depends on threads */
 #define PEAK_STEP 256  /* that are raised to powers at a time */
 
-/* Sum of products, lane by lane, so that the compiler need not reorder anything. */
-static float dot(const float *x, const float *y, int64_t width) {
-  lanes sums = {0}, a, b;
-  int64_t i = 0;
-  for (; i + LANES <= width; i += LANES) {
-    memcpy(&a, x + i, sizeof a);
-    memcpy(&b, y + i, sizeof b);
-    sums += a * b;
-  }
-  float total = 0.0f;
-  for (int lane = 0; lane < LANES; lane++) total += sums[lane];
-  for (; i < width; i++) total += x[i] * y[i];
-  return total;
-}
-
 /* x / sqrt(mean(x^2) + eps) in float32, cast to the dtype of x, times the weight in that dtype. */
 void rms_norm(const void *x, const void *weight, int dtype, int64_t rows, int64_t width, float eps,
               void *out, int threads) {
@@ -32,7 +17,7 @@ void rms_norm(const void *x, const void *weight, int dtype, int64_t rows, int64_
     float row[width], factor[width];
     load(x, dtype, m * width, width, row);
     load(weight, dtype, 0, width, factor);
-    float size = 1.0f / __builtin_sqrtf(dot(row, row, width) / width + eps);
+    float size = 1.0f / __builtin_sqrtf(dot_of(row, row, width) / width + eps);
     for (int64_t i = 0; i < width; i++) row[i] *= size;
     if (dtype == BFLOAT16)
       for (int64_t i = 0; i < width; i++) row[i] = from_bfloat16(to_bfloat16(row[i]));
@@ -126,7 +111,7 @@ int head_linear(const void *x, int dtype, int64_t tokens, int64_t heads, int64_t
         if (turned)
           for (int64_t i = 0; i < width; i++) to[t * width + i] += from[t * in + j] * row[i];
         else
-          to[t * width_out + j] = dot(from + t * in, row, width);
+          to[t * width_out + j] = dot_of(from + t * in, row, width);
     }
     for (int64_t t = 0; t < tokens; t++)
       store(to + t * width_out, width_out, out, dtype, (t * heads + h) * width_out);
@@ -157,21 +142,6 @@ static float sum_exp(const float *x, int64_t count, float shift) {
   }
   for (int lane = 0; lane < LANES; lane++) total += sums[lane];
   return total;
-}
-
-static float highest_of(const float *x, int64_t count) {
-  lanes highest, some;
-  float most = MINUS_INFINITY;
-  int64_t i = 0;
-  for (int lane = 0; lane < LANES; lane++) highest[lane] = MINUS_INFINITY;
-  for (; i + LANES <= count; i += LANES) {
-    memcpy(&some, x + i, sizeof some);
-    words above = (words)(some > highest);
-    highest = (lanes)(((words)some & above) | ((words)highest & ~above));
-  }
-  for (int lane = 0; lane < LANES; lane++) most = highest[lane] > most ? highest[lane] : most;
-  for (; i < count; i++) most = x[i] > most ? x[i] : most;
-  return most;
 }
 
 /* First place of a number that is among the count; the last if it is not. */

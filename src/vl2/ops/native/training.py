@@ -1,0 +1,125 @@
+"""GELU and softmax with their gradients for training in bfloat16 on a CPU; see training.c.
+
+The twins in PyTorch are where these are called: model/siglip.py and ops/attention.py. They are
+custom operators, so that `torch.compile` keeps them and fuses what stands around them.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vl2.ops.native.kernels import available, ready
+
+
+def takes(x: Tensor) -> bool:
+    """Whether the functions take `x`: it is trained, in bfloat16, on a CPU, and C is there."""
+    trained = torch.is_grad_enabled() and x.requires_grad
+    return trained and x.device.type == "cpu" and x.dtype == torch.bfloat16 and _available()
+
+
+@torch.compiler.assume_constant_result
+def _available() -> bool:
+    return available()
+
+
+def _operator(name: str, schema: str) -> Any:
+    """A decorator; the schema is written out, as annotations are strings here."""
+    return torch.library.custom_op(f"vl2::{name}", mutates_args=(), schema=schema)
+
+
+@_operator("gelu", "(Tensor x) -> Tensor")
+def gelu(x: Tensor) -> Tensor:
+    """GELU in its tanh form of a bfloat16 tensor."""
+    x = x.contiguous()
+    out = torch.empty_like(x)
+    table = _gelu_table()[0].data_ptr()
+    ready().activate(x.data_ptr(), x.numel(), table, out.data_ptr(), torch.get_num_threads())
+    return out
+
+
+@_operator("gelu_backward", "(Tensor x, Tensor change) -> Tensor")
+def gelu_backward(x: Tensor, change: Tensor) -> Tensor:
+    """The change of `x` from that of its GELU."""
+    x, change = x.contiguous(), change.contiguous()
+    out = torch.empty_like(x)
+    ready().activate_backward(
+        x.data_ptr(),
+        change.data_ptr(),
+        x.numel(),
+        _gelu_table()[1].data_ptr(),
+        out.data_ptr(),
+        torch.get_num_threads(),
+    )
+    return out
+
+
+@_operator("scaled_softmax", "(Tensor x, float scale) -> Tensor")
+def scaled_softmax(x: Tensor, scale: float) -> Tensor:
+    """Rows of `scale` x, a bfloat16 tensor, to shares; the scale is positive."""
+    x = x.contiguous()
+    out = torch.empty_like(x)
+    ready().softmax(x.data_ptr(), *_rows(x), scale, out.data_ptr(), torch.get_num_threads())
+    return out
+
+
+@_operator("scaled_softmax_backward", "(Tensor shares, Tensor change, float scale) -> Tensor")
+def scaled_softmax_backward(shares: Tensor, change: Tensor, scale: float) -> Tensor:
+    """The change of `x` from that of its shares."""
+    shares, change = shares.contiguous(), change.contiguous()
+    out = torch.empty_like(shares)
+    ready().softmax_backward(
+        shares.data_ptr(),
+        change.data_ptr(),
+        *_rows(shares),
+        scale,
+        out.data_ptr(),
+        torch.get_num_threads(),
+    )
+    return out
+
+
+def _rows(x: Tensor) -> tuple[int, int]:
+    return x.numel() // x.shape[-1], x.shape[-1]
+
+
+@cache
+def _gelu_table() -> tuple[Tensor, Tensor]:
+    """GELU of every bfloat16 number in the order of their bits, and its slopes in float32."""
+    bits = torch.arange(2**16, dtype=torch.int32).to(torch.int16)
+    x = bits.view(torch.bfloat16).float()
+    slopes = torch.ops.aten.gelu_backward(torch.ones_like(x), x, approximate="tanh")
+    return F.gelu(x, approximate="tanh").bfloat16(), slopes
+
+
+@gelu.register_fake
+@gelu_backward.register_fake
+@scaled_softmax.register_fake
+@scaled_softmax_backward.register_fake
+def _like_the_first(x: Tensor, *_: object) -> Tensor:
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
+
+
+def _keep_input(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _keep_shares(ctx: Any, inputs: tuple[Tensor, float], output: Tensor) -> None:
+    ctx.save_for_backward(output)
+    ctx.scale = inputs[1]
+
+
+def _through_gelu(ctx: Any, change: Tensor) -> Tensor:
+    return gelu_backward(*ctx.saved_tensors, change)
+
+
+def _through_softmax(ctx: Any, change: Tensor) -> tuple[Tensor, None]:
+    return scaled_softmax_backward(*ctx.saved_tensors, change, ctx.scale), None
+
+
+gelu.register_autograd(_through_gelu, setup_context=_keep_input)
+scaled_softmax.register_autograd(_through_softmax, setup_context=_keep_shares)

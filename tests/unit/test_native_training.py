@@ -1,0 +1,85 @@
+"""GELU and softmax of training in C against PyTorch's, in the same precision and in float32."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vl2.ops.native import kernels, training
+
+pytestmark = pytest.mark.skipif(not kernels.available(), reason="needs a C compiler")
+SHAPES = [(1,), (3, 5), (2, 2, 40, 33), (2050,)]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_gelu_is_that_of_pytorch_to_the_bit(shape: tuple[int, ...]) -> None:
+    x = (3 * torch.randn(shape)).bfloat16().requires_grad_()
+    assert training.takes(x)
+    change = torch.randn(shape).bfloat16()
+    [found] = torch.autograd.grad(training.gelu(x), x, change)
+    plain = x.detach().float().requires_grad_()
+    wanted = F.gelu(plain, approximate="tanh")
+    [slope] = torch.autograd.grad(wanted, plain, change.float())
+    assert torch.equal(training.gelu(x), wanted.bfloat16())
+    torch.testing.assert_close(found.float(), slope, rtol=2**-8, atol=1e-30)
+
+
+def test_gelu_of_the_ends_of_the_range() -> None:
+    x = torch.tensor([0.0, -0.0, torch.inf, -torch.inf, torch.nan, 3e38, -3e38, 1e-40]).bfloat16()
+    wanted = F.gelu(x.float(), approximate="tanh").bfloat16()
+    torch.testing.assert_close(training.gelu(x), wanted, equal_nan=True, rtol=0, atol=0)
+
+
+@settings(max_examples=20, deadline=None)
+@given(rows=st.integers(1, 9), width=st.integers(1, 90), scale=st.floats(0.01, 2.0))
+def test_softmax_is_that_of_float32_rounded(rows: int, width: int, scale: float) -> None:
+    x = (4 * torch.randn(rows, width)).bfloat16().requires_grad_()
+    change = torch.randn(rows, width).bfloat16()
+    shares = training.scaled_softmax(x, scale)
+    [found] = torch.autograd.grad(shares, x, change)
+    plain = x.detach().float().requires_grad_()
+    wanted = (scale * plain).softmax(-1)
+    [slope] = torch.autograd.grad(wanted, plain, change.float())
+    torch.testing.assert_close(shares.float(), wanted, rtol=2**-7, atol=1e-6)
+    # The shares were rounded before they were multiplied by changes of about one.
+    torch.testing.assert_close(found.float(), slope, rtol=2**-6, atol=2**-8 * scale * 3)
+
+
+def test_layouts_do_not_matter() -> None:
+    x = torch.randn(6, 8).bfloat16().t().requires_grad_()
+    change = torch.randn(6, 8).bfloat16().t()
+    for function in (training.gelu, lambda x: training.scaled_softmax(x, 0.5)):
+        out = function(x)
+        assert torch.equal(out, function(x.contiguous()))
+        [one] = torch.autograd.grad(out, x, change)
+        [two] = torch.autograd.grad(function(x.contiguous()), x, change.contiguous())
+        assert torch.equal(one, two)
+
+
+@pytest.mark.compiled
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+@pytest.mark.timeout(300)
+def test_compiled_code_keeps_the_functions() -> None:
+    def block(x: torch.Tensor) -> torch.Tensor:
+        inner = training.gelu(x) if training.takes(x) else x * float("nan")
+        return training.scaled_softmax(inner * 2, 0.5)
+
+    x = torch.randn(4, 64).bfloat16().requires_grad_()
+    change = torch.randn(4, 64).bfloat16()
+    out = torch.compile(block, fullgraph=True)(x)
+    torch.testing.assert_close(out, block(x))
+    [found] = torch.autograd.grad(out, x, change)
+    [wanted] = torch.autograd.grad(block(x), x, change)
+    torch.testing.assert_close(found, wanted)
+
+
+def test_other_tensors_are_left_to_pytorch() -> None:
+    x = torch.randn(3).requires_grad_()
+    assert not training.takes(x)
+    assert not training.takes(x.detach().bfloat16())
+    with torch.no_grad():
+        assert not training.takes(x.bfloat16())
+    with kernels.left_out():
+        assert not training.takes(x.bfloat16())
+    assert training.takes(x.bfloat16())

@@ -1,9 +1,12 @@
+import os
+import time
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image, ImageDraw
 from tests.unit.made import small_world
 
@@ -15,19 +18,16 @@ from vl2.processing.grounding import parse_grounding
 from vl2.processing.settings import ProcessorConfig
 from vl2.recipes.embedded import answers, tiles
 from vl2.recipes.embedded.answers import cut_answers, draw_answers, written
-from vl2.recipes.embedded.run import layout
-from vl2.recipes.embedded.see import PlaceReader, SeeTask
+from vl2.recipes.embedded.see import PlaceReader, SeeTask, named_share
 from vl2.recipes.embedded.shape import embedded
-from vl2.recipes.embedded.shards import ShardLoader, write_shard
-from vl2.recipes.embedded.tiles import cut_tiles, dense_views, draw_tiles
+from vl2.recipes.embedded.shards import ShardLoader, Window, draw_ahead, write_shard
+from vl2.recipes.embedded.tiles import cut_tiles, dense_views, draw_tiles, layout
 from vl2.recipes.embedded.tokenizer import train_tokenizer
 
 
 @pytest.fixture(scope="module")
 def shard() -> dict[str, torch.Tensor]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tiles, "TILES_PER_SHARD", 8)
-        return draw_tiles(0, 1, {"words": 0.5, "lines": 0.5}, small_world(), layout())
+    return draw_tiles(0, 1, {"words": 0.5, "lines": 0.5}, small_world(), count=8)
 
 
 def test_the_model_has_the_size_that_was_asked_for() -> None:
@@ -70,21 +70,65 @@ def test_a_batch_names_each_place(shard: dict[str, torch.Tensor]) -> None:
 
 
 def test_going_on_reads_the_same_batches(shard: dict[str, torch.Tensor], tmp_path: Path) -> None:
-    paths = [tmp_path / f"{n}.safetensors" for n in range(2)]
-    for path in paths:
-        write_shard(path, shard)
-    make = partial(ShardLoader, paths, partial(cut_tiles, tiles=2, places=20), 3)
+    window = Window(folder=tmp_path, block=2, times=2)
+    for number in range(6):
+        turned = shard["tiles"].roll(number, dims=0)
+        write_shard(window.path(number), {"tiles": turned, "places": shard["places"]})
+    make = partial(ShardLoader, window, partial(cut_tiles, tiles=2, places=20), 3)
     loader = make()
     whole, seen, states = iter(loader), [], []
-    for _ in range(19):
+    for _ in range(35):  # a shard has 4 batches, a block 16
         states.append(loader.state())
         seen.append(next(whole)[0].tensors)
-    for start in (0, 3, 4, 9, 17):
+    assert window.drawn() == [2, 3, 4, 5]  # the block before may be needed after a step back
+    for start in (17, 18, 23, 33, 34):
         again = make()
         again.restore(states[start])
         [batch] = next(iter(again))
         assert torch.equal(batch.tensors["places"], seen[start]["places"])
         assert torch.equal(batch.tensors["tiles"], seen[start]["tiles"])
+
+
+def test_a_window_reads_each_shard_of_a_block_equally_often() -> None:
+    window = Window(folder=Path("unused"), block=5, times=3)
+    read = [window.shard(reading, 7) for reading in range(30)]
+    assert read[:5] == [0, 1, 2, 3, 4]
+    assert read[5:10] != read[10:15]
+    assert all(sorted(read[n : n + 5]) == [0, 1, 2, 3, 4] for n in (0, 5, 10))
+    assert read[15:20] == [5, 6, 7, 8, 9]
+    assert [window.first_needed(n) for n in (0, 15, 29, 30)] == [0, 0, 0, 5]
+
+
+def test_shards_are_drawn_until_the_window_is_full(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    window = Window(folder=tmp_path, block=2, times=2)
+    asked: list[int] = []
+
+    def draw(number: int) -> dict[str, torch.Tensor]:
+        asked.append(number)
+        return {"number": torch.tensor(number)}
+
+    def leave(_seconds: float) -> None:  # as if the process that asked had gone
+        monkeypatch.setattr(os, "getppid", lambda: -1)
+
+    monkeypatch.setattr(time, "sleep", leave)
+    write_shard(window.path(5), draw(5))
+    draw_ahead(window, 3, draw)
+    assert window.drawn() == [3, 4, 5, 6, 7, 8]
+    assert asked == [5, 3, 4, 6, 7, 8]
+
+
+def test_the_tower_is_examined_on_whole_shards(shard: dict[str, torch.Tensor]) -> None:
+    class Knowing(PlaceReader):
+        def forward(self, tiles: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+            assert tiles.shape[0] <= 10
+            assert places[:, 0].max() < len(tiles)
+            return F.one_hot(places[:, 3] - (places[:, 1] % 2), 1 + len(ASCII)).float()
+
+    share = named_share(Knowing(VL2Model(embedded())), shard)["chars"]
+    even = (shard["places"][:, 1] % 2 == 0).float().mean().item()
+    assert share == pytest.approx(even)
 
 
 def test_the_tower_learns_from_places(shard: dict[str, torch.Tensor]) -> None:

@@ -80,9 +80,7 @@ def draw_answers(
 def _encoded(made: Made, processor: Processor) -> tuple[Tensor, Tensor, PackedRow]:
     """Tiles (one where both views are equal), the grid, and the row of all questions."""
     samples = [
-        processor.from_conversation(
-            _turns(ask, made.image.size), [made.image], inference_mode=False
-        )
+        processor.from_conversation(turns(ask, made.image.size), [made.image], inference_mode=False)
         for ask in made.asks
     ]
     first = samples[0]
@@ -91,7 +89,8 @@ def _encoded(made: Made, processor: Processor) -> tuple[Tensor, Tensor, PackedRo
     return pixels[:1] if crop.tolist() == [1, 1] else pixels, crop, share_prefix(samples)
 
 
-def _turns(ask: Ask, size: Resolution) -> list[dict[str, str]]:
+def turns(ask: Ask, size: Resolution) -> list[dict[str, str]]:
+    """A question and its answer as a conversation about one picture."""
     return [
         {"role": "<|User|>", "content": f"<image>\n{written(ask.question, size)}"},
         {"role": "<|Assistant|>", "content": written(ask.answer, size)},

@@ -1,111 +1,268 @@
 """Make the embedded model: `python -m vl2.recipes.embedded.run --out FOLDER`.
 
-Pictures are drawn ahead by a process of low priority. A stopped run goes on where it was.
+Stages: "see" teaches the tower alone, "read" trains everything at a constant rate for as long as it
+may, "release" branches off its newest state, lets the rate fall, learns answers alone and gives the
+model. Pictures are drawn ahead by a process of low priority. A stopped run resumes where it was. A
+run without a state starts from the model that is shipped, if that has the same shape.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import multiprocessing
 import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from vl2.checkpoint.dcp import CheckpointStore
+from vl2.checkpoint.dcp import CheckpointStore, load_step, read_extra
+from vl2.checkpoint.load import load_model
+from vl2.checkpoint.save import save_model
+from vl2.config import VL2Config
 from vl2.data.make.world import world
+from vl2.engine.engine import Engine
 from vl2.logs import get_logger, log_to_stderr
 from vl2.model.vl2 import VL2Model
-from vl2.processing.layout import TileLayout
-from vl2.recipes.embedded.see import PlaceReader, SeeTask
+from vl2.processing import Processor
+from vl2.recipes.embedded.answers import cut_answers, draw_answers
+from vl2.recipes.embedded.exam import SKILLS, draw_items, examine
+from vl2.recipes.embedded.mixture import READ_KINDS, SEE_KINDS
+from vl2.recipes.embedded.see import PlaceReader, SeeTask, named_share
 from vl2.recipes.embedded.shape import embedded
-from vl2.recipes.embedded.shards import ShardLoader, write_shard
+from vl2.recipes.embedded.shards import Cut, ShardLoader, Tensors, Window, draw_ahead
 from vl2.recipes.embedded.tiles import cut_tiles, draw_tiles
-from vl2.train.config import CheckpointConfig, GuardConfig, OptimConfig
+from vl2.recipes.embedded.tokenizer import save_tokenizer
+from vl2.train.config import BalanceConfig, CheckpointConfig, GuardConfig, OptimConfig
 from vl2.train.metrics import MetricsLog
 from vl2.train.optim import Optimizers
-from vl2.train.trainer import Trainer
+from vl2.train.task import LanguageTask, Task
+from vl2.train.trainer import Trainer, model_state
 
 log = get_logger(__name__)
 
 SEED = 20261130
-SEE_TILES, SEE_PLACES = 16, 1024
-SEE_SHARDS, SEE_STEPS = 60, 20_000
-SEE_KINDS = {
-    "words": 0.2,
-    "lines": 0.35,
-    "blocks": 0.15,
-    "pages": 0.12,
-    "papers": 0.06,
-    "tables": 0.06,
-    "screens": 0.04,
-    "charts": 0.02,
-}
+EXAM_SEED = 77_000_000
+"""Far from the seeds of the shards."""
+EXAM_ITEMS = 100
+"""Of each skill, and of tiles."""
 
 
-def layout() -> TileLayout:
-    """How the embedded model's processor cuts pictures."""
-    config = embedded()
-    return TileLayout(
-        candidates=config.candidate_resolutions,
-        image_size=config.vision_config.image_size,
-        side=-(-config.vision_config.patches_per_side // config.projector_config.downsample_ratio),
-    )
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Stage:
+    """One stage: what it reads, how it moves, and how often it is examined."""
+
+    name: str
+    draw: Callable[[Path, int], Tensors]
+    cut: Cut
+    optim: OptimConfig
+    steps: int
+    examined: int  # every so many steps
+
+    def window(self, out: Path) -> Window:
+        """Where its shards lie."""
+        return Window(folder=out / "corpus" / self.name)
+
+    def store(self, out: Path) -> CheckpointStore:
+        """Its kept states."""
+        return CheckpointStore(out / self.name / "checkpoints", keep=2)
 
 
-def draw(folder: Path) -> None:
-    """Draw every shard that is missing, in the order in which they are read."""
-    os.nice(15)
-    torch.set_num_threads(1)
-    for number in range(SEE_SHARDS):
-        path = see_shard(folder, number)
-        if not path.exists():
-            write_shard(path, draw_tiles(number, SEED, SEE_KINDS, world("train"), layout()))
+def draw_see(_: Path, number: int) -> Tensors:
+    """A shard of the tower's stage."""
+    return draw_tiles(number, SEED, SEE_KINDS, world("train"))
 
 
-def see_shard(folder: Path, number: int) -> Path:
-    """The file of a shard of tiles."""
-    return folder / "corpus" / f"tiles-{number:04}.safetensors"
+def draw_read(out: Path, number: int) -> Tensors:
+    """A shard of questions and answers."""
+    processor = Processor.from_pretrained(out / "model")
+    return draw_answers(number, SEED + 1, READ_KINDS, world("train"), processor)
 
 
-def see(out: Path) -> None:
-    """The tower's own stage."""
-    model = VL2Model(embedded())
-    model.init_weights(torch.Generator().manual_seed(SEED))
-    torch.manual_seed(SEED)
-    reader = PlaceReader(model)
-    optim = OptimConfig(
+SEE = Stage(
+    name="see",
+    draw=draw_see,
+    cut=partial(cut_tiles, tiles=16, places=2048),
+    optim=OptimConfig(
         optimizer="muon",
         learning_rate=2e-3,
         vision_scale=1.0,
+        schedule="constant",
         warmup=200,
         weight_decay=0.05,
-        floor=0.1,
+    ),
+    steps=20_000,
+    examined=1000,
+)
+READ = Stage(
+    name="read",
+    draw=draw_read,
+    cut=partial(cut_answers, tokens=6144, tiles=24, learn_questions=True),
+    optim=OptimConfig(
+        optimizer="muon",
+        learning_rate=2e-3,
+        vision_scale=0.5,
+        schedule="constant",
+        warmup=200,
+        weight_decay=0.05,
+    ),
+    steps=200_000,
+    examined=2000,
+)
+RELEASE_STEPS = 3000
+"""In which the rate falls to nothing."""
+
+
+def prepare(out: Path) -> Processor:
+    """Write the configuration and the tokenizer, unless they are there."""
+    folder = out / "model"
+    folder.mkdir(parents=True, exist_ok=True)
+    config = embedded()
+    config.save(folder)
+    save_tokenizer(folder, config.language_config.vocab_size, world("train"), SEED)
+    return Processor.from_pretrained(folder)
+
+
+def train(stage: Stage, task: Task, out: Path, examine: Callable[[], dict[str, Any]]) -> None:
+    """Train from the newest state to the stage's end, with an examination every so often."""
+    with stage.store(out) as store:
+        found = store.newest()
+        extra = read_extra(found) if found else {"step": 0, "loader": {"whole": 0}}
+        first = stage.window(out).first_needed(extra["loader"]["whole"])
+        with _drawing(stage, out, first):
+            for until in range(extra["step"] + 1, stage.steps + 1):
+                if until % stage.examined == 0 or until == stage.steps:
+                    _train_until(until, stage, task, store, out)
+                    _note(out, {"stage": stage.name, "step": until, **examine()})
+
+
+def _train_until(until: int, stage: Stage, task: Task, store: CheckpointStore, out: Path) -> None:
+    Trainer(
+        task,
+        ShardLoader(stage.window(out), stage.cut, SEED),
+        Optimizers(task.module, stage.optim, stage.steps),
+        store,
+        MetricsLog(out, steps=until, every=20, stage=stage.name),
+        guard=GuardConfig(spike=0.0),
+        checkpoint=CheckpointConfig(every=250, keep=2),
+    ).run()
+
+
+@contextmanager
+def _drawing(stage: Stage, out: Path, first: int) -> Iterator[None]:
+    """Meanwhile a process of low priority fills the stage's window."""
+    spawn = multiprocessing.get_context("spawn")
+    process = spawn.Process(target=_draw, args=(stage, out, first), daemon=True)
+    process.start()
+    try:
+        yield
+    finally:
+        process.terminate()
+
+
+def _draw(stage: Stage, out: Path, first: int) -> None:
+    os.nice(5)
+    torch.set_num_threads(1)
+    draw_ahead(stage.window(out), first, partial(stage.draw, out))
+
+
+def _note(out: Path, row: dict[str, Any]) -> None:
+    """Add a line to the scores and to the log."""
+    line = json.dumps({"time": round(time.time()), **row})
+    log.info("%s", line)
+    with (out / "scores.jsonl").open("a", encoding="utf-8") as file:
+        file.write(line + "\n")
+
+
+def see(model: VL2Model, out: Path) -> None:
+    """The tower's own stage; the model has its tower afterwards."""
+    reader = PlaceReader(model)
+    heldout = draw_tiles(0, EXAM_SEED, SEE_KINDS, world("heldout"), EXAM_ITEMS)
+    train(SEE, SeeTask(reader), out, lambda: named_share(reader, heldout))
+    found = newest(SEE, out)
+    assert found is not None  # the stage's last step is kept
+    load_step(found, model_state(reader), subset=True)
+
+
+def newest(stage: Stage, out: Path) -> Path | None:
+    """The newest kept state of a stage."""
+    with stage.store(out) as store:
+        return store.newest()
+
+
+def begin(out: Path) -> VL2Model:
+    """The model that reading starts from: shipped weights of this shape, or a tower that sees."""
+    torch.manual_seed(SEED)
+    if VL2Config.from_pretrained("nano") == embedded() and newest(SEE, out) is None:
+        log.info("starting from the weights that are shipped")
+        return load_model("nano", torch.float32, "cpu")
+    model = VL2Model(embedded())
+    model.init_weights(torch.Generator().manual_seed(SEED))
+    see(model, out)
+    return model
+
+
+def read(model: VL2Model, processor: Processor, out: Path, stage: Stage = READ) -> None:
+    """Questions and answers, everything trained."""
+    task = LanguageTask(model, BalanceConfig(loss_weight=0.0001, bias_step=0.001), autocast=True)
+    items = {
+        name: draw_items(skill, EXAM_ITEMS, EXAM_SEED, world("heldout"))
+        for name, skill in SKILLS.items()
+    }
+
+    def skills() -> dict[str, Any]:
+        engine = Engine(model.eval(), processor)
+        return {name: examine(engine, SKILLS[name], found) for name, found in items.items()}
+
+    train(stage, task, out, skills)
+
+
+def release(processor: Processor, out: Path) -> Path:
+    """Branch off the newest state of reading; returns the folder of the model.
+
+    Raises:
+        ValueError: there is no state to branch off.
+    """
+    trunk = newest(READ, out)
+    if trunk is None:
+        raise ValueError(f"{out} holds no state of {READ.name!r}: train first")
+    steps = read_extra(trunk)["step"] + RELEASE_STEPS
+    branch = replace(
+        READ,
+        name=f"release-{trunk.name}",
+        cut=partial(cut_answers, tokens=6144, tiles=24),
+        optim=replace(READ.optim, decay=RELEASE_STEPS),
+        steps=steps,
+        examined=RELEASE_STEPS,
     )
-    cut = partial(cut_tiles, tiles=SEE_TILES, places=SEE_PLACES)
-    shards = [see_shard(out, number) for number in range(SEE_SHARDS)]
-    with CheckpointStore(out / "see" / "checkpoints", keep=2) as store:
-        Trainer(
-            SeeTask(reader, compiled=True),
-            ShardLoader(shards, cut, SEED),
-            Optimizers(reader, optim, SEE_STEPS),
-            store,
-            MetricsLog(out, steps=SEE_STEPS, every=20, stage="see"),
-            guard=GuardConfig(spike=0.0),
-            checkpoint=CheckpointConfig(every=250, keep=2),
-        ).run()
+    target = out / branch.name / "checkpoints" / trunk.name
+    if newest(branch, out) is None:
+        shutil.copytree(trunk, target)
+    model = VL2Model(embedded())
+    read(model, processor, out, branch)
+    save_model(model.to(torch.bfloat16), out / "model", max_shard_bytes=None)
+    return out / "model"
 
 
 def main() -> None:
-    """Command line: where to work."""
+    """Command line: where to work, and whether to release."""
     parser = argparse.ArgumentParser(description="Train the embedded model from nothing.")
     parser.add_argument("--out", type=Path, required=True, help="shards, checkpoints, model")
-    out: Path = parser.parse_args().out
+    parser.add_argument("--release", action="store_true", help="finish the newest state")
+    arguments = parser.parse_args()
     log_to_stderr()
-    drawer = multiprocessing.get_context("spawn").Process(target=draw, args=(out,), daemon=True)
-    drawer.start()
-    see(out)
+    processor = prepare(arguments.out)
+    if arguments.release:
+        log.info("finished: %s", release(processor, arguments.out))
+    else:
+        read(begin(arguments.out), processor, arguments.out)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +15,9 @@ from vl2.model.vl2 import VL2Model
 from vl2.recipes.embedded.tiles import CELLS
 from vl2.train.task import StepReport
 from vl2.train.working_copy import WorkingCopy
+
+EXAM_TILES = 10
+"""Tiles that are examined at a time."""
 
 
 class PlaceReader(nn.Module):
@@ -82,3 +85,21 @@ class SeeTask:
 
     def discard(self) -> None:
         """Nothing follows."""
+
+
+@torch.no_grad()
+def named_share(reader: PlaceReader, data: Mapping[str, Tensor]) -> dict[str, float]:
+    """Shares of a shard's characters that are named right.
+
+    Args:
+        reader: in float32.
+        data: what `draw_tiles` gave.
+    """
+    hits = []
+    for start in range(0, len(data["tiles"]), EXAM_TILES):
+        tiles = data["tiles"][start : start + EXAM_TILES].float().div_(127.5).sub_(1)
+        places = data["places"].long()
+        mine = places[(places[:, 0] >= start) & (places[:, 0] < start + EXAM_TILES)].clone()
+        mine[:, 0] -= start
+        hits.append(reader(tiles, mine).argmax(-1) == mine[:, 3])
+    return {"chars": torch.cat(hits).float().mean().item()}

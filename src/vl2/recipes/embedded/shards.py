@@ -1,9 +1,15 @@
-"""Shards in fixed order with a state of one number, waiting for those that are still drawn."""
+"""Shards drawn ahead into a window: each is read several times, then makes room for new ones.
+
+A shard is a pure function of its number, so that one that was removed can be drawn again. The state
+of reading is two numbers.
+"""
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,30 +23,62 @@ Tensors = dict[str, Tensor]
 Cut = Callable[[Tensors, np.random.Generator, int], Iterator[TrainBatch]]
 """(shard, generator, batches to leave out) -> the batches of the shard."""
 PATIENCE = 0.5
-"""Seconds between two looks for a shard that is not drawn yet."""
+"""Seconds between two looks for a shard that is not drawn yet, or for room to draw one."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Window:
+    """Where shards lie and how long.
+
+    Attributes:
+        folder: of the files.
+        block: shards that are read together, `times` times, before the next block.
+        times: how often; the first time in the order of their numbers, then in random order.
+    """
+
+    folder: Path
+    block: int = 12
+    times: int = 3
+
+    def path(self, number: int) -> Path:
+        """The file of a shard."""
+        return self.folder / f"{number:05}.safetensors"
+
+    def drawn(self) -> list[int]:
+        """Numbers of the shards that are there."""
+        return sorted(int(path.stem) for path in self.folder.glob("*.safetensors"))
+
+    def shard(self, reading: int, seed: int) -> int:
+        """Which shard is read as the `reading`-th, from 0."""
+        block, within = divmod(reading, self.block * self.times)
+        time_, index = divmod(within, self.block)
+        rng = np.random.default_rng((seed, block, time_))
+        order = rng.permutation(self.block) if time_ else range(self.block)
+        return block * self.block + int(order[index])
+
+    def first_needed(self, reading: int) -> int:
+        """The first shard that is read from here on, or after a step back into the block before."""
+        return max(0, reading // (self.block * self.times) - 1) * self.block
 
 
 class ShardLoader:
-    """Endless steps of one batch each.
+    """Endless steps of one batch each, from a window that is filled at the same time.
 
-    The first epoch reads the shards in the order of their numbers, later ones in random order. The
-    state is the number of shards that were read whole, and of batches of the one that is open:
+    The state is the number of shards that were read whole, and of batches of the one that is open:
     going on reads nothing twice.
     """
 
-    def __init__(self, shards: Sequence[Path], cut: Cut, seed: int) -> None:
-        self.shards, self.cut, self.seed = shards, cut, seed
+    def __init__(self, window: Window, cut: Cut, seed: int) -> None:
+        self.window, self.cut, self.seed = window, cut, seed
         self.whole, self.batches = 0, 0
 
     def __iter__(self) -> Iterator[Sequence[TrainBatch]]:
         """Steps from the state on."""
         while True:
-            epoch, index = divmod(self.whole, len(self.shards))
-            rng = np.random.default_rng((self.seed, epoch))
-            order = rng.permutation(len(self.shards)) if epoch else range(len(self.shards))
-            number = int(order[index])
-            data = load_file(_awaited(self.shards[number]))
-            draws = np.random.default_rng((self.seed, epoch, number))
+            self._make_room()
+            number = self.window.shard(self.whole, self.seed)
+            data = load_file(_awaited(self.window.path(number)))
+            draws = np.random.default_rng((self.seed, self.whole))
             for batch in self.cut(data, draws, self.batches):
                 self.batches += 1
                 yield [batch]
@@ -56,6 +94,24 @@ class ShardLoader:
 
     def close(self) -> None:
         """Nothing works for it."""
+
+    def _make_room(self) -> None:
+        first = self.window.first_needed(self.whole)
+        for number in self.window.drawn():
+            if number < first:
+                self.window.path(number).unlink()
+
+
+def draw_ahead(window: Window, first: int, draw: Callable[[int], Tensors]) -> None:
+    """Fill the window from shard `first` on, for as long as the process that asked for it lives."""
+    parent, number = os.getppid(), first
+    while os.getppid() == parent:
+        if window.path(number).exists():
+            number += 1
+        elif len(window.drawn()) < 3 * window.block:  # the one read, one to step back to, the next
+            write_shard(window.path(number), draw(number))
+        else:
+            time.sleep(PATIENCE)
 
 
 def write_shard(path: Path, tensors: Tensors) -> None:

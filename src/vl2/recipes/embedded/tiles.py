@@ -23,6 +23,7 @@ from vl2.data.make.world import World
 from vl2.geometry import Resolution
 from vl2.processing.layout import TileLayout
 from vl2.processing.tiling import choose_canvas, cut_views
+from vl2.recipes.embedded.shape import embedded
 
 TILES_PER_SHARD = 1000
 LEGIBLE = 7.0
@@ -42,18 +43,31 @@ class Place(NamedTuple):
     char: int  # 1 + its index in `ASCII`; 0 where there is none
 
 
+def layout() -> TileLayout:
+    """How the embedded model's processor cuts pictures."""
+    config = embedded()
+    return TileLayout(
+        candidates=config.candidate_resolutions,
+        image_size=config.vision_config.image_size,
+        side=-(-config.vision_config.patches_per_side // config.projector_config.downsample_ratio),
+    )
+
+
 def draw_tiles(
-    number: int, seed: int, kinds: Mapping[str, float], world: World, layout: TileLayout
+    number: int,
+    seed: int,
+    kinds: Mapping[str, float],
+    world: World,
+    count: int = TILES_PER_SHARD,
 ) -> dict[str, Tensor]:
     """One shard: `tiles` uint8 [n, 3, s, s], `places` int32 [m, 4] of (tile, x, y, char)."""
+    cuts = layout()
     rng = np.random.default_rng((seed, number))
     tiles: list[np.ndarray] = []
     places: list[tuple[int, int, int, int]] = []
-    while len(tiles) < TILES_PER_SHARD:
+    while len(tiles) < count:
         made = KINDS[pick_weighted(rng, kinds)](rng, world)
-        for view, found in itertools.islice(
-            dense_views(made, layout), TILES_PER_SHARD - len(tiles)
-        ):
+        for view, found in itertools.islice(dense_views(made, cuts), count - len(tiles)):
             places += [(len(tiles), int(x), int(y), char) for x, y, char in found]
             tiles.append(view)
     return {

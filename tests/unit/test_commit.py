@@ -279,6 +279,30 @@ def test_a_damaged_later_step_is_set_aside(tmp_path: Path):
     assert steps(tmp_path) == [1, 2, 4]
 
 
+NO_STEPS: dict[str, Callable[[Path], object]] = {
+    "file": lambda path: path.write_text("mine"),
+    "dead link": lambda path: path.symlink_to("gone"),
+    "link to a file": lambda path: path.symlink_to("step-00000001/a.bin"),
+    "link to a folder": lambda path: path.symlink_to("step-00000001/part"),
+    "folder": lambda path: (path.mkdir(), (path / "mine.txt").write_text("mine")),
+}
+
+
+@pytest.mark.parametrize("name", NO_STEPS)
+def test_what_is_no_step_but_has_the_name_of_one_is_set_aside(tmp_path: Path, name: str):
+    write(tmp_path, 1)
+    for _ in range(2):  # the second time there is something aside already
+        for written in ("step-00000004", "step-00000005.tmp"):
+            NO_STEPS[name](tmp_path / written)
+        assert newest_state(tmp_path) == tmp_path / "step-00000001"
+        write(tmp_path, 4)
+        assert newest_valid(tmp_path) == tmp_path / "step-00000004"
+        kept = {"step-00000001", "step-00000004", "step-00000004.damaged"}
+        assert {p.name for p in tmp_path.iterdir()} == kept
+        assert (tmp_path / "step-00000001" / "a.bin").is_file()
+        discard_after(tmp_path, 1)
+
+
 def test_one_writer_at_a_time(tmp_path: Path):
     lock = lock_root(tmp_path)
     with pytest.raises(

@@ -192,7 +192,7 @@ def sweep(root: Path) -> None:
     """
     for folder in root.glob("step-*" + PARTIAL):
         log.info("swept %s, left by an interrupted save", folder)
-        shutil.rmtree(folder)
+        _delete(folder)
     for folder in _step_folders(root):
         if (folder / MANIFEST).exists() and not (folder / MARKER).exists():
             log.info("swept %s, which was not committed", folder)
@@ -227,20 +227,19 @@ def _fault(folder: Path) -> str:
 
 
 def _set_aside_damaged(root: Path, step: int) -> None:
-    """Rename damaged folders from `step` on.
+    """Rename damaged folders from `step` on, and whatever else has the name of `step`.
 
     Raises:
         CheckpointError: one of them is whole: it would hide the step that is to be written.
     """
-    for folder in committed(root):
-        if step_number(folder) < step:
-            continue
+    named = [folder for folder in _step_folders(root) if step_number(folder) == step]
+    for folder in [*named, *(f for f in committed(root) if step_number(f) > step)]:
         try:
             verify(folder)
         except CheckpointError as error:
             aside = folder.with_name(folder.name + DAMAGED)
             log.warning("set step %d aside as %s: %s", step_number(folder), aside.name, error)
-            shutil.rmtree(aside, ignore_errors=True)
+            _delete(aside)
             folder.rename(aside)
             continue
         raise CheckpointError(
@@ -253,5 +252,12 @@ def _remove(folder: Path) -> None:
     (folder / MARKER).unlink(missing_ok=True)
     flush_folder(folder)
     # Under this name `sweep` knows it when the removal is cut off.
-    partial = folder.rename(folder.with_name(folder.name + PARTIAL))
-    shutil.rmtree(partial)
+    _delete(folder.rename(folder.with_name(folder.name + PARTIAL)))
+
+
+def _delete(path: Path) -> None:
+    """Remove a folder with all it holds, or a file or link in its place, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

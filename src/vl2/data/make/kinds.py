@@ -15,6 +15,7 @@ from vl2.data.make import (
     papers,
     pdfs,
     plans,
+    scenes,
     screens,
     shapes,
     signs,
@@ -42,6 +43,7 @@ KINDS: dict[str, Maker] = {
     "diagrams": diagrams.make,
     "things": things.make,
     "plans": plans.make,
+    "scenes": scenes.make,
 }
 
 

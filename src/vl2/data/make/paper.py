@@ -103,6 +103,14 @@ def finish(
     return image, tuple(marks)
 
 
+def same_colours(before: Image.Image, after: Image.Image) -> bool:
+    """Whether colours kept their names: nothing was added around, dimmed or shaded by much."""
+    if before.size != after.size:
+        return False
+    small = [np.asarray(image.resize((8, 8)), np.float32) for image in (before, after)]
+    return bool(np.abs(small[0] - small[1]).max() < 45)
+
+
 def rotated(
     image: Image.Image, marks: Sequence[Mark], degrees: float
 ) -> tuple[Image.Image, list[Mark]]:

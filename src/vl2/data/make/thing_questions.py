@@ -49,12 +49,13 @@ DESCRIBE = (
     "[Give|Write] a [short |]description[ of the picture|].",
     "Tell me what is where[ in the picture|].",
 )
-SEE = (
-    "[Do you see|Can you see] {a}?",
-    "Does the picture [show|contain] {a}?",
+SEE = ("[Do you see|Can you see] {a}?", "Does the picture [show|contain] {a}?")
+THERE = (
+    *SEE,
     "Is {a} in the picture?",
+    "Is there {a}?",
+    "Is there {a} in [the picture|this image|it]?",
 )
-THERE = (*SEE, "Is there {a}?", "Is there {a} in [the picture|this image|it]?")
 COUNT = (
     "How many {names} are there?",
     "[Count the {names}.|Number of {names}?]",
@@ -103,14 +104,14 @@ def thing_asks(
     material: Drawings,
 ) -> list[Ask]:
     """One question about what is there, and up to six others."""
-    first = ask("thing.name", phrase(rng, pick(rng, WHAT)), _sentence(puts))
+    first = ask("thing.name", phrase(rng, pick(rng, WHAT)), sentence(puts))
     if len(puts) == 1 and chance(rng, 0.75):
         animal = puts[0].thing is not None and puts[0].thing.group == "animal"
         forms = WHAT_ANIMAL if animal and chance(rng, 0.3) else WHAT_IS
-        first = ask("thing.name", phrase(rng, pick(rng, forms)), _sentence(puts))
+        first = ask("thing.name", phrase(rng, pick(rng, forms)), sentence(puts))
     if first.answer == (UNKNOWN,):
         first = replace(first, skill="thing.unknown")
-    asks = [*_absent(rng, puts, material), *_general(rng, puts)]
+    asks = [*absent_asks(rng, puts, material), *general_asks(rng, puts)]
     if chance(rng, 0.5):
         asks.append(_described(rng, puts, size, colour))
     if colour and puts:
@@ -122,15 +123,17 @@ def thing_asks(
     return shuffled(rng, [first, *asks[:6]])
 
 
-def _many(thing: Thing) -> str:
+def many_of(thing: Thing) -> str:
+    """What several of it are called."""
     return thing.name if thing.many == "-" else thing.many or plural(thing.name)
 
 
-def _a(thing: Thing) -> str:
+def one_of(thing: Thing) -> str:
+    """Its name with an article, where it has one."""
     return thing.name if thing.many == "-" else one(thing.name)
 
 
-def _numbered(puts: Sequence[Put], places: dict[str, str] | None = None) -> list[str]:
+def numbered(puts: Sequence[Put], places: dict[str, str] | None = None) -> list[str]:
     """Each name once with its number: "a dog", "two cats"; single ones with their places."""
     parts = []
     for name, count in Counter(put.name for put in puts).items():
@@ -139,15 +142,15 @@ def _numbered(puts: Sequence[Put], places: dict[str, str] | None = None) -> list
         if thing is None:
             parts.append(SOMETHING + at)
         else:
-            parts.append(_a(thing) + at if count == 1 else f"{NUMBERS[count]} {_many(thing)}")
+            parts.append(one_of(thing) + at if count == 1 else f"{NUMBERS[count]} {many_of(thing)}")
     return parts
 
 
-def _sentence(puts: Sequence[Put]) -> str:
+def sentence(puts: Sequence[Put]) -> str:
     """What is there, as an answer."""
     if len(puts) == 1 and puts[0].thing is None:
         return UNKNOWN
-    text = joined(_numbered(puts)) if puts else "an empty picture"
+    text = joined(numbered(puts)) if puts else "an empty picture"
     return f"{text[0].upper()}{text[1:]}."
 
 
@@ -160,17 +163,17 @@ def _described(
     for put in puts:
         if names[put.name] == 1 and (place := place_name(put.box, size)):
             places[put.name] = f" {AT.get(place, f'at the {place}')}"
-    text = joined(_numbered(puts, places)) if puts else "an empty picture"
+    text = joined(numbered(puts, places)) if puts else "an empty picture"
     text = f"{text[0].upper()}{text[1:]}."
     if colour:
         text += f" The background is {colour}."
     return ask("thing.describe", phrase(rng, pick(rng, DESCRIBE)), text)
 
 
-def _absent(rng: np.random.Generator, puts: Sequence[Put], material: Drawings) -> list[Ask]:
+def absent_asks(rng: np.random.Generator, puts: Sequence[Put], material: Drawings) -> list[Ask]:
     """Things that are not there: half of them like one that is there."""
     kin = {put.thing.kin for put in puts if put.thing}
-    known = [put.thing for put in puts if put.thing]
+    known = [put.thing for put in puts if put.thing in material.things]
     missing = None
     while missing is None or missing.kin in kin or missing.many == "-":
         missing = pick(rng, material.things)
@@ -182,11 +185,11 @@ def _absent(rng: np.random.Generator, puts: Sequence[Put], material: Drawings) -
         locate(rng, "thing", missing.name, (), LOCATE_THING),
     ]
     if chance(rng, 0.3):
-        asks.append(ask("thing.count", phrase(rng, pick(rng, COUNT), names=_many(missing)), "0"))
+        asks.append(ask("thing.count", phrase(rng, pick(rng, COUNT), names=many_of(missing)), "0"))
     return asks
 
 
-def _general(rng: np.random.Generator, puts: Sequence[Put]) -> list[Ask]:
+def general_asks(rng: np.random.Generator, puts: Sequence[Put], *, total: bool = True) -> list[Ask]:
     """Text, persons, animals and how many things there are."""
     asks = []
     groups = [put.thing.group if put.thing else "unknown" for put in puts]
@@ -210,9 +213,9 @@ def _general(rng: np.random.Generator, puts: Sequence[Put]) -> list[Ask]:
         form = pick(rng, (*ANIMAL, *COUNT)) if animals <= 5 else pick(rng, ANIMAL)
         answer = str(animals) if form in COUNT else ("Yes" if animals else "No")
         asks.append(ask("thing.animal", phrase(rng, form, names="animals"), answer))
-    if puts and chance(rng, 0.4):
-        total = phrase(rng, pick(rng, COUNT), names=pick(rng, ("things", "objects")))
-        asks.append(ask("thing.count", total, str(len(puts))))
+    if total and puts and chance(rng, 0.4):
+        question = phrase(rng, pick(rng, COUNT), names=pick(rng, ("things", "objects")))
+        asks.append(ask("thing.count", question, str(len(puts))))
     return asks
 
 
@@ -223,23 +226,29 @@ def _about(
     thing = put.thing
     assert thing is not None
     same = [other for other in puts if other.name == put.name]
-    forms = SEE if thing.many == "-" else THERE
+    counted = thing.many != "-"  # else "Where is the glasses?" would be wrong
+    places = LOCATE_THING if counted else [form for form in LOCATE_THING if "Where" not in form]
     asks = [
-        locate(rng, "thing", put.name, tuple(p.box for p in same), LOCATE_THING),
-        ask("thing.there", phrase(rng, pick(rng, forms), a=_a(thing)), "Yes"),
+        locate(rng, "thing", put.name, tuple(p.box for p in same), places),
+        ask(
+            "thing.there", phrase(rng, pick(rng, THERE if counted else SEE), a=one_of(thing)), "Yes"
+        ),
     ]
-    if thing.many != "-":
-        count = phrase(rng, pick(rng, COUNT), names=_many(thing))
+    if counted:
+        count = phrase(rng, pick(rng, COUNT), names=many_of(thing))
         asks.append(ask("thing.count", count, str(len(same))))
     if len(same) > 1:
         return asks
     if put.colour:
-        asks.append(ask("thing.colour", phrase(rng, pick(rng, COLOUR), name=put.name), put.colour))
+        form = pick(rng, COLOUR if counted else COLOUR[-1:])
+        asks.append(ask("thing.colour", phrase(rng, form, name=put.name), put.colour))
     if place := place_name(put.box, size):
-        asks.append(ask("thing.place", phrase(rng, pick(rng, WHERE), name=put.name), place))
+        form = pick(rng, WHERE if counted else WHERE[-1:])
+        asks.append(ask("thing.place", phrase(rng, form, name=put.name), place))
     others = [other for other in puts if other is not put]
     if others:
-        asks += _beside(rng, put, others) + _relation(rng, put, others)
+        asks += _beside(rng, put, others)
+        asks += _relation(rng, put, others) if counted else []
     return asks
 
 
@@ -250,12 +259,12 @@ def _beside(rng: np.random.Generator, put: Put, others: Sequence[Put]) -> list[A
         along = [_along(put.box, other.box, way) for other in others]
         if None not in along and any(along):
             there = [other for other, yes in zip(others, along, strict=True) if yes]
-            answer = _sentence(there)
+            answer = sentence(there)
             asks.append(ask("thing.beside", phrase(rng, form, name=put.name), answer))
             break
     gaps = sorted((_gap(put.box, other.box), k) for k, other in enumerate(others))
     if len(gaps) == 1 or gaps[0][0] < 0.5 * gaps[1][0]:
-        nearest = _sentence([others[gaps[0][1]]])
+        nearest = sentence([others[gaps[0][1]]])
         asks.append(ask("thing.beside", phrase(rng, pick(rng, NEXT_TO), name=put.name), nearest))
     return asks
 

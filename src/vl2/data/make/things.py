@@ -20,7 +20,7 @@ from vl2.data.make.chance import (
 )
 from vl2.data.make.drawings import Drawing, Drawings, Thing, load
 from vl2.data.make.naming import COLOURS, shade
-from vl2.data.make.paper import finish, ground
+from vl2.data.make.paper import finish, ground, mean_colour, same_colours
 from vl2.data.make.sample import Made
 from vl2.data.make.shapes import named_colour, touch
 from vl2.data.make.sheet import Sheet
@@ -30,6 +30,7 @@ from vl2.data.make.world import World
 SIDES = (120, 1000)
 SCENES = {"one": 0.3, "few": 0.32, "many": 0.25, "unknown": 0.1, "none": 0.03}
 SMALLEST, SMALLEST_INK = 24, 48  # pixels of the longer side
+LINE_CONTRAST = 200  # least sum of differences in red, green and blue, of lines and ground
 LARGEST = 2.5  # times the size of the drawing's file
 
 
@@ -47,10 +48,14 @@ def make(rng: np.random.Generator, world: World) -> Made:
             puts.append(put)
             sheet.mark(put.name, put.box)
     image, marks = finish(rng, sheet)
-    puts = [replace(put, box=mark.box) for put, mark in zip(puts, marks, strict=True)]
+    kept = same_colours(sheet.image, image)
+    puts = [
+        replace(put, box=mark.box, colour=put.colour if kept else "")
+        for put, mark in zip(puts, marks, strict=True)
+    ]
     puts.sort(key=lambda put: (put.box[1], put.box[0]))
-    padded = image.size != size  # grey bars or new corners: which colour is the background?
-    asks = thing_asks(rng, puts, image.size, "" if padded else colour, world.drawings())
+    colour = colour if kept else ""
+    asks = thing_asks(rng, puts, image.size, colour, world.drawings())
     facts = {
         "things": [{"name": p.name, "known": p.thing is not None, "box": p.box} for p in puts],
         "background": colour,
@@ -102,17 +107,19 @@ def _put(
     least = SMALLEST_INK if drawing.ink else SMALLEST
     for attempt in range(25):
         side = max(least, between(rng, 0.3, 0.95 - 0.025 * attempt) * room)
-        scaled = _scaled(drawing, side)
-        corner = [integer(rng, 0, max(0, sheet.size[k] - scaled[k])) for k in (0, 1)]
-        if not _free((corner[0], corner[1]), scaled, sheet.size, others):
+        wanted = scaled(drawing, side)
+        corner = [integer(rng, 0, max(0, sheet.size[k] - wanted[k])) for k in (0, 1)]
+        if not _free((corner[0], corner[1]), wanted, sheet.size, others):
             continue
-        cut = _drawn(rng, drawing, scaled, mirrored=thing is None or thing.name not in LETTERED)
+        cut = drawn(rng, drawing, wanted, mirrored=thing is None or thing.name not in LETTERED)
         x, y = (max(0, min(corner[k], sheet.size[k] - cut.size[k])) for k in (0, 1))
         if not _free((x, y), cut.size, sheet.size, others):
             continue
         box, name = (x, y, x + cut.width, y + cut.height), drawing.colour
         if drawing.ink:
             name, colour = named_colour(rng, sheet.image, box)
+            if np.abs(np.subtract(mean_colour(sheet.image, box), colour)).sum() < LINE_CONTRAST:
+                continue
             name = "" if name in ("black", "white", "grey") else name  # of lines: who knows
             sheet.image.paste(colour, (x, y), cut.getchannel("A"))
         elif stands_out(cut, sheet.image.crop(box)):
@@ -123,7 +130,7 @@ def _put(
     return None
 
 
-def _scaled(drawing: Drawing, side: float) -> tuple[int, int]:
+def scaled(drawing: Drawing, side: float) -> tuple[int, int]:
     """The drawing's size when its longer side is `side` pixels, or as large as its file allows."""
     width, height = load(drawing.path).size
     scale = min(side / max(width, height), LARGEST)
@@ -138,7 +145,7 @@ def _free(
     return inside and not any(touch(box, other.box) for other in others)
 
 
-def _drawn(
+def drawn(
     rng: np.random.Generator, drawing: Drawing, size: tuple[int, int], *, mirrored: bool
 ) -> Image.Image:
     """The drawing in this size, sometimes mirrored or turned a little, cut to its ink."""

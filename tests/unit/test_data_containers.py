@@ -187,6 +187,23 @@ def test_parquet_of_the_cauldron_in_several_files(tmp_path: Path):
     assert "empty or not a list" in refused(source, 3)
 
 
+def test_columns_and_members_of_other_kinds_of_training_are_read_to_be_refused(tmp_path: Path):
+    fields = {"label": False, "rejected_response": "A cat.", "video_url": "a.mp4"}
+    said = {"messages": [{"role": "user", "content": "?"}, {"role": "assistant", "content": "Yes"}]}
+    for name, value in fields.items():
+        pq.write_table(pa.Table.from_pylist([{name: value, **said}]), tmp_path / "a.parquet")
+        message = refused(
+            open_source(SourceConfig(path=str(tmp_path / "a.parquet"), format="parquet"))
+        )
+        assert f"the row has '{name}'" in message
+        row = json.dumps({name: value}).encode()
+        tar(tmp_path / "a.tar", [("a.jpg", picture()), ("a.json", row), ("a.txt", b"A dog.")])
+        message = refused(
+            open_source(SourceConfig(path=str(tmp_path / "a.tar"), format="webdataset"))
+        )
+        assert f"the row has '{name}'" in message
+
+
 def test_parquet_holds_one_row_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     path = tmp_path / "t.parquet"
     rows = [{"conversations": talk(str(n)), "noise": "x"} for n in range(9)]

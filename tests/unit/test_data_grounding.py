@@ -266,13 +266,61 @@ def test_a_box_is_read_or_refused(corners: tuple[int, int, int, int], form: str)
 # What is no picture
 
 
-@pytest.mark.parametrize("field", ["video", "videos", "audio", "audios"])
+@pytest.mark.parametrize(
+    "field",
+    [
+        *("video", "videos", "audio", "audios", "video_url", "video_frames", "audio_path"),
+        *("audios_files", "video_bytes"),
+    ],
+)
 @pytest.mark.parametrize("format", ["llava", "text"])
 def test_video_and_sound_are_refused(tmp_path: Path, field: str, format: str):
     row = {field: ["a.mp4"], "conversations": talk("What happens?")}
     message = refused(source_of(tmp_path, row, format=format))
     assert f"the row has '{field}': only pictures are supported" in message
     assert source_of(tmp_path, {**row, field: []}, format=format)[0].turns
+
+
+@pytest.mark.parametrize("format", ["llava", "text"])
+@pytest.mark.parametrize(
+    ("field", "value", "told"),
+    [
+        ("rejected_response", "A cat.", "no training on preferences, leave the field out to"),
+        ("rejected", {"from": "gpt", "value": "A cat."}, "no training on preferences"),
+        ("rejected_messages", [{"role": "assistant", "content": "A cat."}], "on preferences"),
+        ("label", False, "so its answer is not to be learnt: leave the row out"),
+        ("kto_tag", False, "so its answer is not to be learnt"),
+    ],
+)
+def test_rows_of_other_kinds_of_training_are_refused(
+    tmp_path: Path, format: str, field: str, value: Any, told: str
+):
+    row = {field: value, "conversations": talk("What is it?")}
+    message = refused(source_of(tmp_path, row, format=format))
+    assert f"the row has '{field}'" in message
+    assert told in message
+    for harmless in (None, True) if isinstance(value, bool) else (None, "", []):
+        assert source_of(tmp_path, {**row, field: harmless}, format=format)[0].turns
+
+
+@pytest.mark.parametrize("field", ["video_id", "audio_language", "label", "labels", "unrejected"])
+def test_fields_that_say_nothing_about_the_answer_are_passed_over(tmp_path: Path, field: str):
+    row = {field: "x", "conversations": talk("What is it?"), "image": "a.png"}
+    assert source_of(tmp_path, row)[0].turns
+    assert source_of(tmp_path, {**row, field: 0})[0].turns
+
+
+@pytest.mark.parametrize(
+    "objects",
+    ['[{"caption": "dog", "bbox": [1, 2, 30, 40], "bbox_type": "real", "image": 0}]',
+     '{"ref": ["dog"], "bbox": [[1, 2, 30, 40]]}', "no JSON"],
+)  # fmt: skip
+@pytest.mark.parametrize("answer", [{}, {"messages": said("Where?", "<ref-object><bbox>")}])
+def test_objects_as_a_text_are_refused_with_their_form(
+    tmp_path: Path, objects: str, answer: dict[str, Any]
+):
+    message = refused(source_of(tmp_path, {"image": "a.png", "objects": objects, **answer}))
+    assert "'objects' is a text, as older files of ms-swift have it: write it as JSON" in message
 
 
 def test_what_would_be_passed_over_is_refused_or_read(tmp_path: Path):
@@ -313,6 +361,19 @@ def test_pictures_in_the_forms_of_other_models_are_refused(tmp_path: Path, quest
 
 
 # Boxes in pixels
+
+
+def test_one_pixel_in_the_corner_is_told_apart_from_a_thin_box(tmp_path: Path):
+    told = [{"label": "dog", "box": [0, 0, 1, 1]}]
+    message = refused(source_of(tmp_path, {"image": "a.png", "objects": told}))
+    assert "a box is [0, 0, 1, 1] in 80 x 60 pixels, one pixel in the corner or shares" in message
+    assert "thinner" not in message
+    answer = "<|det|>[[0, 0, 1, 1]]<|/det|>"
+    row = {"image": "a.png", "messages": said("Where?", answer)}
+    assert "but [0, 0, 1, 1], which are shares (0..1) or" in refused(source_of(tmp_path, row))
+    row["messages"] = said("Where?", "<bbox>")
+    row["objects"] = {"ref": [], "bbox": [[0, 0, 2, 1]]}
+    assert source_of(tmp_path, row)[0].turns
 
 
 @pytest.mark.parametrize(

@@ -16,13 +16,14 @@ from dataclasses import replace
 from typing import Any
 
 from vl2.data.records import Turn
-from vl2.data.source_objects import checked_box, shown_size
+from vl2.data.source_objects import TEXT_OBJECTS, checked_box, shown_size
 from vl2.data.source_record import Origin, Pictures
 from vl2.processing.grounding import GRID, to_999
 from vl2.processing.tokenizer import GROUNDING_TOKENS, SPECIAL_TOKENS
 
-MEDIA = ("video", "videos", "audio", "audios")
-"""Fields of a row for what is no picture."""
+_MEDIA = re.compile(r"(?:video|audio)s?(?:_(?:urls?|paths?|files?|frames|bytes|data|base64))?")
+_PREFERENCE = re.compile(r"rejected(?:_\w+)?")  # DPO and its kin
+_DESIRED = ("label", "kto_tag")  # KTO; a label that is no boolean is of another kind
 
 THOUSAND = 1000
 """Where the coordinates of Qwen and InternVL end."""
@@ -65,16 +66,30 @@ def grounded_turns(
     return _translated(_filled(turns, row, pictures, origin), origin)
 
 
-def check_media(row: Mapping[str, Any], origin: Origin) -> None:
-    """Refuse a row about what is no picture: its answers could not be learnt from anything.
+def is_foreign(name: str) -> bool:
+    """Whether `check_row_kind` asks for a field of this name."""
+    return bool(name in _DESIRED or _MEDIA.fullmatch(name) or _PREFERENCE.fullmatch(name))
+
+
+def check_row_kind(row: Mapping[str, Any], origin: Origin) -> None:
+    """Refuse a row about what is no picture, or whose answers are not there to be learnt.
 
     Raises:
-        RecordError: it has video or sound.
+        RecordError: it has video or sound, an answer that was rejected, or a mark of a bad answer.
     """
-    for name in MEDIA:
-        if row.get(name):
+    for name, value in row.items():
+        if value and _MEDIA.fullmatch(name):
             raise origin.error(
                 f"the row has {name!r}: only pictures are supported, leave the row out"
+            )
+        if value and _PREFERENCE.fullmatch(name):
+            raise origin.error(
+                f"the row has {name!r}: there is no training on preferences, leave the field out "
+                "to learn the other answer, or leave the row out"
+            )
+        if value is False and name in _DESIRED:
+            raise origin.error(
+                f"the row has {name!r} false, so its answer is not to be learnt: leave the row out"
             )
 
 
@@ -86,6 +101,8 @@ def _filled(
     marks = [mark for turn in turns for mark in _MARK.findall(turn.text)]
     if not objects and not marks:
         return tuple(turns)
+    if isinstance(objects, str):
+        raise origin.error(TEXT_OBJECTS)
     if not isinstance(objects, Mapping):
         raise origin.error(
             "the marks <ref-object> and <bbox> need 'objects' {'ref', 'bbox'}"

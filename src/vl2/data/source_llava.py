@@ -6,7 +6,7 @@ from pathlib import Path
 
 from vl2.data.config import SourceConfig
 from vl2.data.records import Record, Turn
-from vl2.data.source_grounding import check_media, grounded_turns
+from vl2.data.source_grounding import check_row_kind, grounded_turns
 from vl2.data.source_json import JsonSource, Row
 from vl2.data.source_objects import object_turns
 from vl2.data.source_pictures import read_pictures
@@ -47,9 +47,9 @@ def llava_record(row: Row, pictures: Pictures, origin: Origin) -> Record:
         origin: of the record.
 
     Raises:
-        RecordError: none of `ANSWERS` is there, it cannot be used, or the row has video or sound.
+        RecordError: none of `ANSWERS` is there, it cannot be used, or see `check_row_kind`.
     """
-    check_media(row, origin)
+    check_row_kind(row, origin)
     _check_once(row, ("conversations", "messages"), origin)
     said = next((row[n] for n in ("conversations", "messages") if row.get(n) is not None), None)
     pairs = row.get("texts") if said is None else None

@@ -14,6 +14,11 @@ from vl2.processing.image_gate import ImageError
 
 QUESTION = "Locate <|ref|>{label}<|/ref|> in the given image."
 
+TEXT_OBJECTS = (
+    "'objects' is a text, as older files of ms-swift have it: write it as JSON of its own, "
+    "{'ref': [label], 'bbox': [[x1, y1, x2, y2]]} beside messages, else [{'label', 'box'}]"
+)
+
 
 def object_turns(objects: Any, pictures: Pictures, origin: Origin) -> tuple[Turn, ...]:
     """One question and answer for each distinct label, in the order of the file.
@@ -31,6 +36,8 @@ def object_turns(objects: Any, pictures: Pictures, origin: Origin) -> tuple[Turn
     """
     if len(pictures) != 1:
         raise origin.error(f"'objects' with {len(pictures)} pictures: expected exactly one")
+    if isinstance(objects, str):
+        raise origin.error(TEXT_OBJECTS)
     if isinstance(objects, Mapping):
         raise origin.error(
             "'objects' is an object with fields: expected a list of {'label', 'box'}, or messages "
@@ -80,7 +87,7 @@ def checked_box(
 
     Raises:
         RecordError: no four numbers, corners in the wrong order or outside, or a box in pixels
-            that is thinner than one, as shares are.
+            that is thinner than one, as shares are, or cannot be told from shares.
     """
     if not isinstance(box, list) or len(box) != 4 or not all(type(v) in (int, float) for v in box):
         told = "a point, which is not supported" if isinstance(box, list) and len(box) == 2 else ""
@@ -96,7 +103,13 @@ def checked_box(
             "a box does not lie inside its picture: expected 0 <= x1 < x2 <= width and "
             f"0 <= y1 < y2 <= height, got {box} in {inside}"
         )
-    if size and (x2 - x1 < 1 or y2 - y1 < 1 or max(box) <= 1):
+    if size and max(box) == x2 - x1 == y2 - y1 == 1:
+        raise origin.error(
+            f"a box is {box} in {width} x {height} pixels, one pixel in the corner or shares of "
+            "the whole picture: shares (0..1) must be multiplied by width and height, and the one "
+            "pixel, which looks the same, must be left out"
+        )
+    if size and (x2 - x1 < 1 or y2 - y1 < 1):
         raise origin.error(
             f"a box is thinner than a pixel, got {box} in {width} x {height} pixels: shares (0..1) "
             "must be multiplied by width and height"

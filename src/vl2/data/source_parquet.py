@@ -14,14 +14,14 @@ from typing import Any
 from vl2.data.config import SourceConfig
 from vl2.data.records import Record
 from vl2.data.source_files import check_kind, check_row, ends_of, locate, matching_files, row_count
-from vl2.data.source_grounding import MEDIA
+from vl2.data.source_grounding import is_foreign
 from vl2.data.source_llava import ANSWERS, llava_record, pictures_of
 from vl2.data.source_record import Origin, record_id
 
 MAX_GROUP_BYTES = 2**31
 """Of a row group once it is decompressed: what is held in memory."""
 
-COLUMNS = ("id", "image", "images", *MEDIA, *ANSWERS)
+COLUMNS = ("id", "image", "images", *ANSWERS)
 
 
 class ParquetSource:
@@ -29,7 +29,7 @@ class ParquetSource:
 
     Answers are in `conversations` list<struct{from, value}>, `messages` list<struct{role,
     content}>, `texts` list<struct{user, assistant}>, `objects` list<struct{label, box}> or
-    `caption`. Other columns are not read.
+    `caption`. Of other columns only those are read that say that a row cannot be used.
     """
 
     def __init__(self, config: SourceConfig) -> None:
@@ -123,7 +123,7 @@ def _row_groups(parquet: Any, path: Path) -> list[tuple[int, int, list[str]]]:
             f"{path} has a row group of {largest} bytes: write it again with row groups below "
             f"{MAX_GROUP_BYTES} bytes, a hundred rows for instance"
         )
-    columns = [name for name in COLUMNS if name in names]
+    columns = [name for name in names if name in COLUMNS or is_foreign(name)]
     return [(number, group.num_rows, columns) for number, group in enumerate(groups)]
 
 

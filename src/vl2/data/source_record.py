@@ -193,9 +193,12 @@ def _check_boxes(text: str, origin: Origin) -> None:
         )
     groups = [found[0] for found in _BOXES.finditer(text)]
     boxes = [tuple(map(int, numbers)) for group in groups for numbers in _BOX.findall(group)]
-    # The last condition refuses shares of 0..1: no box is as small as a cell of the grid.
-    fits = all(a <= c <= GRID and b <= d <= GRID and max(c, d) > 1 for a, b, c, d in boxes)
+    fits = all(a <= c <= GRID and b <= d <= GRID for a, b, c, d in boxes)
+    wrong = f"a box in the text is not [[x1, y1, x2, y2]] within 0..{GRID}"
     if len(groups) != marks.count("<|det|>") or not fits:
+        raise origin.error(f"{wrong} and in that order")
+    if (least := next((box for box in boxes if max(box) <= 1), None)) is not None:
         raise origin.error(
-            f"a box in the text is not [[x1, y1, x2, y2]] within 0..{GRID} and in that order"
+            f"{wrong} but {list(least)}, which are shares (0..1) or a corner of one cell: multiply "
+            f"shares by {GRID}, leave out a box as small as that"
         )

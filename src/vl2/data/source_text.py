@@ -7,7 +7,7 @@ from typing import Any
 
 from vl2.data.config import SourceConfig
 from vl2.data.records import PLACEHOLDER, Record
-from vl2.data.source_grounding import check_media
+from vl2.data.source_grounding import check_row_kind
 from vl2.data.source_json import JsonSource, Row
 from vl2.data.source_llava import llava_record
 from vl2.data.source_pictures import read_pictures
@@ -40,14 +40,14 @@ def open_interleaved(config: SourceConfig) -> JsonSource:
 def _text_record(row: Row, origin: Origin, root: Path) -> Record:
     if row.get("image") or row.get("images"):
         raise origin.error("a picture in a source of text: give it the format 'llava'")
-    check_media(row, origin)
+    check_row_kind(row, origin)
     if row.get("text") is None:
         return llava_record(row, (), origin)
     return document_record(_string(row["text"], origin), (), origin)
 
 
 def _interleaved_record(row: Row, origin: Origin, root: Path) -> Record:
-    check_media(row, origin)
+    check_row_kind(row, origin)
     pieces = _mmc4(row, origin) if "text_list" in row else _obelics(row, origin)
     names = [piece for is_picture, piece in pieces if is_picture]
     text = "\n".join(PLACEHOLDER if is_picture else piece for is_picture, piece in pieces)

@@ -16,6 +16,7 @@ import numpy as np
 from vl2.data.config import SourceConfig
 from vl2.data.records import Record
 from vl2.data.source_files import check_kind, check_row, ends_of, locate, matching_files, row_count
+from vl2.data.source_grounding import check_row_kind
 from vl2.data.source_json import Row, read_object
 from vl2.data.source_llava import ANSWERS, llava_record
 from vl2.data.source_record import MAX_ROW_BYTES, Origin, caption_record, record_id
@@ -103,6 +104,7 @@ class WebDatasetSource:
 def _record(found: list[list[bytes]], origin: Origin) -> Record:
     jsons, texts, pictures = found
     row: Row = read_object(jsons[0], origin) if jsons else {}
+    check_row_kind(row, origin)
     told = any(row.get(name) is not None for name in ANSWERS)
     if texts and not told:
         try:

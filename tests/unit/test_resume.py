@@ -19,7 +19,8 @@ from vl2.recipes.stages import RECIPES
 from vl2.train import metrics
 from vl2.train.config import TrainConfig
 from vl2.train.origin import Origin, find_origin, write_history
-from vl2.train.resume import BY_CONTENT, MAY_CHANGE, check_kept, identity
+from vl2.train.resume import BY_CONTENT, MAY_CHANGE, check_kept, check_places, identity
+from vl2.train.setup import plan, prepare
 
 WORDS = ("lora.rank=4", "data.sources.0.rows=8", "optim.horizon=9", "balance.loss_weight=0.5")
 CONFIG = override(RECIPES["debug_align"](), WORDS)
@@ -100,6 +101,48 @@ def test_a_finished_run_without_its_states_is_not_overwritten(tmp_path: Path):
             check_kept(root, {})
     keep(root, {})
     check_kept(root, {})
+
+
+def test_adapters_of_a_finished_run_are_not_overwritten(tmp_path: Path):
+    root, adapter = tmp_path / "checkpoints", tmp_path / "adapter"  # on a quantised base: no model
+    adapter.mkdir()
+    check_kept(root, {})
+    (adapter / "adapter_config.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"adapter is the adapter of a finished run, which would"):
+        check_kept(root, {})
+    keep(root, {})
+    check_kept(root, {})
+
+
+FOLDERS = ("checkpoints", "model", "adapter", "index", "tensorboard")
+FILES = ("config.yaml", "metrics.jsonl", "quarantine.jsonl", "tensors.json")
+
+
+@pytest.mark.parametrize("is_link", [False, True])
+@pytest.mark.parametrize("name", [*FOLDERS, *FILES])
+def test_what_stands_in_the_way_of_a_run_is_told_before_it(
+    tmp_path: Path, name: str, is_link: bool
+):
+    path, kind = tmp_path / name, "folder" if name in FOLDERS else "file"
+    if is_link:
+        path.symlink_to("gone")
+    elif name in FOLDERS:
+        path.touch()
+    else:
+        path.mkdir()
+    for start in (prepare, plan):
+        with pytest.raises(ValueError, match=rf"{name} is not a {kind}, as a run writes it: remov"):
+            start(replace(CONFIG, out=str(tmp_path)))
+    assert [p.name for p in tmp_path.iterdir()] == [name]
+
+
+def test_what_a_run_left_is_not_in_the_way(tmp_path: Path):
+    for name in FOLDERS:
+        (tmp_path / name).mkdir()
+    for name in FILES:
+        (tmp_path / name).touch()
+    check_places(tmp_path)
+    check_places(tmp_path / "none")
 
 
 def test_metrics_that_are_damaged_lose_only_these_lines(tmp_path: Path):

@@ -12,13 +12,10 @@ from vl2.train.config import TrainConfig
 from vl2.train.kept import model_at
 from vl2.train.lora import base_scheme, merge_lora
 from vl2.train.lora_files import load_lora, save_lora
-from vl2.train.origin import EXPORTED, Origin, load_weights, write_history
+from vl2.train.origin import ADAPTER, EXPORTED, Origin, load_weights, write_history
 from vl2.train.trainer import Trainer
 
 log = get_logger(__name__)
-
-ADAPTER = "adapter"
-"""Where a run with low-rank adapters leaves them, beside the merged model."""
 
 
 def export(trainer: Trainer, config: TrainConfig, origin: Origin) -> Path:

@@ -24,6 +24,8 @@ from vl2.train.lora import LoraConfig
 SETTINGS = "config.yaml"
 CHECKPOINTS = "checkpoints"
 EXPORTED = "model"
+ADAPTER = "adapter"
+"""Where a run with low-rank adapters leaves them, beside the merged model if there is one."""
 HISTORY = "training.json"
 """Beside an exported model: which stages made it."""
 HEAD = "language.lm_head"

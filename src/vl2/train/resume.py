@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
@@ -13,10 +14,20 @@ from typing import Any
 from vl2.checkpoint.commit import newest_state
 from vl2.checkpoint.dcp import read_extra
 from vl2.data.sources import Source
+from vl2.folders import check_folder
 from vl2.overrides import to_mapping
 from vl2.processing import Processor
 from vl2.train.config import InitConfig, TrainConfig
-from vl2.train.origin import EXPORTED, HISTORY, Origin, weights_digest
+from vl2.train.lora_files import CONFIG
+from vl2.train.origin import (
+    ADAPTER,
+    CHECKPOINTS,
+    EXPORTED,
+    HISTORY,
+    SETTINGS,
+    Origin,
+    weights_digest,
+)
 
 MAY_CHANGE = (
     *("name", "out", "steps", "log_every", "tensorboard"),
@@ -36,6 +47,12 @@ BY_CONTENT = ("init.model", "init.preset", "init.tokenizer", "lora.experts", "da
 ROWS = "rows of data.sources"
 LATER = (ROWS, "init.model", "init.preset")
 """Contents that are known when rows are counted, and when weights are fetched."""
+
+PLACES = {
+    **dict.fromkeys((CHECKPOINTS, EXPORTED, ADAPTER, "index", "tensorboard"), "folder"),
+    **dict.fromkeys((SETTINGS, "metrics.jsonl", "quarantine.jsonl", "tensors.json"), "file"),
+}
+"""What a run writes into its folder."""
 
 SHOWN = 6
 """Differences that a refusal names."""
@@ -83,12 +100,31 @@ def check_kept(root: Path, known: Mapping[str, Any], *, steps: int | None = None
                 f"steps is {steps} but {root} holds a run that has done {done}: give steps={done} "
                 "or more, or begin another run (out=FOLDER)"
             )
-    elif (history := root.parent / EXPORTED / HISTORY).is_file():
-        raise ValueError(
-            f"{root} holds no saved state, but {history.parent} is the model of a finished run, "
-            "which would start again at step 0 and overwrite it: restore the states, or begin "
-            f"another run (out=FOLDER, or remove {root.parent})"
-        )
+        return
+    for left in (root.parent / EXPORTED / HISTORY, root.parent / ADAPTER / CONFIG):
+        if left.is_file():
+            raise ValueError(
+                f"{root} holds no saved state, but {left.parent} is the {left.parent.name} of a "
+                "finished run, which would start again at step 0 and overwrite it: restore the "
+                f"states, or begin another run (out=FOLDER, or remove {root.parent})"
+            )
+
+
+def check_places(folder: Path) -> None:
+    """Refuse a run folder in which something stands in the way of what a run writes.
+
+    Raises:
+        ValueError: a folder in the place of a file, a file in that of a folder, or a dead link.
+    """
+    check_folder(folder, "out")
+    for name, kind in PLACES.items():
+        path = folder / name
+        fits = path.is_dir() if kind == "folder" else path.is_file()
+        if not fits and os.path.lexists(path):
+            raise ValueError(
+                f"{path} is not a {kind}, as a run writes it: remove it, or begin another run "
+                "(out=FOLDER)"
+            )
 
 
 def check_same(found: Path, known: Mapping[str, Any]) -> None:

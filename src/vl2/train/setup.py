@@ -26,7 +26,6 @@ from vl2.data.loader import TrainLoader
 from vl2.data.processes import usable_cores
 from vl2.data.source_files import is_there
 from vl2.data.sources import Source, open_source
-from vl2.folders import check_folder
 from vl2.logs import get_logger
 from vl2.model.quant_layers import QuantWeight
 from vl2.model.vl2 import VL2Model
@@ -53,7 +52,7 @@ from vl2.train.origin import (
     load_weights,
 )
 from vl2.train.report import estimate, trained_parts
-from vl2.train.resume import ROWS, check_kept, content, identity, start_identity
+from vl2.train.resume import ROWS, check_kept, check_places, content, identity, start_identity
 from vl2.train.routing_profile import profile_routing
 from vl2.train.select import check_rank, check_targets, select
 from vl2.train.task import LanguageTask
@@ -87,7 +86,7 @@ def prepare(config: TrainConfig, layout: Layout = ONE, *, check: bool = False) -
     Raises:
         ValueError: what is wrong, in one line.
     """
-    check_folder(config.folder, "out")
+    check_places(Path(config.folder))
     for number, source in enumerate(config.data.sources):
         if not source.path:
             raise ValueError(f"no data: give data.sources.{number}.path=FILE")
@@ -166,7 +165,7 @@ def plan(config: TrainConfig) -> dict[str, Any]:
 
     A released size is known without its files.
     """
-    check_folder(config.folder, "out")
+    check_places(Path(config.folder))
     released = preset_of(str(config.init.model))
     if released in RELEASED and config.init.preset is None:
         size = VL2Config.preset(released)

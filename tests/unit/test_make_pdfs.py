@@ -112,7 +112,8 @@ def test_letters_without_their_heights_are_not_trusted() -> None:
 
     tall, low = dict.fromkeys("bdfhkl", (0.0, 12.0)), dict.fromkeys("gpqy", (4.0, 15.0))
     assert line({**tall, **low}) == ["the", "quality", "of", "good", "handwork"]
-    assert line({}) is None  # small capitals
+    assert line({}) is line(low) is line(tall) is None  # small capitals
+    assert line({**tall, **low, "k": (4, 12)}) is None  # in one word
     uneven = {char: (0.0, 5.0 + 3 * n) for n, char in enumerate("aeouwr")}
     assert line({**tall, **low, **uneven}) is None  # signs of any size
 
@@ -120,10 +121,13 @@ def test_letters_without_their_heights_are_not_trusted() -> None:
 def test_signs_that_no_plain_font_has_are_not_trusted() -> None:
     def shown(code: int, sure: bool = True) -> list[str] | None:
         sign = Glyph(code=code, box=(0, 0, 9, 12), sure=sure)
-        return shown_text(lines_of([sign, *glyphs("abc", 10, 0)])[0])
+        return shown_text(lines_of([sign, *glyphs("ace", 10, 0)])[0])
 
-    assert shown(0x2022) == ["-abc"]
-    assert shown(0x201C) == ['"abc']
+    assert shown_text(lines_of(glyphs("a + b = cd", 0, 0))[0]) is None  # a formula
+    accent = Glyph(code=ord("^"), box=(11, -3, 17, 2))
+    assert shown_text(lines_of([*glyphs("for", -20, 0), accent, *glyphs("et", 10, 0)])[0]) is None
+    assert shown(0x2022) == ["-ace"]
+    assert shown(0x201C) == ['"ace']
     assert shown(0xE9) is shown(0x3B1) is shown(0xE000) is shown(ord("x"), sure=False) is None
 
 

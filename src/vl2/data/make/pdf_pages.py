@@ -9,9 +9,9 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
 
 from vl2.data.make.fonts import SPLITS, Split, faces, family
@@ -46,6 +46,8 @@ COMMON_SHARE = 0.12
 ASCII_SHARE = 0.96
 LETTER_SHARE = 0.6
 SHORT, TALL, LOW = "acemnorsuvwxz", "bdhkl", "gpqy"
+SHAPE_SHARE = 0.7
+"""Least share of a line's low letters, and of a word's tall and deep ones, that are."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -120,24 +122,39 @@ def shown_text(line: TextLine) -> list[str] | None:
     chars = line.chars
     if not all(char.sure and char.angle == 0 for char in chars):
         return None
+    if any(_cover(*pair) for word in line.words for pair in pairwise(word.chars)):
+        return None  # an accent that is drawn over its letter
     if not all("!" <= char <= "~" for word in words for char in word):
         return None
-    return words if _has_latin_shapes(chars) else None
+    if len(words) > 2 and sum(len(word) == 1 for word in words) > len(words) / 2:
+        return None  # a formula, whose signs are not on one line
+    return words if _has_latin_shapes(line) else None
 
 
-def _has_latin_shapes(chars: Sequence[TextChar]) -> bool:
+def _has_latin_shapes(line: TextLine) -> bool:
     """Whether small letters have the heights and depths that their names promise."""
-    short = sorted((char for char in chars if char.text in SHORT), key=_height)
-    if len(short) < 3:
+    short = sorted((char for char in line.chars if char.text in SHORT), key=_height)
+    if not short:
         return True
-    middle = short[len(short) // 2]
-    x_height, base = _height(middle), sorted(char.box[3] for char in short)[len(short) // 2]
-    kept = [
-        *(0.75 * x_height <= _height(char) <= 1.3 * x_height for char in short),
-        *(_height(char) >= 1.2 * x_height for char in chars if char.text in TALL),
-        *(char.box[3] >= base + 0.12 * x_height for char in chars if char.text in LOW),
-    ]
-    return sum(kept) >= 0.85 * len(kept)
+    x_height = _height(short[len(short) // 2])
+    base = sorted(char.box[3] for char in short)[len(short) // 2]
+    level = [0.75 * x_height <= _height(char) <= 1.3 * x_height for char in short]
+    if sum(level) < SHAPE_SHARE * len(level):
+        return False
+    for word in line.words:
+        kept = [
+            *(_height(char) >= 1.2 * x_height for char in word.chars if char.text in TALL),
+            *(char.box[3] >= base + 0.12 * x_height for char in word.chars if char.text in LOW),
+        ]
+        if sum(kept) < SHAPE_SHARE * len(kept):
+            return False
+    return True
+
+
+def _cover(first: TextChar, second: TextChar) -> bool:
+    """Whether two characters of a word stand over each other."""
+    (a1, _, a2, _), (b1, _, b2, _) = first.box, second.box
+    return min(a2, b2) - max(a1, b1) > 0.7 * min(a2 - a1, b2 - b1)
 
 
 def _height(char: TextChar) -> float:

@@ -4,6 +4,7 @@ import subprocess
 import sys
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from vl2.data.make import charts_drawn, charts_matplotlib, circuits, export, pac
 from vl2.data.make.chance import phrase
 from vl2.data.make.charts_drawn import slice_box
 from vl2.data.make.floors import Room, neighbours, outer_walls, split_rooms, walls_between
-from vl2.data.make.fonts import family, glyph_box
+from vl2.data.make.fonts import SMALL_CAPITALS, UNFIT, Face, family, glyph_box
 from vl2.data.make.graph import plan, way
 from vl2.data.make.kinds import KINDS, make
 from vl2.data.make.naming import place_name
@@ -338,6 +339,36 @@ def test_symbols_of_circuits_have_tight_boxes() -> None:
             k = 1 if lying else 0
             assert (part.box[k], part.box[k + 2]) == pytest.approx(across[[0, -1]], abs=3)
             assert dark[part.box[1] : part.box[3], part.box[0] : part.box[2]].any()
+
+
+def test_items_of_a_note_stand_on_it_in_their_order() -> None:
+    lists = 0
+    for row in range(24):
+        made = make("notes", 2, row, small_world("heldout" if row % 2 else "train"))
+        lines = [mark.text for mark in made.of("line")]
+        items = list(made.facts["items"])  # pyright: ignore[reportArgumentType]
+        lists += bool(items)
+        for item, line in zip(items, lines[-len(items) :] if items else [], strict=True):
+            assert line.endswith(item)
+        assert all(ask.skill.startswith("hand.") for ask in made.asks)
+        for ask in made.asks:
+            if ask.skill == "hand.count" and "items on" in plain(ask.question):
+                assert plain(ask.answer) == str(len(items))
+    assert lists > 8
+
+
+@pytest.mark.parametrize("kind", ["words", "lines", "blocks"])
+def test_handwriting_is_a_skill_of_its_own(kind: str) -> None:
+    printed = Face(path="", family="built-in")
+    world = replace(small_world(), hand_faces=((replace(printed, hand=True),),))
+    asks = [ask for row in range(40) for ask in make(kind, 7, row, world).asks]
+    assert {ask.skill.split(".")[0] for ask in asks} == {"hand", kind.rstrip("s")}
+
+
+def test_fonts_are_judged_by_their_names() -> None:
+    assert not UNFIT.search("IndieFlower-Regular.ttf")
+    assert UNFIT.search("FlowBlock-Regular.ttf")
+    assert SMALL_CAPITALS.search("AmaticSC-Bold.ttf")
 
 
 def test_splits_share_no_entry() -> None:

@@ -16,7 +16,7 @@ from vl2.folders import check_folder
 
 _KINDS = (
     "words, lines, blocks, pages, papers, pdfs, tables, charts, screens, shapes, signs, diagrams, "
-    "plans or things."
+    "plans, notes, scenes or things."
 )
 
 data = typer.Typer(help="Make data for training and evaluation.")

@@ -18,7 +18,8 @@ ALIGNMENTS = ("left", "left", "left", "centre", "justified")
 
 def make(rng: np.random.Generator, world: World) -> Made:
     """A paragraph, or a short list, on plain ground."""
-    style = Style(face=world.plain_face(rng), size=round(log_between(rng, 13, 40)))
+    face = world.face(rng, hand=True) if chance(rng, 0.08) else world.plain_face(rng)
+    style = Style(face=face, size=round(log_between(rng, 20 if face.hand else 13, 40)))
     width = integer(rng, 12 * style.size, 26 * style.size)
     lines = block_lines(rng, world, style, width)
     step = style.leading + integer(rng, 0, style.size // 2)
@@ -37,8 +38,9 @@ def make(rng: np.random.Generator, world: World) -> Made:
     )
     image, marks = finish(rng, sheet)
     found = [mark for mark in marks if mark.kind == "line"]
-    asks = read_asks(rng, found, "block") + line_asks(rng, found, "block")
-    asks += locate_asks(rng, [mark for mark in marks if mark.kind == "word"], "block", most=1)
+    skill = "hand" if face.hand else "block"
+    asks = read_asks(rng, found, skill) + line_asks(rng, found, skill)
+    asks += locate_asks(rng, [mark for mark in marks if mark.kind == "word"], skill, most=1)
     return Made(image=image, marks=marks, asks=tuple(asks))
 
 

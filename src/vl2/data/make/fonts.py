@@ -25,13 +25,16 @@ WEIGHTS = (300, 400, 400, 500, 600, 700, 800)
 """Of variable fonts; regular is the most frequent."""
 HAND = re.compile(
     r"caveat|dancing|delius|great.?vibes|indie|kalam|permanent|satisfy|shadows|yellowtail|zeyada"
-    r"|amatic|patrick|handlee|gloria|rock.?salt|coming.?soon",
+    r"|amatic|patrick|handlee|gloria|rock.?salt|coming.?soon|breip|delphine|dkg"
+    r"|humor|kaushan|kristi|rufscript|stevehand",
     re.IGNORECASE,
 )
 """Families that look written by hand."""
+SMALL_CAPITALS = re.compile("amatic|cinzel|humor|permanent", re.IGNORECASE)
+"""Families whose lower-case letters are smaller capitals, which one reads as capitals."""
 UNFIT = re.compile(
     r"hairline|thin|extralight|tusj|capture_it|seasrn|walkway_(oblique|semibold)|sourcehan|takao"
-    r"|hb-test|color|emoji|icons?|barcode|redacted|flow|libre_?barcode|guides|symbols",
+    r"|hb-test|color|emoji|icons?|barcode|dkg(bi|it)|redacted|flow(?!er)|libre_?barcode|guides|symbols",
     re.IGNORECASE,
 )
 """Files that nobody can read: hair-thin, torn, without Latin letters."""
@@ -46,7 +49,7 @@ class Face:
     weight: int = 0  # of a variable font; 0 leaves a font as it is
     mono: bool = False
     hand: bool = False
-    capitals_only: bool = False  # lower-case letters are drawn as capitals
+    capitals_only: bool = False  # lower-case letters look like capitals
     cap_height: float = 0.7  # of an H, in font sizes
 
 
@@ -114,7 +117,9 @@ def _clamped(value: int, low: int | None, high: int | None) -> float:
 def _examined() -> tuple[Face, ...]:
     """Every usable face of the pinned font packages; examined once, then read from the cache."""
     names = sorted(name for name, package in packages().items() if package.use == "fonts")
-    key = hashlib.sha256(repr([packages()[name] for name in names]).encode()).hexdigest()[:16]
+    patterns = [HAND.pattern, SMALL_CAPITALS.pattern, UNFIT.pattern]
+    chosen = repr([*(packages()[name] for name in names), *patterns])
+    key = hashlib.sha256(chosen.encode()).hexdigest()[:16]
     kept = cache_folder("packages") / f"faces-{key}.json"
     if not kept.exists():
         found = [asdict(face) for folder in fetch_all(names) for face in _of_folder(folder)]
@@ -144,7 +149,7 @@ def _of_file(path: Path) -> Iterable[Face]:
         "family": family(name),
         "mono": font.getlength("i") == font.getlength("W"),
         "hand": bool(HAND.search(name)),
-        "capitals_only": masks["a"] == masks["A"],
+        "capitals_only": masks["a"] == masks["A"] or bool(SMALL_CAPITALS.search(name)),
         "cap_height": (bottom - top) / PROBE,
     }
     variable = "wght" in name

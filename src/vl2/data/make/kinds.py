@@ -11,6 +11,7 @@ from vl2.data.make import (
     charts,
     diagrams,
     lines,
+    notes,
     pages,
     papers,
     pdfs,
@@ -44,6 +45,7 @@ KINDS: dict[str, Maker] = {
     "things": things.make,
     "plans": plans.make,
     "scenes": scenes.make,
+    "notes": notes.make,
 }
 
 

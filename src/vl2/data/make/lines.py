@@ -16,7 +16,7 @@ from vl2.data.make.world import World
 
 def make(rng: np.random.Generator, world: World) -> Made:
     """One to three lines of one style, as a crop of a page, a caption or a strip shows them."""
-    face = world.face(rng, hand=chance(rng, 0.06))
+    face = world.face(rng, hand=chance(rng, 0.08))
     style = Style(face=face, size=round(log_between(rng, 11, 64)))
     texts = [line_text(rng, world) for _ in range(pick(rng, (1, 1, 1, 2, 3)))]
     widths = [style.width(style.shown(text)) for text in texts]
@@ -32,9 +32,10 @@ def make(rng: np.random.Generator, world: World) -> Made:
         sheet.text(left, top + row * step, text, style)
     image, marks = finish(rng, sheet)
     lines = [mark for mark in marks if mark.kind == "line"]
-    asks = read_asks(rng, lines, "line")
-    asks += line_asks(rng, lines, "line") if len(lines) > 1 else []
-    asks += locate_asks(rng, [mark for mark in marks if mark.kind == "word"], "line", most=1)
+    skill = "hand" if face.hand else "line"
+    asks = read_asks(rng, lines, skill)
+    asks += line_asks(rng, lines, skill) if len(lines) > 1 else []
+    asks += locate_asks(rng, [mark for mark in marks if mark.kind == "word"], skill, most=1)
     return Made(image=image, marks=marks, asks=tuple(asks))
 
 

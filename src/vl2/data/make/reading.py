@@ -18,7 +18,7 @@ READ = (
     "Read [this|it|the text|the words|what is written][.|]",
     "What does [it|this|the image|the picture|the sign|the label] say?",
     "What [is written|does it say|text is] [here|in the image|in the picture|on this]?",
-    "What [is|'s] the text[ in the image| in this picture|]?",
+    "What[ is|'s] the text[ in the image| in this picture|]?",
     "[Free OCR.|OCR this.|OCR|Text?|Transcribe the text.|Transcribe this image.|Extract the text.]",
     "[Please r|R]ead [out|] the text [in the image|shown|].",
     "[Can you|Could you] [read|tell me] what [it says|is written here]?",

@@ -51,7 +51,7 @@ def lay(sheet: Sheet, layer: Sheet, mask: Image.Image, at: tuple[int, int], to: 
     box = (*at, *(int(v) for v in np.ceil(to.max(0)) + at + 1))
     size = (box[2] - box[0], box[3] - box[1])
     back = tuple(_projection(to, flat).reshape(-1)[:8].tolist())
-    how = (Image.Transform.PERSPECTIVE, back, Image.Resampling.BICUBIC)
+    how = (Image.Transform.PERSPECTIVE, back, Image.Resampling.BILINEAR)
     ink = mask.transform(size, *how)
     sheet.image.paste(layer.image.transform(size, *how), at, ink)
     sheet.marks += moved_marks(layer.marks, _projection(flat, to), at)

@@ -20,12 +20,14 @@ def make(rng: np.random.Generator, world: World) -> Made:
     size = (max(size[0], size[1] // 3), size[1])
     sheet = Sheet(ground(rng, world, size))
     taken: list[Box] = []
+    hand = chance(rng, 0.12)
     for _ in range(pick(rng, (1, 1, 1, 2, 3))):
-        if (box := _place(rng, world, sheet, taken)) is not None:
+        if (box := _place(rng, world, sheet, taken, hand)) is not None:
             taken.append(box)
     image, marks = finish(rng, sheet)
     lines = [mark for mark in marks if mark.kind == "line"]
-    asks = read_asks(rng, lines, "word") + locate_asks(rng, lines, "word")
+    skill = "hand" if hand else "word"
+    asks = read_asks(rng, lines, skill) + locate_asks(rng, lines, skill)
     return Made(image=image, marks=marks, asks=tuple(asks))
 
 
@@ -40,9 +42,11 @@ def short_text(rng: np.random.Generator, world: World) -> str:
     return world.texts.snippet(rng)
 
 
-def _place(rng: np.random.Generator, world: World, sheet: Sheet, taken: list[Box]) -> Box | None:
+def _place(
+    rng: np.random.Generator, world: World, sheet: Sheet, taken: list[Box], hand: bool
+) -> Box | None:
     """Set one text where it touches none of the others; None where there is no room."""
-    face = world.face(rng, hand=chance(rng, 0.12))
+    face = world.face(rng, hand=hand)
     width, height = sheet.size
     text = short_text(rng, world)
     style = Style(face=face, size=round(log_between(rng, 22, min(150, height * 0.8))))

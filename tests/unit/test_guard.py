@@ -11,7 +11,7 @@ from vl2.train.guard import Guard
 
 def fitted(loss: float, norm: float) -> Guard:
     """A guard that has seen a smooth run."""
-    guard = Guard(GuardConfig())
+    guard = Guard(GuardConfig(), 1000)
     for step in range(64):
         assert guard.judge(loss * (1 + step % 3 / 10), norm * (1 + step % 3 / 10)) is None
     return guard

@@ -12,6 +12,7 @@ from torch import nn
 
 from vl2.checkpoint.commit import committed
 from vl2.checkpoint.dcp import CheckpointStore, read_extra
+from vl2.checkpoint.manifest import step_number
 from vl2.data.collate import SampleInfo, TrainBatch
 from vl2.failure import WorkError
 from vl2.train.config import CheckpointConfig, GuardConfig, OptimConfig
@@ -292,6 +293,15 @@ def test_a_run_of_which_every_step_is_bad_fails_and_keeps_nothing(tmp_path: Path
         with pytest.raises(WorkError, match=r"3 bad steps in a row at step .* no saved state"):
             run(folder, NetTask(Net(), bad), steps, every=1)
         assert committed(folder / "checkpoints") == []
+
+
+@pytest.mark.parametrize("first", [0, 25])
+def test_more_skips_in_a_row_than_steps_are_no_way_without_end(tmp_path: Path, first: int):
+    bad = {n: float("nan") for n in range(first, 400)}
+    with pytest.raises(WorkError, match="40 bad steps in a row"):
+        run(tmp_path, NetTask(Net(), bad), guard={"skips_in_a_row": 10**9, "rollbacks": 2})
+    kept = [step_number(folder) for folder in committed(tmp_path / "checkpoints")]
+    assert kept == ([10, 20] if first else [])
 
 
 @pytest.mark.parametrize("first", range(5, 10))

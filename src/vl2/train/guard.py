@@ -20,13 +20,22 @@ LEAST_LOSS = 2.0
 one. At 2 the right token still has one chance in seven."""
 LEAST_NORM = 10.0
 """The same of the gradient's norm, which is clipped to 1 as a rule."""
+SHORT_RUN = 3
+"""Steps up to which a run may try more batches than it has steps."""
 
 
 class Guard:
     """Judges each step before the optimiser moves, and counts the bad ones."""
 
-    def __init__(self, config: GuardConfig) -> None:
+    def __init__(self, config: GuardConfig, steps: int) -> None:
+        """Start without a verdict.
+
+        Args:
+            config: when a step is bad, and how many in a row are too many.
+            steps: of the run. No streak may be longer, or its last step would be tried for ever.
+        """
         self.config = config
+        self.most_in_a_row = min(config.skips_in_a_row, max(steps, SHORT_RUN))
         self.window: deque[tuple[float, float]] = deque(maxlen=config.window)
         self.in_a_row = 0
         self.rollbacks = 0
@@ -46,7 +55,7 @@ class Guard:
     @property
     def must_roll_back(self) -> bool:
         """Whether so many steps in a row were bad that the state itself is suspect."""
-        return self.in_a_row >= self.config.skips_in_a_row
+        return self.in_a_row >= self.most_in_a_row
 
     def rolled_back(self) -> bool:
         """Note a rollback; False when the run must end instead."""

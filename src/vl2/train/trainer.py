@@ -97,11 +97,11 @@ class Trainer:
         self.task, self.loader, self.optimizers = task, loader, optimizers
         self.ranks = optimizers.ranks
         self.store, self.metrics = store, metrics
-        self.guard, self.checkpoint = Guard(guard), checkpoint
+        self.steps = metrics.steps
+        self.guard, self.checkpoint = Guard(guard, self.steps), checkpoint
         self.fingerprint = fingerprint or {}
         self.on_start: Callable[[], None] | None = None
         """Called when the kept state is loaded, or there is none: nothing was written before."""
-        self.steps = metrics.steps
         self.step = 0
         self.quarantine = Quarantine(store.root.parent / "quarantine.jsonl")
         self._stop_signal: int | None = None

@@ -1,6 +1,6 @@
 """How fast one training step is, against the same step with loops over the experts.
 
-    python bench/training.py [--model tiny|small|base] [--repeats 7] [--threads 2] [--quick]
+    python bench/training.py [--model nano|tiny|small|base] [--repeats 7] [--threads 2] [--quick]
 
 A language model with the routing of the named size (64 or 72 routed experts, 6 of them per token,
 shared ones beside) at a width that takes seconds on a CPU, AdamW. A step is forward, backward,
@@ -13,6 +13,17 @@ clipping and update. The arms run in turn in one process and the ratios are of t
     bfloat16       ours as the recipes train: float32 weights, bfloat16 products (autocast)
     bfloat16_loop  the loop over matrices with them
 
+With `--model nano` it times the embedded model as its recipe trains it: the tower's stage on 16
+tiles, and a whole step on pictures of two tiles and their questions, without the optimiser. "share"
+is of the fastest bfloat16 product of the tower's shapes in the same run. The arms:
+
+    float32     as the weights are kept
+    autocast    bfloat16 products, every weight cast anew; of the whole step alone
+    portable    the bfloat16 twin without C, scores of the tower's attention multiplied out
+    compiled    the same with compiled blocks; of the tower alone
+    native      the twin with GELU and softmax in C, as it trains
+    both        C inside of compiled blocks; of the tower alone
+
 With CUDA it also prints the model FLOP utilisation of a step of Tiny's exact shapes, in bfloat16.
 """
 
@@ -23,24 +34,37 @@ import json
 import platform
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from unittest import mock
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 
+from vl2.benchmarks.timing import Timer, middle, seconds, take_turns
 from vl2.config import VL2Config
 from vl2.data.collate import TrainBatch
+from vl2.data.make.sample import Made, ask
 from vl2.model import moe
 from vl2.model.vl2 import VL2Model
 from vl2.ops.moe import Routing, expert_mlp, expert_mlp_ref
+from vl2.ops.native import kernels
+from vl2.processing import Processor
+from vl2.processing.settings import ProcessorConfig
+from vl2.recipes.embedded.answers import cut_answers, encode
+from vl2.recipes.embedded.see import PlaceReader, SeeTask
+from vl2.recipes.embedded.shape import embedded
 from vl2.train.config import TRAINED, BalanceConfig, ComputeConfig, OptimConfig
-from vl2.train.flops import model_work, step_flops
+from vl2.train.flops import flops_by_part, model_work, step_flops
 from vl2.train.metrics import batch_size, peak_flops
 from vl2.train.optim import Optimizers, freeze
 from vl2.train.task import LanguageTask
+
+Arms = Mapping[str, Callable[[Sequence[TrainBatch]], object]]
 
 
 def narrow(size: str, *, quick: bool) -> VL2Config:
@@ -174,10 +198,114 @@ def utilisation(repeats: int) -> dict[str, object] | None:
     return {"device": name, "tokens_per_s": speed, "mfu": round(flops / seconds / peak, 4)}
 
 
+def ceiling(rows: int, repeats: int) -> float:
+    """The fastest bfloat16 product of the embedded tower's shapes, in operations per second."""
+    width, hidden = embedded().vision_config.width, embedded().vision_config.mlp_hidden
+    best = 0.0
+    for inner, outer in ((width, hidden), (hidden, width), (width, 3 * width)):
+        x = torch.randn(rows, inner, dtype=torch.bfloat16)
+        w = torch.randn(outer, inner, dtype=torch.bfloat16)
+        taken = min(seconds(lambda x=x, w=w: F.linear(x, w)) for _ in range(10 * repeats))
+        best = max(best, 2.0 * rows * inner * outer / taken)
+    return best
+
+
+def embedded_model() -> VL2Model:
+    """The embedded model with random weights."""
+    model = VL2Model(embedded())
+    model.init_weights(torch.Generator().manual_seed(0))
+    return model.train()
+
+
+def tower_arms() -> tuple[Arms, TrainBatch]:
+    """The ways to train the tower, on noise with places anywhere."""
+    side = embedded().vision_config.image_size
+    places = torch.stack([torch.randint(high, (2048,)) for high in (16, side, side, 95)], dim=1)
+    tensors = {"tiles": torch.randn(16, 3, side, side), "places": places}
+    reader = PlaceReader(embedded_model())
+    tasks = [SeeTask(reader), *(SeeTask(reader, compiled=True) for _ in range(2))]
+
+    def exact(batches: Sequence[TrainBatch]) -> None:
+        [batch] = batches
+        logits = reader(batch.tensors["tiles"], batch.tensors["places"])
+        F.cross_entropy(logits, batch.tensors["places"][:, 3]).backward()
+
+    arms: Arms = {
+        "float32": exact,
+        "portable": without_native(tasks[0].accumulate),
+        "compiled": without_native(tasks[1].accumulate),
+        "native": tasks[0].accumulate,
+        "both": tasks[2].accumulate,
+    }
+    return arms, TrainBatch(tensors=tensors, images=16, tiles=16)
+
+
+def whole_arms() -> tuple[Arms, TrainBatch]:
+    """The ways to train the whole model, on pictures of two tiles with eight questions each."""
+    config = embedded()
+    tokenizer = Processor.from_pretrained("nano").tokenizer
+    size = config.vision_config.image_size
+    processor = Processor(tokenizer, ProcessorConfig.for_model(config), image_size=size)
+    pictures = [Image.effect_noise((2 * size, size), 60).convert("RGB") for _ in range(12)]
+    asks = tuple(ask("line.read", "What does it say?", f"{n} " * 12) for n in range(8))
+    made = [Made(image=picture, marks=(), asks=asks) for picture in pictures]
+    rng = np.random.default_rng(0)
+    [batch, *_] = cut_answers(encode(made, processor), rng, 0, tokens=2**20, tiles=2**20)
+    model = embedded_model()
+    balance = BalanceConfig(bias_step=0.001)
+    exact, mixed = (LanguageTask(model, balance, autocast=on) for on in (False, True))
+    with mock.patch("vl2.train.task._takes_twin", return_value=False):
+        cast = LanguageTask(model, balance, autocast=True)
+    arms: Arms = {
+        "float32": exact.accumulate,
+        "autocast": cast.accumulate,
+        "portable": without_native(mixed.accumulate),
+        "native": mixed.accumulate,
+    }
+    return arms, batch
+
+
+def without_native(run: Callable[[Sequence[TrainBatch]], object]) -> Callable[..., object]:
+    """The same without the functions in C."""
+
+    def step(batches: Sequence[TrainBatch]) -> object:
+        with kernels.left_out():
+            return run(batches)
+
+    return step
+
+
+def timer(run: Callable[[Sequence[TrainBatch]], object], batch: TrainBatch) -> Timer:
+    """Seconds of one run over the batch."""
+    return lambda _: seconds(lambda: run([batch]))
+
+
+def measure_embedded(repeats: int) -> Iterator[dict[str, object]]:
+    """The tower's stage, then a whole step: both beside the same ceiling."""
+    best = ceiling(16 * embedded().vision_config.patches_per_side ** 2, repeats)
+    model = embedded_model()
+    for part, prepare in (("tower", tower_arms), ("whole", whole_arms)):
+        arms, batch = prepare()
+        timers = {name: timer(run, batch) for name, run in arms.items()}
+        median = {name: middle(times) for name, times in take_turns(timers, repeats).items()}
+        parts = flops_by_part(model_work(model, ComputeConfig()), batch_size([batch]))
+        work = parts["vision"] if part == "tower" else sum(parts.values())
+        yield {
+            "part": part,
+            "gemm_gflops": round(best / 1e9),
+            "step_s": {name: round(s, 3) for name, s in median.items()},
+            "pictures_per_s": {name: round(batch.images / s, 1) for name, s in median.items()},
+            "tokens_per_s": {name: round(batch.tokens / s) for name, s in median.items()},
+            "gflops": {name: round(work / s / 1e9) for name, s in median.items()},
+            "share": {name: round(work / s / best, 3) for name, s in median.items()},
+            "repeats": repeats,
+        }
+
+
 def main() -> None:
     """Measure and print JSON lines."""
     parser = argparse.ArgumentParser(description="Speed of one training step.")
-    parser.add_argument("--model", choices=("tiny", "small", "base"), default="tiny")
+    parser.add_argument("--model", choices=("nano", "tiny", "small", "base"), default="tiny")
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--threads", type=int, default=None)
     parser.add_argument("--quick", action="store_true", help="half the layers")
@@ -189,6 +317,10 @@ def main() -> None:
         print(json.dumps(found))
     machine = {"cpu": platform.machine(), "threads": torch.get_num_threads()}
     row = {"model": given.model, **machine}
+    if given.model == "nano":
+        for found in measure_embedded(given.repeats):
+            print(json.dumps({**row, **found}))
+        return
     print(json.dumps({**row, **compare(given.model, given.repeats, quick=given.quick)}))
 
 

@@ -5,7 +5,7 @@ All questions about a picture share it in one row, and none sees another's answe
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -57,10 +57,15 @@ def draw_answers(
 ) -> dict[str, Tensor]:
     """One shard: tiles as bytes, grids, and the packed row of each picture."""
     rng = np.random.default_rng((seed, number))
+    made = (KINDS[pick_weighted(rng, kinds)](rng, world) for _ in range(PICTURES_PER_SHARD))
+    return encode(made, processor)
+
+
+def encode(made: Iterable[Made], processor: Processor) -> dict[str, Tensor]:
+    """Pictures with their questions as the tensors of a shard."""
     tiles, crops, rows = [], [], []
-    for _ in range(PICTURES_PER_SHARD):
-        made = KINDS[pick_weighted(rng, kinds)](rng, world)
-        pixels, crop, row = _encoded(made, processor)
+    for one in made:
+        pixels, crop, row = _encoded(one, processor)
         tiles.append(pixels)
         crops.append(crop)
         rows.append(row)

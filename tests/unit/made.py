@@ -46,7 +46,7 @@ LINES = (
 def small_pdf() -> bytes:
     """Two pages with the lines of `LINES`."""
     lines = [show(text, 40, 300 - 18 * n) for n, text in enumerate(LINES)]
-    large = [show(text, 20, 500 - 40 * n, 18, font=1) for n, text in enumerate(LINES)]
+    large = [show(text, 20, 500 - 32 * n, 18, font=1) for n, text in enumerate(LINES)]
     return pdf_of(
         [
             PdfPage(content="".join(lines), box=(0, 0, 320, 360)),

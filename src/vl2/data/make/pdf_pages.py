@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from itertools import pairwise
@@ -40,6 +41,7 @@ PLAIN = str.maketrans(
 )
 """Typographic quotes, dashes and bullets as the other makers print them."""
 COMMON = re.compile(r"\b(the|of|and|to|in|is|a|for|that|with|be|are|this|as|or|by)\b")
+WORD = re.compile(r"""["'(]*[A-Za-z][a-z'-]*[.,;:!?)"']*""")
 LEAST_LETTERS = 200
 COMMON_SHARE = 0.12
 """Least share of the commonest English words among the words of a page."""
@@ -110,6 +112,11 @@ def is_english(text: str) -> bool:
     words = re.findall(r"[a-z]+", text.lower())
     common = len(COMMON.findall(text.lower()))
     return letters >= LETTER_SHARE * len(printed) and common >= COMMON_SHARE * len(words)
+
+
+def is_prose(words: Sequence[str]) -> bool:
+    """Whether most of a line's words are words, as opposed to code or a table."""
+    return sum(WORD.fullmatch(word) is not None for word in words) > 0.7 * len(words)
 
 
 def shown_text(line: TextLine) -> list[str] | None:

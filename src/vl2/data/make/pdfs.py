@@ -15,7 +15,7 @@ from PIL import Image, ImageChops, ImageOps
 from vl2.data.make.chance import between, chance, integer, log_between, phrase, pick, some
 from vl2.data.make.pages import FIRST, LAST
 from vl2.data.make.paper import finish, light_colour
-from vl2.data.make.pdf_pages import Document, shown_text
+from vl2.data.make.pdf_pages import Document, is_prose, shown_text
 from vl2.data.make.reading import LINE_NAME, LINES, line_asks, locate_asks, read_asks
 from vl2.data.make.sample import Ask, Box, Made, Mark, Spot, ask, union
 from vl2.data.make.sheet import Sheet
@@ -33,8 +33,8 @@ MOST_WORDS = 70
 PAGE_LINES = range(5, 71)
 INK = 60
 """Least difference in grey from the ground."""
-STRAY, FIGURES = 0.004, 0.03
-"""Largest share of ink beside the characters, in the lines and on the rest of a page."""
+STRAY, FIGURES = 0.01, 0.03
+"""Most ink between the characters of a line, in squares of its height; most ink beside lines."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -135,19 +135,23 @@ def _sheet(rng: np.random.Generator, pdf: Pdf, number: int) -> tuple[Sheet, str]
 _Texts = Sequence[list[str] | None]
 
 
-def _line(rng: np.random.Generator, lines: Sequence[TextLine], texts: _Texts) -> _Part | None:
-    """Words of one line, up to 60 characters."""
-    usable = [n for n, text in enumerate(texts) if text]
+def _pick_line(rng: np.random.Generator, texts: _Texts) -> int | None:
+    """A line that can be trusted, three times of four one of prose."""
+    usable = [n for n, words in enumerate(texts) if words]
+    prose = [n for n in usable if is_prose(texts[n] or [])]
     if not usable:
         return None
-    at = pick(rng, usable)
-    words, line = texts[at], lines[at]
-    assert words is not None
+    return pick(rng, prose if prose and chance(rng, 0.75) else usable)
+
+
+def _line(rng: np.random.Generator, lines: Sequence[TextLine], texts: _Texts) -> _Part | None:
+    """Words of one line, up to 60 characters."""
+    at = _pick_line(rng, texts)
+    if at is None:
+        return None
+    words, line = texts[at] or [], lines[at]
     whole = len(" ".join(words)) <= LONGEST and chance(rng, 0.5)
-    start = 0 if whole else integer(rng, 0, len(words) - 1)
-    wanted, end = LONGEST if whole else integer(rng, 8, LONGEST), start
-    while end < len(words) and len(" ".join(words[start : end + 1])) <= wanted:
-        end += 1
+    start, end = _run(rng, words, LONGEST if whole else integer(rng, 8, LONGEST))
     if sum(char.isalnum() for word in words[start:end] for char in word) < SHORTEST:
         return None
     shown = _Shown(texts=tuple(words[start:end]), words=line.words[start:end])
@@ -163,9 +167,21 @@ def _line(rng: np.random.Generator, lines: Sequence[TextLine], texts: _Texts) ->
     )
 
 
+def _run(rng: np.random.Generator, words: Sequence[str], longest: int) -> tuple[int, int]:
+    """Start and end of words that take up to `longest` characters; none if the first is longer."""
+    start = end = integer(rng, 0, len(words) - 1)
+    while end < len(words) and len(" ".join(words[start : end + 1])) <= longest:
+        end += 1
+    while end > start > 0 and len(" ".join(words[start - 1 : end])) <= longest:
+        start -= 1
+    return start, end
+
+
 def _block(rng: np.random.Generator, lines: Sequence[TextLine], texts: _Texts) -> _Part | None:
     """Two to nine lines of a block, one below the other."""
-    start = integer(rng, 0, max(0, len(lines) - 1))
+    start = _pick_line(rng, texts)
+    if start is None:
+        return None
     end, most, count = start, integer(rng, 2, 9), 0
     while end < min(len(lines), start + most) and (words := texts[end]):
         count += len(words)
@@ -285,19 +301,16 @@ def _says_what_it_shows(image: Image.Image, marks: Sequence[Mark]) -> bool:
     grey = np.asarray(image.convert("L"), np.int16)
     ink = np.abs(grey - np.median(grey)) > INK
     free, beside = ink.copy(), ink.copy()
-    lines = np.zeros_like(ink)
-    for mark in marks:
-        x1, y1, x2, y2 = mark.box
-        if mark.kind == "char":
-            if not ink[y1:y2, x1:x2].any():
-                return False
-            free[max(0, y1 - 1) : y2 + 1, max(0, x1 - 1) : x2 + 1] = False
-        elif mark.kind == "line":
-            reach = round(0.3 * (y2 - y1))  # an underscore may be a rule below the line
-            lines[y1 : y2 + reach, x1:x2] = True
-            beside[max(0, y1 - 1) : y2 + 1, max(0, x1 - 1) : x2 + 1] = False
-    stray = (free & lines).sum() <= STRAY * lines.sum()
-    return bool(stray and beside.mean() <= FIGURES)
+    for x1, y1, x2, y2 in (mark.box for mark in marks if mark.kind == "char"):
+        if not ink[y1:y2, x1:x2].any():
+            return False
+        free[max(0, y1 - 1) : y2 + 1, max(0, x1 - 1) : x2 + 1] = False
+    for x1, y1, x2, y2 in (mark.box for mark in marks if mark.kind == "line"):
+        reach = round(0.3 * (y2 - y1))  # an underscore may be a rule below the line
+        if free[y1 : y2 + reach, x1:x2].sum() > 1 + STRAY * (y2 - y1) ** 2:
+            return False
+        beside[max(0, y1 - 1) : y2 + 1, max(0, x1 - 1) : x2 + 1] = False
+    return bool(beside.mean() <= FIGURES)
 
 
 def _coloured(rng: np.random.Generator, image: Image.Image) -> Image.Image:

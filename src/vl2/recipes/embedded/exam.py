@@ -37,7 +37,7 @@ class Skill:
         kinds: kinds of pictures, in turn.
         asked: skills of the questions that count.
         figure: which of the figures of `score` is reported.
-        aim: what the figure should reach; for "cer" at most so much.
+        aim: what the figure should reach; for "cer" at most so much. None: it is reported alone.
         floor: what it has to reach.
         most_tokens: of an answer.
         counts: which questions count, if not all that are asked.
@@ -47,8 +47,8 @@ class Skill:
     kinds: Sequence[str]
     asked: Sequence[str]
     figure: Literal["right", "cer", "f1", "teds", "precision", "recall"] = "right"
-    aim: float
-    floor: float
+    aim: float | None = None
+    floor: float | None = None
     most_tokens: int = 64
     counts: Judge = field(default=lambda _ask, _made: True)
     balanced: bool = False
@@ -65,6 +65,10 @@ def _one_line(ask: Ask, made: Made) -> bool:
     return len(made.of("line")) == 1 and 20 <= len(plain(ask.answer)) <= 40
 
 
+def _at_most_60(ask: Ask, _: Made) -> bool:
+    return len(plain(ask.answer)) <= 60
+
+
 def _short(ask: Ask, made: Made) -> bool:
     return len(made.of("line")) == 1 and len(plain(ask.answer)) <= 20
 
@@ -73,8 +77,12 @@ def _up_to_five(ask: Ask, _: Made) -> bool:
     return plain(ask.answer) in {"0", "1", "2", "3", "4", "5"}
 
 
-YES_OR_NO = ("shape.there", "shape.relation", "screen.has", "screen.state", "chart.compare")
-LOCATED = ("word.locate", "line.locate", "screen.locate", "shape.locate", "table.locate")
+YES_OR_NO = (
+    *("shape.there", "shape.relation", "screen.has", "screen.state", "chart.compare"),
+    *("thing.there", "thing.relation", "thing.animal", "scene.there", "sign.there"),
+)
+LOCATED = ("word", "line", "screen", "shape", "table", "thing", "sign", "diagram", "plan")
+DESCRIBED = ("shape.describe", "thing.describe")
 SKILLS: Mapping[str, Skill] = {
     "word": Skill(kinds=("words",), asked=("word.read",), counts=_short, aim=0.92, floor=0.8),
     "line": Skill(kinds=("lines",), asked=("line.read",), counts=_one_line, aim=0.7, floor=0.5),
@@ -85,6 +93,17 @@ SKILLS: Mapping[str, Skill] = {
         figure="cer",
         aim=0.015,
         floor=0.03,
+    ),
+    "line of a PDF": Skill(
+        kinds=("pdfs",), asked=("pdf_line.read",), counts=_at_most_60, aim=0.45, floor=0.25
+    ),
+    "line of a PDF, errors": Skill(
+        kinds=("pdfs",),
+        asked=("pdf_line.read",),
+        counts=_at_most_60,
+        figure="cer",
+        aim=0.03,
+        floor=0.06,
     ),
     "block errors": Skill(
         kinds=("blocks",),
@@ -122,8 +141,11 @@ SKILLS: Mapping[str, Skill] = {
         floor=0.65,
     ),
     "locate": Skill(
-        kinds=("words", "lines", "screens", "shapes", "tables"),
-        asked=LOCATED,
+        kinds=(
+            *("words", "lines", "screens", "shapes", "tables"),
+            *("things", "signs", "diagrams", "plans"),
+        ),
+        asked=tuple(f"{name}.locate" for name in LOCATED),
         figure="f1",
         aim=0.75,
         floor=0.6,
@@ -135,17 +157,22 @@ SKILLS: Mapping[str, Skill] = {
         kinds=("shapes",), asked=("shape.count",), counts=_up_to_five, aim=0.88, floor=0.8
     ),
     "yes or no": Skill(
-        kinds=("shapes", "screens", "charts"),
+        kinds=("shapes", "screens", "charts", "things", "scenes", "signs"),
         asked=YES_OR_NO,
         balanced=True,
         aim=0.88,
         floor=0.8,
     ),
     "description, true": Skill(
-        kinds=("shapes",), asked=("shape.describe",), figure="precision", aim=0.8, floor=0.7
+        kinds=("shapes", "things"), asked=DESCRIBED, figure="precision", aim=0.8, floor=0.7
     ),
     "description, stated": Skill(
-        kinds=("shapes",), asked=("shape.describe",), figure="recall", aim=0.6, floor=0.45
+        kinds=("shapes", "things"), asked=DESCRIBED, figure="recall", aim=0.6, floor=0.45
+    ),
+    "thing": Skill(kinds=("things",), asked=("thing.name",)),
+    "unknown thing": Skill(kinds=("things",), asked=("thing.unknown",)),
+    "handwriting errors": Skill(
+        kinds=("notes",), asked=("hand.read",), figure="cer", most_tokens=512
     ),
 }
 

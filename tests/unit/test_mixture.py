@@ -2,12 +2,13 @@ from __future__ import annotations
 
 import itertools
 import logging
+import math
 import sys
 from collections.abc import Iterable
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from vl2.data.config import DataConfig
@@ -130,6 +131,38 @@ def test_packed_steps_hold_no_needless_copies(
     planner = Planner(order, counts, [np.zeros_like(c) for c in counts], config)
     steps = [[r for s in step.sequences for r in s.rows] for step in itertools.islice(planner, 30)]
     assert sum(copies_of(order, step) for step in steps) <= most * sum(map(len, steps))
+
+
+@given(
+    rows=st.lists(st.integers(20, 150), min_size=2, max_size=3),
+    weights=st.lists(st.floats(0.5, 3), min_size=3, max_size=3),
+    batch_size=st.sampled_from([2, 4, 8]),
+    longest=st.sampled_from([60, 120]),
+    balance=st.booleans(),
+)
+@example(rows=[75, 93], weights=[1.4, 1.6, 1], batch_size=8, longest=60, balance=False)
+@example(rows=[67, 93], weights=[0.7, 1.2, 1], batch_size=8, longest=60, balance=False)
+@example(rows=[107, 63, 68], weights=[0.7, 1.8, 2.4], batch_size=8, longest=60, balance=False)
+@settings(max_examples=25, deadline=None)
+def test_packed_steps_of_mixtures_repeat_only_sources_that_do_not_last_for_a_step(
+    rows: list[int], weights: list[float], batch_size: int, longest: int, balance: bool
+):
+    rng = np.random.default_rng(sum(rows))
+    counts = [rng.integers(20, longest, size=n).astype(np.int32) for n in rows]
+    order = order_of(*counts, weights=(*weights[: len(rows)],), longest=512)
+    config = DataConfig(sequence_length=512, batch_size=batch_size, balance_tiles=balance)
+    tiles = [rng.integers(0, 5, size=n).astype(np.int32) for n in rows]
+    steps = [
+        [r for s in step.sequences for r in s.rows]
+        for step in itertools.islice(Planner(order, counts, tiles, config), 12)
+    ]
+    full = math.ceil(batch_size * 512 / order.mean_tokens)
+    means = [float(c.mean()) for c in counts]
+    odds = [weight / mean for weight, mean in zip(weights, means, strict=False)]
+    for source, n in enumerate(rows):
+        if n * sum(odds) / odds[source] >= full + 1:
+            taken = [[r for r in step if r.source == source] for step in steps]
+            assert sum(copies_of(order, step) for step in taken) == 0
 
 
 def test_spaced_rows_still_come_once_per_epoch_of_their_source():

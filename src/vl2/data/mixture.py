@@ -83,7 +83,9 @@ class RowOrder:
         self._reference, self.window = 0, max(self.rows)
 
     def spaced(self, *, step: int, window: int) -> RowOrder:
-        """The order in which no row comes twice in a step while others of its source wait.
+        """The order in which no row comes twice in `step` positions while others of it wait.
+
+        Nor does it in a packed step, which takes from a few windows, if its source lasts for one.
 
         Epochs are then those of the smallest source that lasts for a step or longer; if none does,
         those of the largest one. Small sources whose own epochs end within such a one are

@@ -91,7 +91,7 @@ def scene_asks(
     asks = [*absent_asks(rng, puts, material), *general_asks(rng, puts, total=False)]
     asks += _stuff(rng, scenery, puts)
     asks.append(ask("scene.sky", phrase(rng, pick(rng, SKY)), scenery.sky))
-    if scenery.time in DAYS:
+    if scenery.time == "night" or (scenery.time != "sunset" and chance(rng, 0.4)):
         asks.append(ask("scene.time", phrase(rng, pick(rng, TIME)), DAYS[scenery.time]))
     if scenery.ground_colour and "sea" not in scenery.stuff and "road" not in scenery.stuff:
         asks.append(ask("scene.ground", phrase(rng, pick(rng, GROUND)), scenery.ground_colour))
@@ -145,7 +145,9 @@ def _stuff(rng: np.random.Generator, scenery: Scenery, puts: Sequence[Put]) -> l
     kin = {put.thing.kin for put in puts if put.thing}
     if absent := [name for name in absent if PARTS[name] not in kin]:
         name = pick(rng, absent)
-        asks.append(ask("scene.there", phrase(rng, pick(rng, THERE), a=one_of(part(name))), "No"))
+        if chance(rng, 0.4):  # there is another question whose answer is no
+            asked = phrase(rng, pick(rng, THERE), a=one_of(part(name)))
+            asks.append(ask("scene.there", asked, "No"))
         asks.append(locate(rng, "scene", name, (), LOCATE_THING))
     return asks
 
@@ -161,7 +163,7 @@ def _about(
         locate(rng, "scene", put.name, tuple(p.box for p in same), LOCATE_THING),
         ask("scene.there", phrase(rng, pick(rng, THERE), a=one_of(thing)), "Yes"),
     ]
-    if len(same) <= 5:
+    if len(same) <= 5 and (len(same) > 1 or chance(rng, 0.35)):
         count = phrase(rng, pick(rng, COUNT), names=many_of(thing))
         asks.append(ask("scene.count", count, str(len(same))))
     if len(same) == 1 and (place := place_name(put.box, size)):

@@ -28,6 +28,8 @@ GROUNDS: dict[str, tuple[Colour, str]] = {
     "snow": ((240, 244, 250), "white"),
     "": ((140, 105, 70), "brown"),  # bare earth, which one does not name
 }
+CLEAR = 0.52
+"""The upper part of the sky, of its height, that no mountain reaches into."""
 STYLES: dict[Split, tuple[str, ...]] = {"train": ("flat", "lined"), "heldout": ("soft",)}
 """How things are drawn; evaluation has a style and shapes of its own."""
 CROWNS: dict[Split, tuple[str, ...]] = {"train": ("ball", "cone"), "heldout": ("balls", "tiers")}
@@ -116,9 +118,9 @@ def _paint(
         scenery.image.paste((255, 255, 255), box[:2], faint)
 
 
-def _tone(scenery: Scenery, colour: Colour) -> Colour:
-    """The colour in the light of the hour."""
-    dim = 0.45 if scenery.time == "night" else 0.8 if scenery.time == "rain" else 1.0
+def _tone(scenery: Scenery, colour: Colour, *, far: bool = False) -> Colour:
+    """The colour in the light of the hour; at night things stand out from what is far."""
+    dim = {"night": 0.32 if far else 0.65, "rain": 0.8}.get(scenery.time, 1.0)
     return round(colour[0] * dim), round(colour[1] * dim), round(colour[2] * dim)
 
 
@@ -143,18 +145,19 @@ def _above(rng: np.random.Generator, scenery: Scenery) -> None:
     if light and chance(rng, 0.65):
         across = round(side * between(rng, 0.1, 0.22))
         x = integer(rng, 2, max(3, width - across - 2))
-        y = integer(rng, 2, max(3, round(scenery.horizon * 0.55) - across))
+        y = integer(rng, 2, max(3, round(scenery.horizon * CLEAR) - across))
         _light(rng, scenery, light, (x, y, x + across, y + across))
     if scenery.time in ("day", "rain"):
         for _ in range(integer(rng, 1, 4) if chance(rng, 0.6) else 0):
             wide = round(side * between(rng, 0.18, 0.34))
             tall = round(wide * between(rng, 0.4, 0.55))
-            x, y = integer(rng, 0, max(1, width - wide)), integer(rng, 0, scenery.horizon // 2)
+            x = integer(rng, 0, max(1, width - wide))
+            y = integer(rng, 0, max(1, round(scenery.horizon * CLEAR) - tall))
             _cloud(rng, scenery, (x, y, x + wide, y + tall))
 
 
 def _light(rng: np.random.Generator, scenery: Scenery, name: str, box: Box) -> None:
-    if not scenery.free(box):
+    if not scenery.free(box) or box[3] > scenery.horizon * CLEAR:
         return
     low = scenery.time == "sunset"
     colour = (255, 240, 120) if low else (255, 215, 40) if name == "sun" else (240, 238, 210)
@@ -173,7 +176,7 @@ def _light(rng: np.random.Generator, scenery: Scenery, name: str, box: Box) -> N
 
 
 def _cloud(rng: np.random.Generator, scenery: Scenery, box: Box) -> None:
-    if not scenery.free(box) or box[3] > scenery.horizon:
+    if not scenery.free(box) or box[3] > scenery.horizon * CLEAR:
         return
     wide, tall = 2 * (box[2] - box[0]), 2 * (box[3] - box[1])
     puffs = [(0.0, 0.4, 0.4, 1.0), (0.25, 0.0, 0.7, 0.85), (0.55, 0.3, 1.0, 1.0)]
@@ -197,7 +200,7 @@ def _far(rng: np.random.Generator, scenery: Scenery) -> None:
     width, height = scenery.image.size
     kind = pick_weighted(rng, {"mountains": 0.3, "hills": 0.25, "sea": 0.25, "": 0.2})
     if kind == "mountains":
-        low = round(scenery.horizon * between(rng, 0.3, 0.55))
+        low = round(scenery.horizon * between(rng, CLEAR, 0.7))
         _peaks(rng, scenery, (0, low, width, scenery.horizon + 2))
     if kind == "hills":
         top = scenery.horizon - round(height * between(rng, 0.08, 0.16))
@@ -238,7 +241,7 @@ def _ground(rng: np.random.Generator, scenery: Scenery) -> None:
         if chance(rng, 0.5):
             _boat(rng, scenery, shore)
     colour = _lit(GROUNDS[scenery.ground][0], integer(rng, -12, 12))
-    scenery.image.paste(_tone(scenery, colour), (0, shore, width, height))
+    scenery.image.paste(_tone(scenery, colour, far=True), (0, shore, width, height))
     if scenery.ground:
         scenery.stuff.append(scenery.ground)
     scenery.horizon = shore

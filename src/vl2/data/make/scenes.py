@@ -24,8 +24,8 @@ from vl2.data.make.world import World
 
 SIDES = (120, 1000)
 SCENES = {"landscape": 0.62, "pattern": 0.2, "blank": 0.08, "illegible": 0.1}
-VISITORS = ("animal", "vehicle", "person")
-"""Groups of things that may stand on the ground of a landscape."""
+VISITORS = {"animal": 0.5, "vehicle": 0.3, "person": 0.2}
+"""Groups of things that may stand on the ground of a landscape, and how often."""
 NOT_ON_LAND = ("boat", "fish", "octopus", "crab")
 """Their kin that do not."""
 PATTERNS: dict[Split, tuple[str, ...]] = {
@@ -34,8 +34,8 @@ PATTERNS: dict[Split, tuple[str, ...]] = {
 }
 """Families of patterns; the plain ones are what both splits have."""
 ILLEGIBLE = "I cannot read it."
-TOO_SMALL = (2.4, 4.2)  # pixels per em
-TOO_BLURRED = (0.3, 0.6)  # standard deviation of the blur in ems
+TOO_SMALL = (1.5, 2.4)  # pixels per em
+TOO_BLURRED = (0.32, 0.42)  # standard deviation of the blur in ems
 ANY_TEXT = ("Is there [any|] text[ in the picture|]?", "[Do you see|Can you see] [any|] text?")
 
 
@@ -82,8 +82,9 @@ def _visitors(rng: np.random.Generator, world: World, scenery: Scenery) -> list[
     """One to three named things on the ground."""
     width, height = scenery.image.size
     guests: list[Thing] = []
-    for thing in some(rng, world.drawings().things, 40):
-        fitting = thing.group in VISITORS and thing.kin not in NOT_ON_LAND
+    group = pick_weighted(rng, VISITORS)
+    for thing in some(rng, world.drawings().things, 250):
+        fitting = thing.group == group and thing.kin not in NOT_ON_LAND
         if fitting and all(thing.kin != guest.kin for guest in guests):
             guests.append(thing)
     puts = []
@@ -154,14 +155,15 @@ def _mixed(mix: np.ndarray, tones: tuple[Colour, Colour]) -> Image.Image:
 def _illegible(rng: np.random.Generator, world: World, size: tuple[int, int]) -> Made:
     """Lines of print, each letter a few pixels high or blurred away."""
     blurred = chance(rng, 0.5)
-    em = between(rng, 12, max(13, min(size) / 6)) if blurred else 16.0
-    style = Style(face=world.plain_face(rng), size=round(em))
+    size = size if blurred else (min(size[0], 600), min(size[1], 600))
+    em = integer(rng, 12, max(13, min(size) // 8)) if blurred else 9  # as drawn
+    style = Style(face=world.plain_face(rng), size=em)
     scale = 1.0 if blurred else em / between(rng, *TOO_SMALL)
-    whole = (min(4000, round(size[0] * scale)), min(4000, round(size[1] * scale)))
+    whole = (round(size[0] * scale), round(size[1] * scale))
     sheet = Sheet(ground(rng, world, size if blurred else (8, 8)).resize(whole))
     style = replace(style, colour=ink(rng, mean_colour(sheet.image, (0, 0, *whole)), plain=True))
     most = max(1, int((whole[1] - 2 * em) / style.leading))
-    lines = integer(rng, 1, min(most, 3 if blurred else 24))
+    lines = integer(rng, min(most, 2), min(most, 5 if blurred else 40))
     left = integer(rng, 2, max(3, whole[0] // 4))
     top = integer(rng, 2, max(3, whole[1] - lines * style.leading - 2))
     letters = int((whole[0] - left) / (0.6 * em))

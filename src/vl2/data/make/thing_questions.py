@@ -234,7 +234,7 @@ def _about(
             "thing.there", phrase(rng, pick(rng, THERE if counted else SEE), a=one_of(thing)), "Yes"
         ),
     ]
-    if counted:
+    if counted and (len(same) > 1 or chance(rng, 0.35)):
         count = phrase(rng, pick(rng, COUNT), names=many_of(thing))
         asks.append(ask("thing.count", count, str(len(same))))
     if len(same) > 1:

@@ -28,7 +28,7 @@ from vl2.data.make.thing_questions import LETTERED, Put, thing_asks
 from vl2.data.make.world import World
 
 SIDES = (120, 1000)
-SCENES = {"one": 0.3, "few": 0.32, "many": 0.25, "unknown": 0.1, "none": 0.03}
+SCENES = {"one": 0.28, "few": 0.3, "many": 0.3, "unknown": 0.1, "none": 0.02}
 SMALLEST, SMALLEST_INK = 24, 48  # pixels of the longer side
 LINE_CONTRAST = 200  # least sum of differences in red, green and blue, of lines and ground
 LARGEST = 2.5  # times the size of the drawing's file
@@ -81,7 +81,10 @@ def _chosen(rng: np.random.Generator, material: Drawings) -> list[tuple[Thing | 
         return [(None, pick(rng, material.unknown)), *known]
     wanted = {"one": 1, "few": integer(rng, 2, 4), "many": integer(rng, 1, 3)}[scene]
     things: list[Thing] = []
-    for thing in some(rng, material.things, 3 * wanted):
+    offered = some(rng, material.things, 3 * wanted)
+    if chance(rng, 0.08):  # else hardly any picture had a person
+        offered.insert(0, pick(rng, [t for t in material.things if t.group == "person"]))
+    for thing in offered:
         if len(things) < wanted and all(thing.kin != other.kin for other in things):
             things.append(thing)
     copies = [1] * len(things)

@@ -1,5 +1,7 @@
+import importlib.util
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -178,3 +180,12 @@ def test_handwriting_is_a_skill_of_its_own(kind: str) -> None:
     world = replace(small_world(), hand_faces=((replace(printed, hand=True),),))
     asks = [ask for row in range(40) for ask in make(kind, 7, row, world).asks]
     assert {ask.skill.split(".")[0] for ask in asks} == {"hand", kind.rstrip("s")}
+
+
+def test_the_bench_counts_rows() -> None:
+    path = Path(__file__).parents[2] / "bench" / "makers.py"
+    spec = importlib.util.spec_from_file_location("bench_makers", path)
+    assert spec is not None
+    assert spec.loader is not None
+    spec.loader.exec_module(bench := importlib.util.module_from_spec(spec))
+    assert bench.rows_per_second("words", small_world(), 2) > 0

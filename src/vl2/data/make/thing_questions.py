@@ -200,23 +200,21 @@ def general_asks(rng: np.random.Generator, puts: Sequence[Put], *, total: bool =
         "figure" in groups or "unknown" in groups or any(put.name in ALMOST_PERSONS for put in puts)
     )
     if chance(rng, 0.35 if "person" not in groups else 1) and not almost:
-        persons, question = groups.count("person"), phrase(rng, pick(rng, PERSON))
-        asks.append(
-            ask(
-                "thing.person",
-                question,
-                str(persons) if "many" in question else ("Yes" if persons else "No"),
-            )
-        )
+        asks.append(_how_many(rng, PERSON, "person", groups.count("person")))
     if chance(rng, 0.35) and not any(g in ("unknown", *ALMOST_ANIMALS) for g in groups):
-        animals = groups.count("animal")
-        form = pick(rng, (*ANIMAL, *COUNT)) if animals <= 5 else pick(rng, ANIMAL)
-        answer = str(animals) if form in COUNT else ("Yes" if animals else "No")
-        asks.append(ask("thing.animal", phrase(rng, form, names="animals"), answer))
+        asks.append(_how_many(rng, (*ANIMAL, *COUNT), "animal", groups.count("animal")))
     if total and puts and chance(rng, 0.4):
         question = phrase(rng, pick(rng, COUNT), names=pick(rng, ("things", "objects")))
         asks.append(ask("thing.count", question, str(len(puts))))
     return asks
+
+
+def _how_many(rng: np.random.Generator, forms: Sequence[str], group: str, count: int) -> Ask:
+    """Whether there is something of a group, or how much of it, as the form asks."""
+    form = pick(rng, forms if count <= 5 else [form for form in forms if form not in COUNT])
+    if form in COUNT or "many" in form:
+        return ask("thing.count", phrase(rng, form, names=plural(group)), str(count))
+    return ask(f"thing.{group}", phrase(rng, form), "Yes" if count else "No")
 
 
 def _about(

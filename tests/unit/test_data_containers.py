@@ -204,6 +204,21 @@ def test_columns_and_members_of_other_kinds_of_training_are_read_to_be_refused(t
         assert f"the row has '{name}'" in message
 
 
+def test_parquet_reads_what_json_reads_beside_the_answers(tmp_path: Path):
+    path = tmp_path / "t.parquet"
+    boxes = {"ref": ["cup"], "bbox": [[0.1, 0.2, 0.5, 0.6]]}
+    rows = [
+        {"system": "Be short.", "bbox_type": None, "objects": None},
+        {"system": None, "bbox_type": "norm1", "objects": boxes},
+    ]
+    pq.write_table(
+        pa.Table.from_pylist([{**row, "conversations": talk("Q")} for row in rows]), path
+    )
+    source = open_source(SourceConfig(path=str(path), format="parquet"))
+    assert texts(source[0])[0] == ("system", "Be short.")
+    assert "bbox_type beside it" in refused(source, 1)
+
+
 def test_parquet_holds_one_row_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     path = tmp_path / "t.parquet"
     rows = [{"conversations": talk(str(n)), "noise": "x"} for n in range(9)]

@@ -21,7 +21,7 @@ from vl2.data.source_record import Origin, record_id
 MAX_GROUP_BYTES = 2**31
 """Of a row group once it is decompressed: what is held in memory."""
 
-COLUMNS = ("id", "image", "images", *ANSWERS)
+COLUMNS = ("id", "image", "images", "system", "bbox_type", *ANSWERS)
 
 
 class ParquetSource:
@@ -29,7 +29,8 @@ class ParquetSource:
 
     Answers are in `conversations` list<struct{from, value}>, `messages` list<struct{role,
     content}>, `texts` list<struct{user, assistant}>, `objects` list<struct{label, box}> or
-    `caption`. Of other columns only those are read that say that a row cannot be used.
+    `caption`; a `system` prompt may stand beside them. Of other columns only those are read that
+    say that a row cannot be used.
     """
 
     def __init__(self, config: SourceConfig) -> None:

@@ -320,11 +320,11 @@ def reading_order(boxes: Sequence[Box]) -> list[int]:
     middle = (y1 + y2) / 2
     above = middle[:, None] < middle[None, :]
     left = x2[:, None] <= x1[None, :]
-    before = beside & above
-    for a, b in zip(*np.nonzero(left & ~beside), strict=True):
-        low, high = sorted((middle[a], middle[b]))
-        between = (middle > low) & (middle < high) & beside[a] & beside[b]
-        before[a, b] = not between.any()
+    between = np.zeros_like(left)
+    for block in range(count):
+        over = above[:, block, None] & above[block]  # one of the two above it, the other below
+        between |= np.outer(beside[block], beside[block]) & (over | over.T)
+    before = (beside & above) | (left & ~beside & ~between)
     np.fill_diagonal(before, False)
     order, waiting = [], np.ones(count, dtype=bool)
     for _ in range(count):

@@ -16,12 +16,13 @@ from vl2.cli.data import _KINDS
 from vl2.data.config import SourceConfig
 from vl2.data.encode import encode_record
 from vl2.data.make import export, packages
+from vl2.data.make.blocks import set_block
 from vl2.data.make.chance import phrase
 from vl2.data.make.fonts import SMALL_CAPITALS, UNFIT, family, glyph_box
 from vl2.data.make.kinds import KINDS, make
 from vl2.data.make.naming import place_name
 from vl2.data.make.paper import barred, rotated
-from vl2.data.make.sample import Made, Mark, Spot, plain
+from vl2.data.make.sample import Made, Mark, Spot, plain, union
 from vl2.data.make.shapes import SHAPES, draw_shape
 from vl2.data.make.sheet import Sheet, Style, wrap
 from vl2.data.make.tables import Grid
@@ -158,6 +159,21 @@ def test_marks_turn_with_their_picture(degrees: float, width: int, height: int) 
     turned, [mark] = rotated(image, [Mark(kind="thing", text="x", box=(20, 25, 40, 45))], degrees)
     ink = ImageChops.invert(turned.convert("L")).point(lambda v: 255 * (v > 128)).getbbox()
     assert mark.box == pytest.approx(ink, abs=2)
+
+
+@pytest.mark.parametrize("alignment", ["left", "justified"])
+def test_a_turned_line_is_no_higher_than_its_ink(alignment: str) -> None:
+    [[face]] = small_world().print_faces
+    sheet, style = Sheet(Image.new("RGB", (640, 200), "white")), Style(face=face, size=24)
+    lines = ["A line of print that is long", "second"]
+    set_block(sheet, (20, 40), lines, style, width=590, step=90, alignment=alignment)
+    turned, marks = rotated(sheet.image, sheet.marks, 3.0)
+    ink = ImageChops.invert(turned.convert("L")).point([255 * (v > 90) for v in range(256)])
+    [first, second] = [mark for mark in marks if mark.kind == "line"]
+    upper = ink.crop((0, 0, turned.size[0], second.box[1] - 10)).getbbox()
+    assert first.box == pytest.approx(upper, abs=3)
+    words = [mark.box for mark in marks if mark.kind == "word"]
+    assert union(words[:-1]) == first.box
 
 
 def test_marks_move_with_bars() -> None:

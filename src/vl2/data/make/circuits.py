@@ -138,7 +138,8 @@ def _parts(rng: np.random.Generator, style: Style, count: int) -> list[Part]:
     for noun in nouns:
         seen[noun] += 1
         value, size = _value(rng, noun) if valued else ("", 0.0)
-        taken = any(part.value == value for part in parts)
+        same = value.replace(" ", "")
+        taken = any(p.value.replace(" ", "") == same or 0 < p.size == size for p in parts)
         label = f"{LETTERS[noun]}{seen[noun]}"
         value, size = ("", 0.0) if taken else (value, size)
         closed = chance(rng, 0.5)

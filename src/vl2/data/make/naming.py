@@ -32,6 +32,9 @@ PLACES = (
 )
 NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight")
 
+_VOWEL = re.compile("(?!uni(?![nm])|util|use|eu)[aeiou]|hourglass", re.IGNORECASE)
+"""How names begin that have the article "an"."""
+
 
 def place_name(box: Box, size: tuple[int, int]) -> str | None:
     """Where in a 3 x 3 grid the middle lies; None near one of its lines."""
@@ -53,7 +56,7 @@ def plural(name: str) -> str:
 
 def one(name: str) -> str:
     """A name with its article."""
-    return f"{'an' if re.match('[aeiou]|hourglass', name, re.IGNORECASE) else 'a'} {name}"
+    return f"{'an' if _VOWEL.match(name) else 'a'} {name}"
 
 
 def listed(names: Sequence[str]) -> str:

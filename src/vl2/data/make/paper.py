@@ -13,6 +13,7 @@ from PIL import Image, ImageFilter, ImageOps
 from vl2.data.make.chance import between, chance, integer, pick
 from vl2.data.make.sample import Box, Mark
 from vl2.data.make.sheet import Colour, Sheet
+from vl2.data.make.warp import moved_marks
 from vl2.data.make.world import World
 
 GROUNDS = {
@@ -119,8 +120,9 @@ def rotated(
     turned = image.rotate(degrees, Image.Resampling.BICUBIC, expand=True, fillcolor=edge)
     angle = np.deg2rad(-degrees)
     turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
-    middles = np.array(image.size) / 2, np.array(turned.size) / 2
-    return turned, [replace(mark, box=_turned(mark.box, turn, *middles)) for mark in marks]
+    before, after = np.array(image.size) / 2, np.array(turned.size) / 2
+    forward = np.vstack([np.column_stack([turn, after - turn @ before]), (0, 0, 1)])
+    return turned, moved_marks(marks, forward)
 
 
 def barred(
@@ -136,13 +138,6 @@ def barred(
             replace(mark, box=(x1 + sides[0], y1 + sides[1], x2 + sides[0], y2 + sides[1]))
         )
     return ImageOps.expand(image, sides, GREY_BAR), moved
-
-
-def _turned(box: Box, turn: np.ndarray, before: np.ndarray, after: np.ndarray) -> Box:
-    x1, y1, x2, y2 = box
-    corners = (np.array([[x1, y1], [x2, y1], [x1, y2], [x2, y2]]) - before) @ turn.T + after
-    (left, top), (right, bottom) = np.floor(corners.min(0)), np.ceil(corners.max(0))
-    return int(left), int(top), int(right), int(bottom)
 
 
 def _patterns(rng: np.random.Generator, kind: str, width: int, height: int) -> np.ndarray:

@@ -56,7 +56,7 @@ LEGEND = ("[What|Which] [series|names] are in the legend?", "[List|Name] the leg
 LEGENDS = ("How many [series|colours|entries of the legend] are there?",)
 BEST = ("[Where|In which group] is {one} highest?", "For which group is {one} [largest|highest]?")
 BETTER = ("Is {a} [larger|higher|more] than {b} [in|for|at] {name}?",)
-PLACED = ("Where is the [bar|point] of {one} [for|at] {name}?", "Locate {one} [for|at] {name}.")
+PLACED = ("Where is the {noun} of {one} [for|at] {name}?", "Locate {one} [for|at] {name}.")
 UNITS = ("", "", "", "%", "k", " kg", " EUR")
 
 
@@ -243,7 +243,8 @@ def table_asks(rng: np.random.Generator, table: Table, things: dict[str, Box]) -
         ask("chart.table", phrase(rng, pick(rng, TABLE)), table.markdown()),
     ]
     if (placed := f"{one} {name}") in things:
-        question = phrase(rng, pick(rng, PLACED), one=one, name=name)
+        noun = "point" if table.form == "lines" else "bar"
+        question = phrase(rng, pick(rng, PLACED), noun=noun, one=one, name=name)
         asks.append(ask("chart.locate", question, (Spot(label=placed, boxes=(things[placed],)),)))
     return different(rng, asks, 6)
 

@@ -149,7 +149,7 @@ def _about(rng: np.random.Generator, sign: Sign, signs: Sequence[Sign]) -> list[
             ask("sign.there", phrase(rng, pick(rng, SAYS), noun=sign.noun, text=sign.said), "Yes")
         )
     if len(signs) == 1:
-        asks += _parts(rng, sign) * 2
+        asks += _parts(rng, sign) * 5
     return asks
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -62,17 +63,31 @@ def lay(sheet: Sheet, layer: Sheet, mask: Image.Image, at: tuple[int, int], to: 
 def moved_marks(
     marks: Sequence[Mark], forward: np.ndarray, at: tuple[int, int] = (0, 0)
 ) -> list[Mark]:
-    """Marks after a projection; words and lines are the union of their characters."""
+    """Marks after a projection; words and lines are the union of their characters.
+
+    The box of a turned line would else be higher than its ink, by the slant over its whole length.
+    """
     found = [replace(mark, box=_moved(mark.box, forward, at)) for mark in marks]
     for k, mark in enumerate(found):
         if mark.kind == "line":
-            words = mark.text.split()
-            first = start = k + 1 + len(words)
-            for n, word in enumerate(words, k + 1):
-                boxes = [char.box for char in found[start : start + len(word)]]
-                found[n], start = replace(found[n], box=union(boxes)), start + len(word)
-            found[k] = replace(mark, box=union([char.box for char in found[first:start]]))
+            parts = itertools.takewhile(
+                lambda n: found[n].kind in ("word", "char"), range(k + 1, len(found))
+            )
+            _gathered(found, k, list(parts))
     return found
+
+
+def _gathered(marks: list[Mark], line: int, parts: Sequence[int]) -> None:
+    """Make a line and its words as large as their characters, where all of these are marked."""
+    words = [n for n in parts if marks[n].kind == "word"]
+    chars = [n for n in parts if marks[n].kind == "char"]
+    if not chars or sum(len(marks[n].text) for n in words) != len(chars):
+        return
+    rest = iter(chars)
+    for n in words:
+        own = [marks[next(rest)].box for _ in marks[n].text]
+        marks[n] = replace(marks[n], box=union(own))
+    marks[line] = replace(marks[line], box=union([marks[n].box for n in chars]))
 
 
 def _moved(box: Box, forward: np.ndarray, at: tuple[int, int]) -> Box:

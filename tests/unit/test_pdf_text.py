@@ -59,6 +59,16 @@ def test_a_dash_before_a_line_belongs_to_it() -> None:
     assert line.text == "- item"
 
 
+def test_dots_that_lead_to_a_number_are_on_its_line() -> None:
+    dots = [
+        Glyph(code=code, box=(40 + 8 * n, 11, 41 + 8 * n * (code > 32), 12))
+        for n in range(20)
+        for code in (32, ord("."))
+    ]
+    [line] = lines_of([*glyphs("One", 0, 0), *dots, *glyphs(" 7", 200, 0)])
+    assert line.text == "One" + " ." * 20 + " 7"
+
+
 def test_text_upwards_comes_last() -> None:
     upwards = [
         Glyph(code=ord(c), box=(0, 90 - 10 * n, 12, 99 - 10 * n), angle=270)

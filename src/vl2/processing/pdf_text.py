@@ -20,14 +20,14 @@ UNKNOWN = "\ufffd"
 """Stands for a character whose font does not say what it is."""
 SAME_LINE = 0.4
 """Least overlap of heights, as a share of the smaller, of what stands on one line."""
-COLUMN_GAP = 3.0
-"""Heights of a letter between two words from which on they are no longer one line."""
-JOINT_GAP = 1.5
-"""Heights of a letter up to which a piece that follows on the same height continues the line."""
+COLUMN_GAP = 1.8
+"""Heights of a capital between two words from which on they are no longer one line."""
+JOINT_GAP = 0.9
+"""Heights of a capital up to which a piece that follows on the same height continues the line."""
 LEADING = 2.4
 """Heights of a line between the middles of two lines up to which they may be one block."""
 NEAR = 3
-"""Words at the end of a line that tell its height."""
+"""Words at both ends of a line that tell its height; those in the middle may be dots."""
 MOST_BLOCKS = 200
 """Of a page with more blocks the PDF's own order is kept."""
 
@@ -232,11 +232,11 @@ def _pieces(rows: list[_Piece]) -> list[_Piece]:
     pieces: list[_Piece] = []
     for row in rows:
         start = len(pieces)
-        for word in row:
+        for word in (part for whole in row for part in _cut(whole)):
             if len(pieces) > start and _continues(pieces[-1], word, COLUMN_GAP, overlap=0.3):
                 pieces[-1].append(word)
             else:
-                pieces += [[part] for part in _cut(word)]
+                pieces.append([word])
     return pieces
 
 
@@ -266,10 +266,9 @@ def _joined(pieces: list[_Piece]) -> list[_Piece]:
 
 def _continues(piece: _Piece, word: _Word, gap: float, overlap: float) -> bool:
     """Whether a word stands on the line of a piece, right of it and at most `gap` heights away."""
-    near = piece[-NEAR:]
-    before, here = _box(near), _box([word])
-    heights = sorted(char.box[3] - char.box[1] for part in (*near, word) for char in part)
-    height = heights[len(heights) // 2]
+    before, here = _box(piece[-NEAR:]), _box([word])
+    letters = (char for part in (*piece[:NEAR], *piece[-NEAR:], word) for char in part)
+    height = max(char.box[3] - char.box[1] for char in letters)
     away = here[0] - before[2]
     if not -0.5 * height <= away <= gap * height:
         return False

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import io
+import tarfile
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -34,3 +37,12 @@ def refused(source: Source, row: int = 0) -> str:
     assert message.endswith(")")
     assert f"#{row} of {source.name}" in message
     return message
+
+
+def tar(path: Path, members: Sequence[tuple[str, bytes]]) -> Path:
+    with tarfile.open(path, "w") as file:
+        for name, data in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            file.addfile(info, io.BytesIO(data))
+    return path

@@ -12,6 +12,7 @@ from tests.unit.made import small_world
 
 from vl2.data.make.fonts import ASCII
 from vl2.data.make.sample import Made, Mark, Spot
+from vl2.failure import WorkError
 from vl2.model.vl2 import VL2Model
 from vl2.processing import Processor
 from vl2.processing.grounding import parse_grounding
@@ -97,6 +98,13 @@ def test_a_window_reads_each_shard_of_a_block_equally_often() -> None:
     assert all(sorted(read[n : n + 5]) == [0, 1, 2, 3, 4] for n in (0, 5, 10))
     assert read[15:20] == [5, 6, 7, 8, 9]
     assert [window.first_needed(n) for n in (0, 15, 29, 30)] == [0, 0, 0, 5]
+
+
+def test_a_shard_that_nobody_draws_is_told(tmp_path: Path) -> None:
+    cut = partial(cut_tiles, tiles=2, places=20)
+    loader = ShardLoader(Window(folder=tmp_path), cut, 1, filled=lambda: False)
+    with pytest.raises(WorkError, match=r"nobody draws .*00000\.safetensors"):
+        next(iter(loader))
 
 
 def test_shards_are_drawn_until_the_window_is_full(

@@ -136,17 +136,20 @@ def train(stage: Stage, task: Task, out: Path, examine: Callable[[], dict[str, A
         found = store.newest()
         extra = read_extra(found) if found else {"step": 0, "loader": {"whole": 0}}
         first = stage.window(out).first_needed(extra["loader"]["whole"])
-        with _drawing(stage, out, first):
+        with _drawing(stage, out, first) as filled:
             for until in range(extra["step"] + 1, stage.steps + 1):
                 if until % stage.examined == 0 or until == stage.steps:
-                    _train_until(until, stage, task, store, out)
+                    loader = ShardLoader(stage.window(out), stage.cut, SEED, filled=filled)
+                    _train_until(until, stage, task, loader, store, out)
                     _note(out, {"stage": stage.name, "step": until, **examine()})
 
 
-def _train_until(until: int, stage: Stage, task: Task, store: CheckpointStore, out: Path) -> None:
+def _train_until(
+    until: int, stage: Stage, task: Task, loader: ShardLoader, store: CheckpointStore, out: Path
+) -> None:
     Trainer(
         task,
-        ShardLoader(stage.window(out), stage.cut, SEED),
+        loader,
         Optimizers(task.module, stage.optim, stage.steps),
         store,
         MetricsLog(out, steps=until, every=20, stage=stage.name),
@@ -156,13 +159,13 @@ def _train_until(until: int, stage: Stage, task: Task, store: CheckpointStore, o
 
 
 @contextmanager
-def _drawing(stage: Stage, out: Path, first: int) -> Iterator[None]:
-    """Meanwhile a process of low priority fills the stage's window."""
+def _drawing(stage: Stage, out: Path, first: int) -> Iterator[Callable[[], bool]]:
+    """Meanwhile a process of low priority fills the stage's window; tells whether it lives."""
     spawn = multiprocessing.get_context("spawn")
     process = spawn.Process(target=_draw, args=(stage, out, first), daemon=True)
     process.start()
     try:
-        yield
+        yield process.is_alive
     finally:
         process.terminate()
 
@@ -200,7 +203,8 @@ def newest(stage: Stage, out: Path) -> Path | None:
 def begin(out: Path) -> VL2Model:
     """The model that reading starts from: shipped weights of this shape, or a tower that sees."""
     torch.manual_seed(SEED)
-    if VL2Config.from_pretrained("nano") == embedded() and newest(SEE, out) is None:
+    shipped = replace(VL2Config.from_pretrained("nano"), architectures=None)
+    if shipped == embedded() and newest(SEE, out) is None:
         log.info("starting from the weights that are shipped")
         return load_model("nano", torch.float32, "cpu")
     model = VL2Model(embedded())
@@ -233,13 +237,13 @@ def release(processor: Processor, out: Path) -> Path:
     trunk = newest(READ, out)
     if trunk is None:
         raise ValueError(f"{out} holds no state of {READ.name!r}: train first")
-    steps = read_extra(trunk)["step"] + RELEASE_STEPS
+    begun = read_extra(trunk)["step"]
     branch = replace(
         READ,
-        name=f"release-{trunk.name}",
+        name=f"release-{begun}",
         cut=partial(cut_answers, tokens=6144, tiles=24),
         optim=replace(READ.optim, decay=RELEASE_STEPS),
-        steps=steps,
+        steps=begun + RELEASE_STEPS,
         examined=RELEASE_STEPS,
     )
     target = out / branch.name / "checkpoints" / trunk.name

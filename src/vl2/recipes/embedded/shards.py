@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from vl2.data.collate import TrainBatch
+from vl2.failure import WorkError
 
 Tensors = dict[str, Tensor]
 Cut = Callable[[Tensors, np.random.Generator, int], Iterator[TrainBatch]]
@@ -68,16 +69,30 @@ class ShardLoader:
     going on reads nothing twice.
     """
 
-    def __init__(self, window: Window, cut: Cut, seed: int) -> None:
-        self.window, self.cut, self.seed = window, cut, seed
+    def __init__(
+        self, window: Window, cut: Cut, seed: int, *, filled: Callable[[], bool] = lambda: True
+    ) -> None:
+        """Nothing is read yet.
+
+        Args:
+            window: where the shards are, or will be.
+            cut: makes batches of a shard.
+            seed: of the orders.
+            filled: whether somebody still fills the window; asked while a shard is waited for.
+        """
+        self.window, self.cut, self.seed, self.filled = window, cut, seed, filled
         self.whole, self.batches = 0, 0
 
     def __iter__(self) -> Iterator[Sequence[TrainBatch]]:
-        """Steps from the state on."""
+        """Steps from the state on.
+
+        Raises:
+            WorkError: a shard is missing and nobody draws it.
+        """
         while True:
             self._make_room()
             number = self.window.shard(self.whole, self.seed)
-            data = load_file(_awaited(self.window.path(number)))
+            data = load_file(self._awaited(number))
             draws = np.random.default_rng((self.seed, self.whole))
             for batch in self.cut(data, draws, self.batches):
                 self.batches += 1
@@ -94,6 +109,14 @@ class ShardLoader:
 
     def close(self) -> None:
         """Nothing works for it."""
+
+    def _awaited(self, number: int) -> Path:
+        path = self.window.path(number)
+        while not path.exists():
+            if not self.filled():
+                raise WorkError(f"nobody draws {path}: its process has ended, see the log above")
+            time.sleep(PATIENCE)
+        return path
 
     def _make_room(self) -> None:
         first = self.window.first_needed(self.whole)
@@ -120,9 +143,3 @@ def write_shard(path: Path, tensors: Tensors) -> None:
     unfinished = path.with_suffix(".part")
     save_file(tensors, unfinished)
     unfinished.rename(path)
-
-
-def _awaited(path: Path) -> Path:
-    while not path.exists():
-        time.sleep(PATIENCE)
-    return path

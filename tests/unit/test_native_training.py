@@ -36,7 +36,7 @@ def test_gelu_of_the_ends_of_the_range() -> None:
 def test_softmax_is_that_of_float32_rounded(rows: int, width: int, scale: float) -> None:
     x = (4 * torch.randn(rows, width)).bfloat16().requires_grad_()
     change = torch.randn(rows, width).bfloat16()
-    shares = training.scaled_softmax(x, scale)
+    shares = training.scaled_softmax(x, scale, None)
     [found] = torch.autograd.grad(shares, x, change)
     plain = x.detach().float().requires_grad_()
     wanted = (scale * plain).softmax(-1)
@@ -46,10 +46,28 @@ def test_softmax_is_that_of_float32_rounded(rows: int, width: int, scale: float)
     torch.testing.assert_close(found.float(), slope, rtol=2**-6, atol=2**-8 * scale * 3)
 
 
+@pytest.mark.parametrize("batch", [1, 3])
+def test_softmax_leaves_out_what_is_masked(batch: int) -> None:
+    x = (4 * torch.randn(3, 2, 5, 37)).bfloat16().requires_grad_()
+    mask = torch.rand(batch, 1, 5, 37) < 0.4
+    mask[..., 3] = True
+    change = torch.randn(x.shape).bfloat16()
+    shares = training.scaled_softmax(x, 0.3, mask)
+    [found] = torch.autograd.grad(shares, x, change)
+    plain = x.detach().float().requires_grad_()
+    wanted = (0.3 * plain).masked_fill(~mask, -torch.inf).softmax(-1)
+    [slope] = torch.autograd.grad(wanted, plain, change.float())
+    torch.testing.assert_close(shares.float(), wanted, rtol=2**-7, atol=1e-6)
+    torch.testing.assert_close(found.float(), slope, rtol=2**-6, atol=2**-7)
+    hidden = ~mask.expand_as(x)
+    assert not shares[hidden].any()
+    assert not found[hidden].any()
+
+
 def test_layouts_do_not_matter() -> None:
     x = torch.randn(6, 8).bfloat16().t().requires_grad_()
     change = torch.randn(6, 8).bfloat16().t()
-    for function in (training.gelu, lambda x: training.scaled_softmax(x, 0.5)):
+    for function in (training.gelu, lambda x: training.scaled_softmax(x, 0.5, None)):
         out = function(x)
         assert torch.equal(out, function(x.contiguous()))
         [one] = torch.autograd.grad(out, x, change)
@@ -63,7 +81,7 @@ def test_layouts_do_not_matter() -> None:
 def test_compiled_code_keeps_the_functions() -> None:
     def block(x: torch.Tensor) -> torch.Tensor:
         inner = training.gelu(x) if training.takes(x) else x * float("nan")
-        return training.scaled_softmax(inner * 2, 0.5)
+        return training.scaled_softmax(inner * 2, 0.5, None)
 
     x = torch.randn(4, 64).bfloat16().requires_grad_()
     change = torch.randn(4, 64).bfloat16()

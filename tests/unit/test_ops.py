@@ -1,4 +1,5 @@
 from dataclasses import replace
+from unittest import mock
 
 import pytest
 import torch
@@ -68,6 +69,30 @@ def test_attention_of_patches_equals_its_plain_twin_forward_and_backward(dtype, 
         [got] = torch.autograd.grad(out.float().square().sum(), x, retain_graph=True)
         [want] = torch.autograd.grad(reference.square().sum(), y, retain_graph=True)
         assert torch.allclose(got.float(), want, atol=4 * error)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("packed", [True, False])
+def test_attention_that_trains_in_bfloat16_is_that_of_float32(causal: bool, packed: bool):
+    generator = torch.Generator().manual_seed(0)
+    widths = (24, 24, 16)  # keys are wider than values, as in MLA
+    plain = [torch.randn(2, 3, 20, width, generator=generator) for width in widths]
+    given = [x.bfloat16().requires_grad_() for x in plain]
+    wanted = [x.bfloat16().float().requires_grad_() for x in plain]
+    mask = None
+    if packed:
+        segments = torch.arange(20).div(7, rounding_mode="floor").expand(2, -1)
+        real = torch.rand(2, 20, generator=generator) < 0.9
+        place = torch.device("cpu")
+        mask = decoder_mask(20, 20, device=place, attention_mask=real, segment_ids=segments)
+    with mock.patch("torch.cpu._is_amx_tile_supported", return_value=True):
+        out = attention(*given, scale=0.2, mask=mask, causal=causal and not packed)
+    reference = attention_ref(*wanted, scale=0.2, mask=mask, causal=causal and not packed)
+    assert torch.allclose(out.float(), reference, atol=0.02)
+    for x, y in zip(given, wanted, strict=True):
+        [got] = torch.autograd.grad(out.float().square().sum(), x, retain_graph=True)
+        [want] = torch.autograd.grad(reference.square().sum(), y, retain_graph=True)
+        assert torch.allclose(got.float(), want, atol=0.1)
 
 
 def test_decoder_mask_hides_the_future_padding_and_other_segments():

@@ -13,8 +13,9 @@ torch.backends.cuda.enable_cudnn_sdp(False)
 """cuDNN builds a plan for each new shape, for tenths of a second, and lengths are ever new here. A
 program whose shapes are few may switch it on again behind the import."""
 
-
 FEW_PATCHES = 512
+FEW_KEYS = 2048
+"""Up to which training in bfloat16 on AMX multiplies scores out; more would take much memory."""
 
 
 def decoder_mask(
@@ -81,6 +82,11 @@ def attention(
     Values narrower than keys (MLA: 128 against 192) are padded with zeros, because the fused
     kernels want one width and the unfused path would materialise all scores.
     """
+    few = query.shape[1] == key.shape[1] and key.shape[2] <= FEW_KEYS
+    if few and _multiplies_out(query):
+        if mask is None and causal:
+            mask = decoder_mask(query.shape[2], key.shape[2], device=query.device)
+        return _multiplied_out(query, key, value, scale, mask)
     width = value.shape[-1]
     if width < query.shape[-1]:
         value = F.pad(value, (0, query.shape[-1] - width))
@@ -101,19 +107,38 @@ def patch_attention(
 ) -> Float[Tensor, "n h p d"]:
     """Softmax(query key^T / sqrt(d)) value, every patch of a tile with every other one.
 
-    Training in bfloat16 on a CPU multiplies the scores of up to `FEW_PATCHES` out: the backward
+    Training in bfloat16 on AMX multiplies the scores of up to `FEW_PATCHES` out: the backward
     pass of PyTorch's fused attention takes two to four times as long there. The scores of larger
     tiles would take too much memory. The twin is `attention_ref`.
     """
-    few = query.shape[-2] <= FEW_PATCHES
     scale = query.shape[-1] ** -0.5
-    trained = torch.is_grad_enabled() and query.requires_grad
-    if few and trained and query.device.type == "cpu" and query.dtype == torch.bfloat16:
-        scores = query @ key.transpose(-1, -2)
-        if training.takes(scores):
-            return training.scaled_softmax(scores, scale) @ value
-        return (scores * scale).softmax(dim=-1) @ value
+    if query.shape[-2] <= FEW_PATCHES and _multiplies_out(query):
+        return _multiplied_out(query, key, value, scale, None)
     return F.scaled_dot_product_attention(query, key, value, scale=scale)
+
+
+def _multiplies_out(query: Tensor) -> bool:
+    """Whether this trains in bfloat16 on a CPU with AMX."""
+    trained = torch.is_grad_enabled() and query.requires_grad
+    on_cpu = trained and query.device.type == "cpu" and query.dtype == torch.bfloat16
+    return on_cpu and torch.cpu._is_amx_tile_supported()
+
+
+def _multiplied_out(
+    query: Float[Tensor, "b h t d"],
+    key: Float[Tensor, "b h s d"],
+    value: Float[Tensor, "b h s v"],
+    scale: float,
+    mask: Bool[Tensor, "#b 1 t s"] | None,
+) -> Float[Tensor, "b h t v"]:
+    """Attention whose shares are kept: PyTorch's fused one has a slow backward pass on a CPU."""
+    scores = query @ key.transpose(-1, -2)
+    if training.takes(scores):
+        return training.scaled_softmax(scores, scale, mask) @ value
+    scores = scores * scale
+    if mask is not None:
+        scores = scores.masked_fill(~mask, float("-inf"))
+    return scores.softmax(dim=-1) @ value
 
 
 def attention_ref(

@@ -72,9 +72,12 @@ def functions() -> ctypes.CDLL | None:
     found.float_experts.argtypes = [POINTER] * 3 + [COUNT] * 3 + [POINTER] * 3 + [INT, POINTER, INT]
     found.group_rows.argtypes = [POINTER] + [COUNT] * 3 + [POINTER] * 3
     found.row_peaks.argtypes = [POINTER, COUNT, COUNT] + [POINTER] * 3 + [INT]
-    scaled = [COUNT, COUNT, ctypes.c_float, POINTER, INT]
-    found.softmax.argtypes, found.softmax_backward.argtypes = [
-        [POINTER] * inputs + scaled for inputs in (1, 2)
+    found.softmax.argtypes = (
+        [POINTER, COUNT, COUNT, ctypes.c_float, POINTER] + [COUNT] * 3 + [POINTER, INT]
+    )
+    found.softmax_backward.argtypes = [
+        *(POINTER, POINTER, COUNT, COUNT, ctypes.c_float),
+        *(POINTER, INT),
     ]
     found.activate.argtypes, found.activate_backward.argtypes = [
         [POINTER] * inputs + [COUNT, POINTER, POINTER, INT] for inputs in (1, 2)

@@ -30,15 +30,24 @@ void activate_backward(const uint16_t *x, const uint16_t *change, int64_t count,
   }
 }
 
-/* Each row of scale x to shares that add up to one. */
-void softmax(const uint16_t *x, int64_t rows, int64_t width, float scale, uint16_t *out,
-             int threads) {
+/*
+ * Each row of scale x to shares that add up to one. A mask [batch or 1, queries, width] holds 0 where
+ * a share is nothing; `apart` is the distance from one batch's mask to the next one's. It leaves at
+ * least one number of each row.
+ */
+void softmax(const uint16_t *x, int64_t rows, int64_t width, float scale, const uint8_t *mask,
+             int64_t heads, int64_t queries, int64_t apart, uint16_t *out, int threads) {
 #pragma omp parallel for num_threads(threads) schedule(static)
   for (int64_t m = 0; m < rows; m++) {
     float row[width];
+    const uint8_t *seen = mask ? mask + m / (heads * queries) * apart + m % queries * width : 0;
     load(x, BFLOAT16, m * width, width, row);
+    if (seen)
+      for (int64_t i = 0; i < width; i++) row[i] = seen[i] ? row[i] : MINUS_INFINITY;
     float highest = highest_of(row, width);
     for (int64_t i = 0; i < width; i++) row[i] = exponential(scale * (row[i] - highest));
+    if (seen)
+      for (int64_t i = 0; i < width; i++) row[i] = seen[i] ? row[i] : 0.0f;
     float share = 1.0f / sum_of(row, width);
     for (int64_t i = 0; i < width; i++) row[i] *= share;
     store(row, width, out, BFLOAT16, m * width);

@@ -58,12 +58,30 @@ def gelu_backward(x: Tensor, change: Tensor) -> Tensor:
     return out
 
 
-@_operator("scaled_softmax", "(Tensor x, float scale) -> Tensor")
-def scaled_softmax(x: Tensor, scale: float) -> Tensor:
-    """Rows of `scale` x, a bfloat16 tensor, to shares; the scale is positive."""
+@_operator("scaled_softmax", "(Tensor x, float scale, Tensor? mask) -> Tensor")
+def scaled_softmax(x: Tensor, scale: float, mask: Tensor | None) -> Tensor:
+    """Rows of `scale` x, a bfloat16 tensor [..., t, s], to shares.
+
+    Args:
+        x: scores; with a mask they are [b, h, t, s].
+        scale: positive.
+        mask: bool [b or 1, 1, t, s], True where a share is left: at least once in each row.
+    """
     x = x.contiguous()
     out = torch.empty_like(x)
-    ready().softmax(x.data_ptr(), *_rows(x), scale, out.data_ptr(), torch.get_num_threads())
+    heads, queries = x.shape[1:3] if mask is not None else (1, 1)
+    mask = None if mask is None else mask.contiguous()
+    ready().softmax(
+        x.data_ptr(),
+        *_rows(x),
+        scale,
+        None if mask is None else mask.data_ptr(),
+        heads,
+        queries,
+        0 if mask is None or len(mask) == 1 else mask.stride(0),
+        out.data_ptr(),
+        torch.get_num_threads(),
+    )
     return out
 
 
@@ -108,7 +126,7 @@ def _keep_input(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
     ctx.save_for_backward(*inputs)
 
 
-def _keep_shares(ctx: Any, inputs: tuple[Tensor, float], output: Tensor) -> None:
+def _keep_shares(ctx: Any, inputs: tuple[Tensor, float, Tensor | None], output: Tensor) -> None:
     ctx.save_for_backward(output)
     ctx.scale = inputs[1]
 
@@ -117,8 +135,8 @@ def _through_gelu(ctx: Any, change: Tensor) -> Tensor:
     return gelu_backward(*ctx.saved_tensors, change)
 
 
-def _through_softmax(ctx: Any, change: Tensor) -> tuple[Tensor, None]:
-    return scaled_softmax_backward(*ctx.saved_tensors, change, ctx.scale), None
+def _through_softmax(ctx: Any, change: Tensor) -> tuple[Tensor, None, None]:
+    return scaled_softmax_backward(*ctx.saved_tensors, change, ctx.scale), None, None
 
 
 gelu.register_autograd(_through_gelu, setup_context=_keep_input)

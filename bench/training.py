@@ -46,12 +46,12 @@ from PIL import Image
 from torch import Tensor
 
 from vl2.benchmarks.timing import Timer, middle, seconds, take_turns
-from vl2.config import VL2Config
+from vl2.config import LanguageConfig, VL2Config
 from vl2.data.collate import TrainBatch
 from vl2.data.make.sample import Made, ask
 from vl2.model import moe
 from vl2.model.vl2 import VL2Model
-from vl2.ops.moe import Routing, expert_mlp, expert_mlp_ref
+from vl2.ops.moe import Routing, expert_mlp, expert_mlp_ref, route
 from vl2.ops.native import kernels
 from vl2.processing import Processor
 from vl2.processing.settings import ProcessorConfig
@@ -64,7 +64,8 @@ from vl2.train.metrics import batch_size, peak_flops
 from vl2.train.optim import Optimizers, freeze
 from vl2.train.task import LanguageTask
 
-Arms = Mapping[str, Callable[[Sequence[TrainBatch]], object]]
+Step = Callable[[Sequence[TrainBatch]], object]
+Arms = Mapping[str, Step]
 
 
 def narrow(size: str, *, quick: bool) -> VL2Config:
@@ -99,7 +100,7 @@ def text_batch(config: VL2Config, rows: int, length: int, device: str) -> TrainB
     return TrainBatch(tensors=tensors, tokens=ids.numel(), supervised=ids.numel() - rows)
 
 
-class Step:
+class Trained:
     """One model and what trains it."""
 
     def __init__(
@@ -152,8 +153,8 @@ def compare(size: str, repeats: int, *, quick: bool) -> dict[str, object]:
     """Medians of all arms, run in turn."""
     config = narrow(size, quick=quick)
     batch = text_batch(config, 4, 512, "cpu")
-    exact = Step(config, torch.float32, "cpu")
-    mixed = Step(config, torch.float32, "cpu", autocast=True)
+    exact = Trained(config, torch.float32, "cpu")
+    mixed = Trained(config, torch.float32, "cpu", autocast=True)
     arms = {
         "grouped": (exact, expert_mlp),
         "loop": (exact, expert_mlp_ref),
@@ -190,7 +191,7 @@ def utilisation(repeats: int) -> dict[str, object] | None:
         return None
     config = VL2Config.tiny()
     batch = text_batch(config, 4, 4096, "cuda")
-    step = Step(config, torch.bfloat16, "cuda")
+    step = Trained(config, torch.bfloat16, "cuda")
     seconds = statistics.median([step(batch) for _ in range(repeats + 2)][2:])
     flops = step_flops(model_work(step.task.model, ComputeConfig()), batch_size([batch]))
     name = torch.cuda.get_device_name()
@@ -257,15 +258,28 @@ def whole_arms() -> tuple[Arms, TrainBatch]:
     with mock.patch("vl2.train.task._takes_twin", return_value=False):
         cast = LanguageTask(model, balance, autocast=True)
     arms: Arms = {
-        "float32": exact.accumulate,
-        "autocast": cast.accumulate,
-        "portable": without_native(mixed.accumulate),
-        "native": mixed.accumulate,
+        "float32": evenly_routed(exact.accumulate),
+        "autocast": evenly_routed(cast.accumulate),
+        "portable": evenly_routed(without_native(mixed.accumulate)),
+        "native": evenly_routed(mixed.accumulate),
     }
     return arms, batch
 
 
-def without_native(run: Callable[[Sequence[TrainBatch]], object]) -> Callable[..., object]:
+def evenly_routed(run: Step) -> Step:
+    """The same with every expert equally busy, as they are soon in training: choices at random."""
+
+    def chosen(logits: Tensor, config: LanguageConfig, _bias: Tensor | None) -> Routing:
+        return route(logits, config, 10 * torch.rand_like(logits))
+
+    def step(batches: Sequence[TrainBatch]) -> object:
+        with mock.patch.object(moe, "route", chosen):
+            return run(batches)
+
+    return step
+
+
+def without_native(run: Step) -> Step:
     """The same without the functions in C."""
 
     def step(batches: Sequence[TrainBatch]) -> object:
@@ -275,7 +289,7 @@ def without_native(run: Callable[[Sequence[TrainBatch]], object]) -> Callable[..
     return step
 
 
-def timer(run: Callable[[Sequence[TrainBatch]], object], batch: TrainBatch) -> Timer:
+def timer(run: Step, batch: TrainBatch) -> Timer:
     """Seconds of one run over the batch."""
     return lambda _: seconds(lambda: run([batch]))
 

@@ -6,29 +6,32 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from vl2.ops import activations
 from vl2.ops.native import kernels, training
 
 pytestmark = pytest.mark.skipif(not kernels.available(), reason="needs a C compiler")
 SHAPES = [(1,), (3, 5), (2, 2, 40, 33), (2050,)]
 
 
+@pytest.mark.parametrize("name", ["gelu", "silu"])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_gelu_is_that_of_pytorch_to_the_bit(shape: tuple[int, ...]) -> None:
+def test_activations_are_those_of_pytorch_to_the_bit(shape: tuple[int, ...], name: str) -> None:
+    function = getattr(activations, name)
     x = (3 * torch.randn(shape)).bfloat16().requires_grad_()
     assert training.takes(x)
     change = torch.randn(shape).bfloat16()
-    [found] = torch.autograd.grad(training.gelu(x), x, change)
+    [found] = torch.autograd.grad(function(x), x, change)
     plain = x.detach().float().requires_grad_()
-    wanted = F.gelu(plain, approximate="tanh")
+    wanted = function(plain)
     [slope] = torch.autograd.grad(wanted, plain, change.float())
-    assert torch.equal(training.gelu(x), wanted.bfloat16())
+    assert torch.equal(function(x), wanted.bfloat16())
     torch.testing.assert_close(found.float(), slope, rtol=2**-8, atol=1e-30)
 
 
 def test_gelu_of_the_ends_of_the_range() -> None:
     x = torch.tensor([0.0, -0.0, torch.inf, -torch.inf, torch.nan, 3e38, -3e38, 1e-40]).bfloat16()
     wanted = F.gelu(x.float(), approximate="tanh").bfloat16()
-    torch.testing.assert_close(training.gelu(x), wanted, equal_nan=True, rtol=0, atol=0)
+    torch.testing.assert_close(training.activate(x, "gelu"), wanted, equal_nan=True, rtol=0, atol=0)
 
 
 @settings(max_examples=20, deadline=None)
@@ -67,7 +70,7 @@ def test_softmax_leaves_out_what_is_masked(batch: int) -> None:
 def test_layouts_do_not_matter() -> None:
     x = torch.randn(6, 8).bfloat16().t().requires_grad_()
     change = torch.randn(6, 8).bfloat16().t()
-    for function in (training.gelu, lambda x: training.scaled_softmax(x, 0.5, None)):
+    for function in (activations.gelu, lambda x: training.scaled_softmax(x, 0.5, None)):
         out = function(x)
         assert torch.equal(out, function(x.contiguous()))
         [one] = torch.autograd.grad(out, x, change)
@@ -80,7 +83,7 @@ def test_layouts_do_not_matter() -> None:
 @pytest.mark.timeout(300)
 def test_compiled_code_keeps_the_functions() -> None:
     def block(x: torch.Tensor) -> torch.Tensor:
-        inner = training.gelu(x) if training.takes(x) else x * float("nan")
+        inner = training.activate(x, "gelu") if training.takes(x) else x * float("nan")
         return training.scaled_softmax(inner * 2, 0.5, None)
 
     x = torch.randn(4, 64).bfloat16().requires_grad_()

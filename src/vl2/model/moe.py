@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from vl2.config import LanguageConfig
 from vl2.model.quant_layers import outputs
+from vl2.ops.activations import silu
 from vl2.ops.batched_experts import batched_expert_mlp, batches_experts
 from vl2.ops.moe import (
     ExpertChange,
@@ -36,7 +36,7 @@ class Mlp(nn.Module):
     def forward(self, x: Float[Tensor, "*lead h"]) -> Float[Tensor, "*lead h"]:
         """Per token."""
         gate, up = outputs(x, self.gate_proj, self.up_proj)
-        return self.down_proj(F.silu(gate) * up)
+        return self.down_proj(silu(gate) * up)
 
 
 class Router(nn.Module):

@@ -7,13 +7,12 @@ head is part of every released checkpoint but no path runs it; it exists so that
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from vl2.config import VisionConfig
+from vl2.ops.activations import gelu
 from vl2.ops.attention import patch_attention
-from vl2.ops.native import training
 
 NORM_EPS = 1e-6
 
@@ -57,9 +56,7 @@ class Mlp(nn.Module):
 
     def forward(self, x: Float[Tensor, "n p w"]) -> Float[Tensor, "n p w"]:
         """Per patch."""
-        x = self.fc1(x)
-        inner = training.gelu(x) if training.takes(x) else F.gelu(x, approximate="tanh")
-        return self.fc2(inner)
+        return self.fc2(gelu(self.fc1(x)))
 
 
 class Block(nn.Module):

@@ -7,11 +7,13 @@ keeps memory. The capacity is therefore one of few sizes.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from vl2.ops.activations import silu
 from vl2.ops.moe import ExpertChange, LowRank, Routing, combine_experts, sort_by_expert
 
 STEPS_PER_OCTAVE = 4
@@ -49,8 +51,9 @@ def padded_expert_mlp(
     total, k = len(gate), routing.experts.shape[1]
     order, counts = sort_by_expert(routing.experts, total)
     room = capacity(int(counts.max()))
-    places = _places(counts, room)
-    padded = x.new_zeros(total * room, x.shape[1]).index_copy(0, places, x[order // k])
+    places = torch.empty_like(order).scatter_(0, order, _places(counts, room))  # of each choice
+    copies = x[:, None].expand(-1, k, -1).flatten(0, 1)
+    padded = x.new_zeros(total * room, x.shape[1]).index_copy(0, places, copies)
     hidden = padded.unflatten(0, (total, room))  # (E, C, H)
     changes = change or (None, None, None)
 
@@ -58,9 +61,24 @@ def padded_expert_mlp(
         out = rows @ weight.mT
         return out if low is None else out + rows @ low.a.mT @ low.b.mT
 
-    inner = F.silu(product(hidden, gate, changes[0])) * product(hidden, up, changes[1])
-    out = product(inner, down, changes[2]).flatten(0, 1)[places]
-    return combine_experts(out, order, routing.weights).to(x.dtype)
+    inner = silu(product(hidden, gate, changes[0])) * product(hidden, up, changes[1])
+    out = _PickedOnce.apply(product(inner, down, changes[2]).flatten(0, 1), places)
+    return combine_experts(out, None, routing.weights).to(x.dtype)
+
+
+class _PickedOnce(torch.autograd.Function):
+    """Rows of x, each at most once: the gradient is a copy, where that of an index adds up."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, places: Tensor) -> Tensor:
+        ctx.save_for_backward(places)
+        ctx.rows = len(x)
+        return x[places]
+
+    @staticmethod
+    def backward(ctx: Any, *changes: Tensor) -> tuple[Tensor, None]:
+        [places], [change] = ctx.saved_tensors, changes
+        return change.new_zeros(ctx.rows, change.shape[1]).index_copy_(0, places, change), None
 
 
 def _places(counts: Int[Tensor, " e"], room: int) -> Int[Tensor, " m"]:

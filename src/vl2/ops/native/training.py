@@ -1,6 +1,6 @@
-"""GELU and softmax with their gradients for training in bfloat16 on a CPU; see training.c.
+"""GELU, SiLU and softmax with their gradients for training in bfloat16 on a CPU: training.c.
 
-The twins in PyTorch are where these are called: model/siglip.py and ops/attention.py. They are
+The twins in PyTorch are where these are called: ops/activations.py and ops/attention.py. They are
 custom operators, so that `torch.compile` keeps them and fuses what stands around them.
 """
 
@@ -32,26 +32,26 @@ def _operator(name: str, schema: str) -> Any:
     return torch.library.custom_op(f"vl2::{name}", mutates_args=(), schema=schema)
 
 
-@_operator("gelu", "(Tensor x) -> Tensor")
-def gelu(x: Tensor) -> Tensor:
-    """GELU in its tanh form of a bfloat16 tensor."""
+@_operator("activate", "(Tensor x, str name) -> Tensor")
+def activate(x: Tensor, name: str) -> Tensor:
+    """A bfloat16 tensor through one of `TABLES`."""
     x = x.contiguous()
     out = torch.empty_like(x)
-    table = _gelu_table()[0].data_ptr()
+    table = TABLES[name]()[0].data_ptr()
     ready().activate(x.data_ptr(), x.numel(), table, out.data_ptr(), torch.get_num_threads())
     return out
 
 
-@_operator("gelu_backward", "(Tensor x, Tensor change) -> Tensor")
-def gelu_backward(x: Tensor, change: Tensor) -> Tensor:
-    """The change of `x` from that of its GELU."""
+@_operator("activate_backward", "(Tensor x, Tensor change, str name) -> Tensor")
+def activate_backward(x: Tensor, change: Tensor, name: str) -> Tensor:
+    """The change of `x` from that of its function."""
     x, change = x.contiguous(), change.contiguous()
     out = torch.empty_like(x)
     ready().activate_backward(
         x.data_ptr(),
         change.data_ptr(),
         x.numel(),
-        _gelu_table()[1].data_ptr(),
+        TABLES[name]()[1].data_ptr(),
         out.data_ptr(),
         torch.get_num_threads(),
     )
@@ -105,25 +105,40 @@ def _rows(x: Tensor) -> tuple[int, int]:
     return x.numel() // x.shape[-1], x.shape[-1]
 
 
+def _all_numbers() -> tuple[Tensor, Tensor]:
+    """Every bfloat16 number in the order of their bits, and as many ones, in float32."""
+    x = torch.arange(2**16, dtype=torch.int32).to(torch.int16).view(torch.bfloat16).float()
+    return x, torch.ones_like(x)
+
+
 @cache
 def _gelu_table() -> tuple[Tensor, Tensor]:
-    """GELU of every bfloat16 number in the order of their bits, and its slopes in float32."""
-    bits = torch.arange(2**16, dtype=torch.int32).to(torch.int16)
-    x = bits.view(torch.bfloat16).float()
-    slopes = torch.ops.aten.gelu_backward(torch.ones_like(x), x, approximate="tanh")
+    x, ones = _all_numbers()
+    slopes = torch.ops.aten.gelu_backward(ones, x, approximate="tanh")
     return F.gelu(x, approximate="tanh").bfloat16(), slopes
 
 
-@gelu.register_fake
-@gelu_backward.register_fake
+@cache
+def _silu_table() -> tuple[Tensor, Tensor]:
+    x, ones = _all_numbers()
+    return F.silu(x).bfloat16(), torch.ops.aten.silu_backward(ones, x)
+
+
+TABLES = {"gelu": _gelu_table, "silu": _silu_table}
+"""GELU (in its tanh form) and SiLU of every bfloat16 number, and their slopes in float32."""
+
+
+@activate.register_fake
+@activate_backward.register_fake
 @scaled_softmax.register_fake
 @scaled_softmax_backward.register_fake
 def _like_the_first(x: Tensor, *_: object) -> Tensor:
     return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
-def _keep_input(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
-    ctx.save_for_backward(*inputs)
+def _keep_input(ctx: Any, inputs: tuple[Tensor, str], output: Tensor) -> None:
+    ctx.save_for_backward(inputs[0])
+    ctx.name = inputs[1]
 
 
 def _keep_shares(ctx: Any, inputs: tuple[Tensor, float, Tensor | None], output: Tensor) -> None:
@@ -131,13 +146,13 @@ def _keep_shares(ctx: Any, inputs: tuple[Tensor, float, Tensor | None], output: 
     ctx.scale = inputs[1]
 
 
-def _through_gelu(ctx: Any, change: Tensor) -> Tensor:
-    return gelu_backward(*ctx.saved_tensors, change)
+def _through_activation(ctx: Any, change: Tensor) -> tuple[Tensor, None]:
+    return activate_backward(*ctx.saved_tensors, change, ctx.name), None
 
 
 def _through_softmax(ctx: Any, change: Tensor) -> tuple[Tensor, None, None]:
     return scaled_softmax_backward(*ctx.saved_tensors, change, ctx.scale), None, None
 
 
-gelu.register_autograd(_through_gelu, setup_context=_keep_input)
+activate.register_autograd(_through_activation, setup_context=_keep_input)
 scaled_softmax.register_autograd(_through_softmax, setup_context=_keep_shares)

@@ -13,6 +13,7 @@ import json
 import multiprocessing
 import os
 import shutil
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -44,7 +45,7 @@ from vl2.train.config import BalanceConfig, CheckpointConfig, GuardConfig, Optim
 from vl2.train.metrics import MetricsLog
 from vl2.train.optim import Optimizers
 from vl2.train.task import LanguageTask, Task
-from vl2.train.trainer import Trainer, model_state
+from vl2.train.trainer import STOPPED, Trainer, TrainingStopped, model_state
 
 log = get_logger(__name__)
 
@@ -262,11 +263,15 @@ def main() -> None:
     parser.add_argument("--release", action="store_true", help="finish the newest state")
     arguments = parser.parse_args()
     log_to_stderr()
-    processor = prepare(arguments.out)
-    if arguments.release:
-        log.info("finished: %s", release(processor, arguments.out))
-    else:
-        read(begin(arguments.out), processor, arguments.out)
+    try:
+        processor = prepare(arguments.out)
+        if arguments.release:
+            log.info("finished: %s", release(processor, arguments.out))
+        else:
+            read(begin(arguments.out), processor, arguments.out)
+    except TrainingStopped as stop:
+        log.warning("%s", stop)
+        sys.exit(STOPPED)
 
 
 if __name__ == "__main__":

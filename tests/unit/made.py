@@ -67,6 +67,7 @@ def small_world(split: Split = "train") -> World:
         places=tuple(f"{name}{end}" for name in ("Up", "Glay", "Norf") for end in ENDS),
         jobs=tuple(f"{name} {job}" for name in ("Head", "Chief", "Vice") for job in JOBS),
         nouns=("bread", "apples", "soap", "grey paint", "jam", "tea", "glue", "salt", "rice"),
+        goods=("milk", "socks", "green tea", "paint", "oranges", "day pass", "eggs", "oil", "pen"),
     )
     return World(
         split=split,

@@ -33,29 +33,6 @@ TITLES = {
     "packing": ("Packing list", "To pack", "For the trip", "Take along"),
     "chores": ("Chores", "Jobs", "Don't forget", "Tomorrow", "Weekend"),
 }
-GOODS = {
-    "train": (
-        *("milk", "bread", "eggs", "butter", "apples", "cheese", "rice", "tea", "coffee", "sugar"),
-        *(
-            "onions",
-            "tomatoes",
-            "pasta",
-            "salt",
-            "flour",
-            "bananas",
-            "soap",
-            "paper",
-            "fish",
-            "oil",
-        ),
-        *("carrots", "yogurt", "chicken", "honey", "potatoes", "oranges", "juice", "paper", "oil"),
-    ),
-    "heldout": (
-        *("socks", "towel", "passport", "map", "toothbrush", "jacket", "camera", "book", "tent"),
-        *("shoes", "charger", "tickets", "sunglasses", "shirts", "torch", "swimsuit", "snacks"),
-        *("water", "gloves", "umbrella", "hat", "pen", "money", "medicine", "keys", "headphones"),
-    ),
-}
 JOBS = {
     "train": (
         *("Call {name}", "Buy {thing}", "Pay the rent", "Clean the kitchen", "Mail to {name}"),
@@ -146,7 +123,7 @@ def _list(
     count, marker = integer(rng, 2, 9), pick(rng, MARKERS)
     title = pick(rng, TITLES[form]) if chance(rng, 0.8) else ""
     if form in ("shopping", "packing"):
-        source = world.style(GOODS) if chance(rng, 0.7) else world.texts.nouns
+        source = world.texts.goods if chance(rng, 0.7) else world.texts.nouns
         amount = chance(rng, 0.4) and form == "shopping"
         names = [f"{pick(rng, AMOUNTS) if amount else ''}{n}" for n in some(rng, source, count)]
     else:

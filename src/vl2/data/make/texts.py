@@ -19,6 +19,7 @@ import numpy as np
 
 from vl2.data.make.chance import chance, integer, pick
 from vl2.data.make.fonts import Split
+from vl2.data.make.goods import GOODS, SIZES
 from vl2.data.make.packages import fetch
 
 try:
@@ -55,6 +56,7 @@ class Texts:
     places: tuple[str, ...]
     jobs: tuple[str, ...]
     nouns: tuple[str, ...]  # words of trade, for products and firms
+    goods: tuple[str, ...]  # what shops sell
 
     def word(self, rng: np.random.Generator) -> str:
         """A word in lower case, as a name or all in capitals."""
@@ -108,9 +110,10 @@ class Texts:
         return f"{number(rng, 5)} {pick(rng, self.places)}"
 
     def product(self, rng: np.random.Generator) -> str:
-        """Something that a shop sells."""
-        words = [pick(rng, self.nouns) for _ in range(integer(rng, 1, 2))]
-        name = " ".join(words)
+        """Something that a shop sells, mostly by a name that one knows."""
+        name = pick(rng, self.goods) + pick(rng, SIZES)
+        if chance(rng, 0.3):
+            name = " ".join(pick(rng, self.nouns) for _ in range(integer(rng, 1, 2)))
         return pick(rng, (name, name.title(), name.capitalize()))
 
     def email(self, rng: np.random.Generator) -> str:
@@ -197,6 +200,7 @@ def texts(split: Split) -> Texts:
         places=_part(sorted({*states, *_towns()}), split),
         jobs=_part(sorted({str(job).split(",")[0] for job in Jobs.jobs}), split),
         nouns=_part(_trade_words(), split),
+        goods=_part(GOODS, split),
     )
 
 

@@ -210,11 +210,17 @@ def _for_every_layer(place: str, stated: Any) -> dict[str, Any]:
     kinds = {k: v for k, v in stated.items() if isinstance(v, Mapping)}
     if not kinds:
         return dict(stated)
+    if len(kinds) < len(stated):
+        name, value = next(iter(kinds.items()))
+        raise ValueError(
+            f"config.json: {place}.{name} is {value!r:.80}: expected a number or a word, or in "
+            f"{place} nothing but one object for each kind of layer"
+        )
     first, *others = kinds.values()
-    if len(kinds) < len(stated) or any(other != first for other in others):
+    if any(other != first for other in others):
         raise ValueError(
             f"config.json: {place} differs between kinds of layers ({', '.join(stated)}): "
-            "one rope for all layers is implemented"
+            "expected one rope for all layers"
         )
     return dict(first)
 

@@ -21,6 +21,7 @@ from vl2.processing.grounding import (
 
 SIZE = (640, 480)
 FULL = "<|ref|>a cat<|/ref|><|det|>[[10, 20, 300, 400]]<|/det|>"
+MISSED = (63, 126, 252, 504, 509)
 FULL_BOX = (6, 9, 192, 192)
 
 
@@ -43,7 +44,7 @@ def test_pixels_are_those_of_the_released_demo():
 
 
 @settings(max_examples=100, deadline=None)
-@given(data=st.data(), wide=st.integers(1, 999), high=st.integers(1, 999))
+@given(data=st.data(), wide=st.integers(1, 998), high=st.integers(1, 998))
 def test_whole_pixels_come_back_exactly(data, wide: int, high: int):
     xs = sorted(data.draw(st.tuples(st.integers(0, wide), st.integers(0, wide))))
     ys = sorted(data.draw(st.tuples(st.integers(0, high), st.integers(0, high))))
@@ -51,6 +52,12 @@ def test_whole_pixels_come_back_exactly(data, wide: int, high: int):
     numbers = to_999(box, (wide, high))
     assert all(0 <= number <= 999 for number in numbers)
     assert to_pixels(numbers, (wide, high)) == box
+
+
+def test_five_pixels_of_999_come_back_as_the_one_before():
+    """int(63 / 999 * 999) is 62, in the released demo too."""
+    back = [to_pixels(to_999((0, 0, 0, y), (1, 999)), (1, 999))[3] for y in range(1000)]
+    assert {y: y - found for y, found in enumerate(back) if found != y} == dict.fromkeys(MISSED, 1)
 
 
 @settings(max_examples=100, deadline=None)

@@ -1,4 +1,5 @@
 import importlib.util
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -35,7 +36,8 @@ def test_a_laid_layer_has_tight_boxes(seed: int, turned: tuple[int, float]) -> N
     assert box == pytest.approx(red.point([255 * (v > 127) for v in range(256)]).getbbox(), abs=2)
     ink = ImageChops.subtract(red, green).point([255 * (v > 90) for v in range(256)]).getbbox()
     [line] = [mark for mark in sheet.marks if mark.kind == "line"]
-    assert line.box == pytest.approx(ink, abs=4)
+    slanted = 48 * math.sin(math.radians(turned[0]))  # a letter's corner that holds no ink
+    assert line.box == pytest.approx(ink, abs=4 + slanted)
 
 
 @pytest.mark.parametrize("drawn", [charts_drawn.drawn, charts_matplotlib.drawn])
@@ -70,14 +72,15 @@ def test_bars_of_several_series_are_as_long_as_their_values(form: str) -> None:
     assert table.markdown() == "| Name | X | Y |\n| --- | --- | --- |\n| A | 4 | 6 |\n| B | 8 | 2 |"
 
 
-@given(st.floats(-360, 360), st.floats(14, 300), st.sampled_from([0.0, 55.0]))
-def test_slices_have_tight_boxes(start: float, size: float, hole: float) -> None:
+@given(st.integers(-360, 360), st.floats(14, 300), st.sampled_from([0.0, 55.0]))
+def test_slices_have_tight_boxes(start: int, size: float, hole: float) -> None:
     image = Image.new("L", (220, 220))
     draw = ImageDraw.Draw(image)
     draw.pieslice((10, 10, 210, 210), start, start + size, fill=255)
     draw.ellipse((110 - hole, 110 - hole, 110 + hole, 110 + hole), fill=0 if hole else None)
     box = slice_box((110, 110), 100, start, start + size, hole)
-    assert box == pytest.approx(image.getbbox(), abs=3)
+    tip = 0.5 / math.tan(math.radians(min(size, 90)) / 2)  # where a slice is thinner than a pixel
+    assert box == pytest.approx(image.getbbox(), abs=2 + tip)
 
 
 @pytest.mark.parametrize("form", ["down", "right", "snake", "tree", "sideways", "cycle", "star"])

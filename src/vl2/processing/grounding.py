@@ -101,7 +101,8 @@ def to_pixels(box999: Sequence[int], size: Resolution) -> Coordinates:
 def to_999(box_px: Sequence[float], size: Resolution) -> Coordinates:
     """The numbers 0..999 that `to_pixels` brings back nearest to a box.
 
-    Exact for whole pixels of pictures up to 999 pixels wide and high.
+    Exact for whole pixels of pictures below 999 pixels wide and high. At 999 the released formula,
+    which rounds down after dividing, gives five pixels as the one before.
 
     Args:
         box_px: x1, y1, x2, y2 in pixels of the source picture.

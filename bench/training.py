@@ -21,7 +21,8 @@ is of the fastest bfloat16 product of the tower's shapes in the same run. The ar
     autocast    bfloat16 products, every weight cast anew; of the whole step alone
     portable    the bfloat16 twin without C, scores of the tower's attention multiplied out
     compiled    the same with compiled blocks; of the tower alone
-    native      the twin with GELU and softmax in C, as it trains
+    fused       the twin with C, attention of the decoder by PyTorch; of the whole step alone
+    native      the twin with C, as it trains
     both        C inside of compiled blocks; of the tower alone
 
 With CUDA it also prints the model FLOP utilisation of a step of Tiny's exact shapes, in bfloat16.
@@ -51,6 +52,7 @@ from vl2.data.collate import TrainBatch
 from vl2.data.make.sample import Made, ask
 from vl2.model import moe
 from vl2.model.vl2 import VL2Model
+from vl2.ops import attention
 from vl2.ops.moe import Routing, expert_mlp, expert_mlp_ref, route
 from vl2.ops.native import kernels
 from vl2.processing import Processor
@@ -261,6 +263,7 @@ def whole_arms() -> tuple[Arms, TrainBatch]:
         "float32": evenly_routed(exact.accumulate),
         "autocast": evenly_routed(cast.accumulate),
         "portable": evenly_routed(without_native(mixed.accumulate)),
+        "fused": evenly_routed(with_fused(mixed.accumulate)),
         "native": evenly_routed(mixed.accumulate),
     }
     return arms, batch
@@ -274,6 +277,16 @@ def evenly_routed(run: Step) -> Step:
 
     def step(batches: Sequence[TrainBatch]) -> object:
         with mock.patch.object(moe, "route", chosen):
+            return run(batches)
+
+    return step
+
+
+def with_fused(run: Step) -> Step:
+    """The same with PyTorch's own attention in the decoder."""
+
+    def step(batches: Sequence[TrainBatch]) -> object:
+        with mock.patch.object(attention, "FEW_KEYS", 0):
             return run(batches)
 
     return step

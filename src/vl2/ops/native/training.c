@@ -21,7 +21,7 @@ void activate_backward(const uint16_t *x, const uint16_t *change, int64_t count,
     float by[PART], slope[PART];
     for (int64_t i = 0; i < many; i++) {
       uint32_t bits = x[start + i];
-      __asm__("" : "+r"(bits)); /* loads one by one: a vectorised gather takes three times as long */
+      __asm__("" : "+r"(bits)); /* loads one by one: a vectorised gather is slower */
       slope[i] = slopes[bits];
     }
     load(change, BFLOAT16, start, many, by);

@@ -253,7 +253,8 @@ def whole_arms() -> tuple[Arms, TrainBatch]:
     asks = tuple(ask("line.read", "What does it say?", f"{n} " * 12) for n in range(8))
     made = [Made(image=picture, marks=(), asks=asks) for picture in pictures]
     rng = np.random.default_rng(0)
-    [batch, *_] = cut_answers(encode(made, processor), rng, 0, tokens=2**20, tiles=2**20)
+    data = encode(made, processor, rng)
+    [batch, *_] = cut_answers(data, rng, 0, tokens=2**20, tiles=2**20)
     model = embedded_model()
     balance = BalanceConfig(bias_step=0.001)
     exact, mixed = (LanguageTask(model, balance, autocast=on) for on in (False, True))

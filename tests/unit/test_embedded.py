@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw
 from tests.unit.made import small_world
 
 from vl2.data.make.fonts import ASCII
-from vl2.data.make.sample import Made, Mark, Spot
+from vl2.data.make.sample import Made, Mark, Spot, ask
 from vl2.failure import WorkError
 from vl2.model.vl2 import VL2Model
 from vl2.processing import Processor
@@ -210,6 +210,24 @@ def test_leaving_out_batches_changes_no_other(questions: dict[str, torch.Tensor]
     assert len(rest) == len(whole) - 2
     for one, two in zip(whole[2:], rest, strict=True):
         assert torch.equal(one.tensors["input_ids"], two.tensors["input_ids"])
+
+
+def test_pictures_that_one_tile_shows_are_mostly_not_tiled(processor: Processor) -> None:
+    rng = np.random.default_rng(3)
+    letter = Mark(kind="char", text="x", box=(10, 10, 40, 50))
+    small = Mark(kind="char", text="x", box=(10, 10, 14, 16))
+    marks = {"large": (letter,) * 9 + (small,), "small": (small,) * 9, "none": ()}
+    counts = {}
+    for name, drawn in marks.items():
+        picture = Image.effect_noise((640, 500), 90).convert("RGB")
+        made = Made(image=picture, marks=drawn, asks=(ask("x.read", "What?", "x"),))
+        counts[name] = answers.encode([made] * 16, processor, rng)["tile_counts"].tolist()
+        assert answers.legible_height(made, 320) == pytest.approx(
+            {"large": 21.9, "small": 3.2, "none": 320}[name], abs=0.5
+        )
+    assert 1 not in counts["small"]
+    assert 8 <= counts["large"].count(1) < 16
+    assert counts["none"].count(1) >= 8
 
 
 def test_a_batch_has_a_loss(questions: dict[str, torch.Tensor]) -> None:

@@ -7,6 +7,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from tests.unit.made import small_world
@@ -36,7 +37,8 @@ def few_tiles(_: Path, number: int) -> Tensors:
 
 def few_answers(out: Path, number: int) -> Tensors:
     made = [make("shapes", 3, 2 * number + row, small_world()) for row in range(2)]
-    return encode(made, Processor.from_pretrained(out / "model"))
+    processor = Processor.from_pretrained(out / "model")
+    return encode(made, processor, np.random.default_rng(number))
 
 
 @pytest.fixture(autouse=True)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from vl2.data.collate import PAD_SEGMENT, TrainBatch
-from vl2.data.make.chance import pick_weighted
+from vl2.data.make.chance import chance, pick_weighted
 from vl2.data.make.kinds import KINDS
 from vl2.data.make.sample import Ask, Made, Spot, Text
 from vl2.data.make.world import World
@@ -23,6 +23,12 @@ from vl2.processing import Processor
 from vl2.processing.grounding import to_999
 
 PICTURES_PER_SHARD = 500
+UNTILED = 0.75
+"""Share of the pictures that stay untiled, of those that are legible so."""
+ADAPTIVE = 0.7
+"""Share of the others whose tiles follow from their content."""
+LEGIBLE = 8.0
+"""Least height in pixels of characters on a tile."""
 LENGTHS = (320, 384, 448, 512, 640, 768, 1024, 1280, 1536, 2048)
 """Rows are padded to the next of these, so that products have few shapes; longer ones are cut."""
 
@@ -58,14 +64,25 @@ def draw_answers(
     """One shard: tiles as bytes, grids, and the packed row of each picture."""
     rng = np.random.default_rng((seed, number))
     made = (KINDS[pick_weighted(rng, kinds)](rng, world) for _ in range(PICTURES_PER_SHARD))
-    return encode(made, processor)
+    return encode(made, processor, rng)
 
 
-def encode(made: Iterable[Made], processor: Processor) -> dict[str, Tensor]:
-    """Pictures with their questions as the tensors of a shard."""
+def encode(
+    made: Iterable[Made], processor: Processor, rng: np.random.Generator
+) -> dict[str, Tensor]:
+    """Pictures with their questions as the tensors of a shard.
+
+    Most of those that one tile shows well enough are not tiled, and most others are tiled by their
+    content: they cost a fraction of the rest, which is tiled as the released models do.
+    """
+    untiled = processor.with_settings(max_tiled_images=0)
+    adaptive, released = (processor.with_settings(tiling=t) for t in ("content", "released"))
     tiles, crops, rows = [], [], []
     for one in made:
-        pixels, crop, row = _encoded(one, processor)
+        chosen = adaptive if chance(rng, ADAPTIVE) else released
+        if chance(rng, UNTILED) and legible_height(one, processor.layout.image_size) >= LEGIBLE:
+            chosen = untiled
+        pixels, crop, row = _encoded(one, chosen)
         tiles.append(pixels)
         crops.append(crop)
         rows.append(row)
@@ -80,6 +97,15 @@ def encode(made: Iterable[Made], processor: Processor) -> dict[str, Tensor]:
             for name, (dtype, _) in _FIELDS.items()
         },
     }
+
+
+def legible_height(made: Made, side: int) -> float:
+    """Height in pixels of the smaller characters (a tenth is lower) on a tile of `side`."""
+    scale = side / max(made.image.size)
+    heights = [
+        max(y2 - y1, 1.6 * (x2 - x1)) * scale for x1, y1, x2, y2 in (m.box for m in made.of("char"))
+    ]
+    return float(np.quantile(heights, 0.1)) if heights else float(side)
 
 
 def _encoded(made: Made, processor: Processor) -> tuple[Tensor, Tensor, PackedRow]:

@@ -105,7 +105,7 @@ SEE = Stage(
 READ = Stage(
     name="read",
     draw=draw_read,
-    cut=partial(cut_answers, tokens=6144, tiles=24, learn_questions=True),
+    cut=partial(cut_answers, tokens=8192, tiles=36, learn_questions=True),
     optim=OptimConfig(
         optimizer="muon",
         learning_rate=2e-3,
@@ -242,7 +242,7 @@ def release(processor: Processor, out: Path) -> Path:
     branch = replace(
         READ,
         name=f"release-{begun}",
-        cut=partial(cut_answers, tokens=6144, tiles=24),
+        cut=partial(cut_answers, tokens=8192, tiles=36),
         optim=replace(READ.optim, decay=RELEASE_STEPS),
         steps=begun + RELEASE_STEPS,
         examined=RELEASE_STEPS,

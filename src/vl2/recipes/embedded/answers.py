@@ -23,9 +23,9 @@ from vl2.processing import Processor
 from vl2.processing.grounding import to_999
 
 PICTURES_PER_SHARD = 500
-UNTILED = 0.75
+UNTILED = 0.85
 """Share of the pictures that stay untiled, of those that are legible so."""
-ADAPTIVE = 0.7
+ADAPTIVE = 0.85
 """Share of the others whose tiles follow from their content."""
 LEGIBLE = 8.0
 """Least height in pixels of characters on a tile."""

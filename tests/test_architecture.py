@@ -31,8 +31,8 @@ MAX_FUNCTION_LINES = 60
 MAX_NANO_BYTES = 45 * 10**6
 PUBLIC_NAMES = {
     "AsyncEngine", "Batch", "Box", "Completion", "Engine", "EngineConfig", "ModelInputs",
-    "Processor", "SamplingParams", "StructuredOutputsParams", "VL2Config", "__version__",
-    "load_model",
+    "Processor", "RepetitionGuard", "SamplingParams", "StructuredOutputsParams",
+    "VL2Config", "__version__", "load_model",
 }  # fmt: skip
 EMPTY_NAMES = {"common", "helper", "helpers", "misc", "util", "utils"}
 

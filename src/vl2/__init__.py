@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from vl2.engine.config import (
         Completion,
         EngineConfig,
+        RepetitionGuard,
         SamplingParams,
         StructuredOutputsParams,
     )
@@ -32,6 +33,7 @@ __all__ = [
     "EngineConfig",
     "ModelInputs",
     "Processor",
+    "RepetitionGuard",
     "SamplingParams",
     "StructuredOutputsParams",
     "VL2Config",
@@ -48,6 +50,7 @@ _HOMES = {
     "EngineConfig": "vl2.engine.config",
     "ModelInputs": "vl2.processing.inputs",
     "Processor": "vl2.processing.processor",
+    "RepetitionGuard": "vl2.engine.config",
     "SamplingParams": "vl2.engine.config",
     "StructuredOutputsParams": "vl2.engine.config",
     "VL2Config": "vl2.config",

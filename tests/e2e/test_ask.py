@@ -56,7 +56,9 @@ def test_ask_prints_json(vl2_command, picture, model_folder):
     code, out, err = vl2_command("ask", picture, picture, "What is it?", *common)
     data = json.loads(out)
     assert (code, err) == (0, "")
-    assert set(data) == {"model", "pictures", "text", "boxes", "finish_reason", "usage"}
+    fields = {"text", "boxes", "finish_reason", "guard_fired", "usage"}
+    assert set(data) == {"model", "pictures", *fields}
+    assert data["guard_fired"] == 0
     assert data["pictures"] == [str(picture)] * 2
     assert data["finish_reason"] == "length"
     assert data["usage"]["completion_tokens"] == 5
@@ -67,6 +69,22 @@ def test_ask_samples_repeatably_with_a_seed(vl2_command, picture, model_folder):
     common = ("--model", model_folder, "--max-tokens", 8, "--temperature", 2, "--top-k", 100)
     outs = [vl2_command("ask", picture, "x", *common, "--seed", s)[1] for s in (1, 1, 2)]
     assert outs[0] == outs[1] != outs[2]
+
+
+def test_a_loop_ends_unless_the_guard_is_off(vl2_command, engine, picture, monkeypatch):
+    logits = torch.zeros(engine.processor.tokenizer.vocab_size)
+    logits[40], logits[engine.processor.tokenizer.eos_id] = 20.0, 10.0
+    monkeypatch.setattr(engine.model.language, "logits", lambda _: logits[None, None])
+    monkeypatch.setattr(ask_file, "load_engine", lambda *_, **__: engine)
+    common = ("ask", picture, "What is it?", "--max-tokens", 260)
+    _, out, err = vl2_command(*common)
+    assert len(out.strip()) == 256
+    assert err == (
+        "the answer repeated itself and was turned away from that, tokens: 1; "
+        "--no-repetition-guard lets it go on\n"
+    )
+    data = json.loads(vl2_command(*common, "--json", "--no-repetition-guard")[1])
+    assert (data["guard_fired"], data["finish_reason"]) == (0, "length")
 
 
 def test_ask_gives_boxes_in_pixels_and_draws_them(vl2_command, says_box, picture, tmp_path):

@@ -44,6 +44,7 @@ from vl2.engine.config import EngineConfig, SamplingParams, StructuredOutputsPar
         ("presence_penalty", math.nan),
         ("frequency_penalty", -2.1),
         ("frequency_penalty", "1"),
+        ("repetition_guard", True),
         ("stop", [""]),
         ("stop", [5]),
         ("stop", 5),

@@ -14,7 +14,8 @@ import torch
 
 from vl2.engine.config import SamplingParams, StructuredOutputsParams
 from vl2.engine.grammar import GrammarCompiler, Matcher, _at_least
-from vl2.engine.sampler import SamplingState, sample
+from vl2.engine.sampler import sample
+from vl2.engine.sampling_state import SamplingState
 from vl2.model_folder import embedded_folder
 from vl2.processing.grounding import GRID, grounding_text, parse_grounding
 from vl2.processing.tokenizer import Tokenizer

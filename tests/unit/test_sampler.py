@@ -16,8 +16,6 @@ from transformers import (
 from vl2.engine.config import SamplingParams
 from vl2.engine.sampler import (
     HEAD,
-    UNIFORM_BITS,
-    SamplingState,
     draw,
     draw_ref,
     keep_likely,
@@ -27,6 +25,7 @@ from vl2.engine.sampler import (
     ranked_ref,
     sample,
 )
+from vl2.engine.sampling_state import UNIFORM_BITS, SamplingState
 
 VOCAB = 50
 STOPS = frozenset({1, 2})

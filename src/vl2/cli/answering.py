@@ -128,5 +128,6 @@ def answer_fields(answer: Completion) -> dict[str, Any]:
         "text": answer.text,
         "boxes": [asdict(box) for box in answer.boxes],
         "finish_reason": answer.finish_reason,
+        "guard_fired": answer.guard_fired,
         "usage": asdict(answer.usage),
     }

@@ -46,6 +46,7 @@ def ask(  # noqa: PLR0913 - each parameter is an option of the command
     top_p: options.TopP = 1.0,
     top_k: options.TopK = 0,
     seed: options.Seed = None,
+    no_repetition_guard: options.Unguarded = False,
     schema: options.Schema = None,
     regex: options.Regex = None,
     choice: options.Choice = None,
@@ -61,7 +62,7 @@ def ask(  # noqa: PLR0913 - each parameter is an option of the command
     It is sent in the official form, unless it has marks of its own (<|ref|>, <|grounding|>). Boxes
     are listed on stderr in pixels of the picture; --save draws them.
     """
-    from vl2.engine.config import SamplingParams
+    from vl2.engine.config import RepetitionGuard, SamplingParams
 
     paths, text = split_words(words or (), question)
     params = SamplingParams(
@@ -70,6 +71,7 @@ def ask(  # noqa: PLR0913 - each parameter is an option of the command
         top_p=top_p,
         top_k=top_k,
         seed=seed,
+        repetition_guard=None if no_repetition_guard else RepetitionGuard(),
         structured_outputs=form_of(schema, regex, choice, strict=strict),
     )
     asked = Question(text=text, ground=ground, params=params, policy=policy_of(max_pixels))

@@ -43,6 +43,7 @@ def chat(  # noqa: PLR0913 - each parameter is an option of the command
     top_p: options.TopP = 1.0,
     top_k: options.TopK = 0,
     seed: options.Seed = None,
+    no_repetition_guard: options.Unguarded = False,
     max_pixels: options.MaxPixels = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print each answer as one line of JSON.")
@@ -57,10 +58,15 @@ def chat(  # noqa: PLR0913 - each parameter is an option of the command
     commands, /quit ends. Questions may also be piped in, one per line; then the first error
     ends the chat.
     """
-    from vl2.engine.config import SamplingParams
+    from vl2.engine.config import RepetitionGuard, SamplingParams
 
     params = SamplingParams(
-        max_tokens=max_tokens, temperature=temperature, top_p=top_p, top_k=top_k, seed=seed
+        max_tokens=max_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        top_k=top_k,
+        seed=seed,
+        repetition_guard=None if no_repetition_guard else RepetitionGuard(),
     )
     policy = policy_of(max_pixels)
     pictures = [open_picture(path, policy) for path in images or ()]

@@ -38,6 +38,9 @@ TopK = Annotated[
     int, typer.Option(help="Sample from this many of the likeliest tokens; 0 means all.")
 ]
 Seed = Annotated[int | None, typer.Option(help=_SEED, show_default=False)]
+Unguarded = Annotated[
+    bool, typer.Option("--no-repetition-guard", help="Let the answer repeat itself without end.")
+]
 Ground = Annotated[
     bool, typer.Option("--ground", help="Locate what the question names, as boxes in pixels.")
 ]

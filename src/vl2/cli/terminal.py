@@ -70,7 +70,7 @@ def printable(text: str) -> str:
 
 
 def show_remarks(answer: Completion, picture: str | None = None) -> None:
-    """List an answer's boxes on stderr in pixels of their pictures, and say if it was cut short.
+    """List an answer's boxes on stderr in pixels of their pictures; say if it looped or was cut.
 
     Args:
         answer: of one question.
@@ -83,9 +83,14 @@ def show_remarks(answer: Completion, picture: str | None = None) -> None:
         note(f"{box.label or 'box'}: {place}{score}")
     for told in dict.fromkeys(box.note for box in answer.boxes if box.note):
         note(told)
+    whose = f"{picture}: " if picture else ""
+    if answer.guard_fired:
+        note(
+            f"{whose}the answer repeated itself and was turned away from that, tokens: "
+            f"{answer.guard_fired}; --no-repetition-guard lets it go on"
+        )
     if answer.finish_reason == "length":
         count = answer.usage.completion_tokens
-        whose = f"{picture}: " if picture else ""
         note(
             f"{whose}the answer was cut after {count} tokens, by --max-tokens or the end of the "
             "context"

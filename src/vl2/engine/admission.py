@@ -15,7 +15,7 @@ from torch import Tensor
 from vl2.engine.config import Completion, EngineConfig, FinishReason, SamplingParams, Usage
 from vl2.engine.grammar import GrammarCompiler
 from vl2.engine.pictures import pictures_of
-from vl2.engine.sampler import SamplingState
+from vl2.engine.sampling_state import SamplingState
 from vl2.engine.sequence import Prompt, Sequence
 from vl2.engine.text_stream import TextStream
 from vl2.model.vl2 import VL2Model

@@ -122,12 +122,38 @@ class StructuredOutputsParams:
 
 @no_type_check  # it checks its own values at run time, with messages for people
 @dataclass(frozen=True, kw_only=True, slots=True)
+class RepetitionGuard:
+    """No token may complete an n-gram that the last tokens of the answer already hold.
+
+    A loop of r tokens, a sentence or a row of a table for instance, ends after n + r - 1 of them.
+    Up to there text may repeat itself, which tables and lists do, so the n-grams are long.
+
+    Attributes:
+        ngram_size: n.
+        window_size: latest tokens of the answer that are searched, at least n + r - 1.
+        exempt_token_ids: tokens that may always come.
+    """
+
+    ngram_size: int = 256
+    window_size: int = 1024
+    exempt_token_ids: Sequence[int] = ()
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        _whole(self, "ngram_size", least=2)
+        _whole(self, "window_size", least=self.ngram_size, meaning=", the ngram_size,")
+        ids = _token_ids("exempt_token_ids", self.exempt_token_ids)
+        object.__setattr__(self, "exempt_token_ids", ids)
+
+
+@no_type_check  # it checks its own values at run time, with messages for people
+@dataclass(frozen=True, kw_only=True, slots=True)
 class SamplingParams:
     """How one answer is decoded.
 
     The order of the steps: structured outputs and min_tokens, repetition penalty, frequency and
-    presence penalty, temperature, top_k, top_p, min_p. Penalties count text tokens alone; control
-    tokens, image placeholders among them, never count.
+    presence penalty, repetition guard, temperature, top_k, top_p, min_p. Penalties count text
+    tokens alone; control tokens, image placeholders among them, never count.
 
     Attributes:
         max_tokens: most tokens of the answer; the context's end can come first.
@@ -140,6 +166,8 @@ class SamplingParams:
         repetition_penalty: above 1 makes tokens of the prompt and the answer less likely.
         presence_penalty: taken off the score of tokens that the answer holds (OpenAI's definition).
         frequency_penalty: the same times how often the answer holds them.
+        repetition_guard: ends loops, and stands back where nothing else may come; None is off,
+            `RepetitionGuard()` what the commands use.
         stop: strings that end the answer and do not appear in it.
         stop_token_ids: tokens that end the answer beside the end-of-sentence token.
         ignore_eos: go on behind the end-of-sentence token.
@@ -158,6 +186,7 @@ class SamplingParams:
     repetition_penalty: float = 1.0
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
+    repetition_guard: RepetitionGuard | None = None
     stop: str | Sequence[str] = ()
     stop_token_ids: Sequence[int] = ()
     ignore_eos: bool = False
@@ -172,7 +201,9 @@ class SamplingParams:
         self._check_sampling()
         stop = (self.stop,) if isinstance(self.stop, str) else self.stop
         object.__setattr__(self, "stop", _strings("stop", stop))
-        object.__setattr__(self, "stop_token_ids", _token_ids(self.stop_token_ids))
+        object.__setattr__(
+            self, "stop_token_ids", _token_ids("stop_token_ids", self.stop_token_ids)
+        )
         if self.seed is not None:
             _whole(self, "seed", least=0)
         _whole(self, "n", least=1, most=MAX_N)
@@ -206,6 +237,9 @@ class SamplingParams:
         _number(self, "repetition_penalty", wanted, 0.01, 100.0)
         for name in ("presence_penalty", "frequency_penalty"):
             _number(self, name, "-2 to 2 (0 is off)", -2.0, 2.0)
+        guard = self.repetition_guard
+        if guard is not None and not isinstance(guard, RepetitionGuard):
+            raise ValueError(f"repetition_guard is {_shown(guard)}: expected a RepetitionGuard")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -245,6 +279,7 @@ class Completion:
         top_logprobs: for each chosen token the likeliest tokens in its place, the likeliest first;
             None if `SamplingParams.logprobs` is None.
         error: what failed, in one line; None unless `finish_reason` is "error".
+        guard_fired: tokens in whose place the repetition guard forbade the likeliest one.
     """
 
     index: int
@@ -256,6 +291,7 @@ class Completion:
     logprobs: list[float]
     top_logprobs: list[tuple[TokenLogprob, ...]] | None = None
     error: str | None = None
+    guard_fired: int = 0
 
 
 def _shown(value: object) -> str:
@@ -301,11 +337,11 @@ def _strings(name: str, values: object) -> tuple:
     return tuple(values)
 
 
-def _token_ids(values: object) -> tuple:
+def _token_ids(name: str, values: object) -> tuple:
     """The values as a tuple if they are a list of whole numbers."""
     numbers = (None,)
     if isinstance(values, list | tuple):
         numbers = tuple(plain_number(value, whole=True) for value in values)
     if None in numbers:
-        raise ValueError(f"stop_token_ids is {_shown(values)}: expected a list of token ids")
+        raise ValueError(f"{name} is {_shown(values)}: expected a list of token ids")
     return numbers

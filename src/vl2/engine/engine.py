@@ -335,7 +335,8 @@ class Engine:
             delta += sequence.accept(choice)
             accepted = place
             guessed = place < len(drafts) and drafts[place] == choice.token
-            if sequence.finish_reason or not guessed:
+            # A guard that bans something now knew nothing of it when the next row was chosen.
+            if sequence.finish_reason or not (guessed and sequence.sampling.plain):
                 break
         self._stats.generated_tokens += accepted + 1
         self._stats.drafted_tokens += len(drafts)

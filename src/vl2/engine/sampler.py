@@ -1,15 +1,14 @@
 """From logits to tokens: each row is decided by its own numbers alone, whatever it is batched with.
 
 The order of the steps: grammar and min_tokens, repetition penalty, frequency and presence penalty,
-temperature, top_k, top_p, min_p. Probabilities are drawn from as whole numbers: they add up to the
-same sum in any order, so a device that sums a batch otherwise than a single row chooses alike.
+repetition guard, temperature, top_k, top_p, min_p. Probabilities are drawn from as whole numbers:
+they add up to the same sum in any order, so a device that sums a batch otherwise than a single row
+chooses alike.
 """
 
 from __future__ import annotations
 
-import hashlib
 import math
-import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -18,14 +17,11 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from vl2.engine.config import MAX_LOGPROBS, SamplingParams
-from vl2.engine.grammar import Matcher
+from vl2.engine.sampling_state import UNIFORM_BITS, SamplingState
 from vl2.ops.logits import row_peaks
 
 WEIGHT_BITS = 38
 """Probability 1 is the weight 2**38; with `UNIFORM_BITS` a product still fits 63 bits."""
-
-UNIFORM_BITS = 24
-"""Random numbers are multiples of 2**-24, which float32 holds exactly."""
 
 HEAD = 1024
 """Likeliest tokens that top_p looks at before it sorts a whole vocabulary."""
@@ -43,121 +39,13 @@ class Choice:
         logprob: its log-probability under the untouched logits; NaN if the row has no good scores
             or no token may come.
         top: the likeliest tokens with their log-probabilities, as many as its params ask for.
+        guarded: whether the repetition guard forbade the likeliest token.
     """
 
     token: int
     logprob: float
     top: tuple[tuple[int, float], ...] = ()
-
-
-@dataclass(kw_only=True, slots=True)
-class SamplingState:
-    """What the choice of an answer's next token depends on, beside the logits.
-
-    Attributes:
-        params: how the answer is decoded.
-        stop_ids: tokens that end the answer.
-        seed: of the answer's random numbers.
-        grammar: the form of the answer, as far as it has come.
-        counted: which tokens of the vocabulary the penalties count at all.
-        seen: counted tokens of prompt and answer; only with a repetition penalty.
-        counts: how often the answer has each counted token; only with the other penalties.
-        noted: accepted tokens.
-    """
-
-    params: SamplingParams
-    stop_ids: frozenset[int]
-    seed: bytes
-    grammar: Matcher | None
-    counted: Bool[Tensor, " v"]
-    seen: Bool[Tensor, " v"] | None
-    counts: Int[Tensor, " v"] | None
-    noted: int = 0
-
-    @classmethod
-    def start(
-        cls,
-        params: SamplingParams,
-        prompt: Int[Tensor, " n"],
-        counted: Bool[Tensor, " v"],
-        stop_ids: frozenset[int],
-        grammar: Matcher | None,
-        seed_offset: int = 0,
-    ) -> SamplingState:
-        """State before the first token, on the device of `counted`.
-
-        Args:
-            params: how the answer is decoded.
-            prompt: its tokens, for the repetition penalty.
-            counted: which tokens the penalties count.
-            stop_ids: tokens that end the answer.
-            grammar: the compiled `params.structured_outputs`, of this answer alone.
-            seed_offset: number of the answer among the `n` of its conversation.
-        """
-        seen = counts = None
-        if params.repetition_penalty != 1:
-            seen = torch.zeros_like(counted)
-            seen[prompt.to(seen.device)] = True
-            seen &= counted
-        if params.presence_penalty or params.frequency_penalty:
-            counts = torch.zeros_like(counted, dtype=torch.int32)
-        seed = secrets.randbits(63) if params.seed is None else params.seed
-        return cls(
-            params=params,
-            stop_ids=stop_ids,
-            seed=seed.to_bytes(8) + seed_offset.to_bytes(8),
-            grammar=grammar,
-            counted=counted,
-            seen=seen,
-            counts=counts,
-        )
-
-    @property
-    def plain(self) -> bool:
-        """Whether the next choices depend on the logits alone, not on the tokens between them."""
-        unpenalised = self.seen is None and self.counts is None
-        return unpenalised and self.grammar is None and self.noted >= self.params.min_tokens
-
-    @property
-    def error(self) -> str | None:
-        """Why the answer cannot go on; its rows then have the log-probability NaN."""
-        return self.grammar.error if self.grammar else None
-
-    def uniform(self, index: int) -> float:
-        """The random number in [0, 1) of the answer's token `index`: the same at every call."""
-        digest = hashlib.blake2b(self.seed + index.to_bytes(8), digest_size=8).digest()
-        return (int.from_bytes(digest) >> (64 - UNIFORM_BITS)) / 2**UNIFORM_BITS
-
-    def note(self, token: int) -> None:
-        """The token was accepted; it counts from now on. Never waits for the device."""
-        self.noted += 1
-        if self.seen is not None:
-            self.seen[token] |= self.counted[token]
-        if self.counts is not None:
-            self.counts[token] += self.counted[token]
-        if self.grammar is not None and token not in self.stop_ids:
-            self.grammar.accept(token)
-
-    def allowed(self, index: int) -> Bool[Tensor, " v"] | None:
-        """Which tokens may be token `index`, on the CPU; None for all.
-
-        A grammar that has ended leaves the tokens that end the answer, too early or not. Where only
-        such tokens could come, too early in a form that is not complete, none may.
-        """
-        early = index < self.params.min_tokens
-        if self.grammar is None and not early:
-            return None
-        stops = torch.zeros(len(self.counted), dtype=torch.bool)
-        stops[[token for token in self.stop_ids if token < len(stops)]] = True
-        if self.grammar is None:
-            return ~stops
-        if self.grammar.finished:
-            return stops
-        allowed = self.grammar.allowed()
-        rest = allowed & ~stops
-        if self.grammar.accepting and not (early and bool(rest.any())):
-            return allowed | stops
-        return rest if early else allowed
+    guarded: bool = False
 
 
 def sample(
@@ -174,6 +62,7 @@ def sample(
     """
     logits = logits.float()
     scores = _penalise_rows(_restrict_rows(logits, states, indices), states)
+    scores, guarded = _guard_rows(scores, states)
     peaks = row_peaks(logits)
     chosen = peaks.best if scores is logits else row_peaks(scores).best
     # A processor is fastest on what its caches hold, a GPU on all at once.
@@ -184,6 +73,7 @@ def sample(
         chosen[place] = draw(scores[place], [states[row].params for row in rows], uniform)
     columns = [chosen[:, None], peaks.logprobs(logits.gather(-1, chosen[:, None]))]
     columns[1].masked_fill_(scores.gather(-1, chosen[:, None]) == -math.inf, math.nan)
+    columns.append(guarded[:, None])
     if any(state.params.logprobs for state in states):
         # One width for all: what a row reports must not depend on what its neighbours ask for.
         top = ranked(logits, min(MAX_LOGPROBS, logits.shape[-1]))
@@ -194,13 +84,14 @@ def sample(
 
 
 def _choice(row: list[float], state: SamplingState) -> Choice:
-    token, logprob, *top = row
+    token, logprob, guarded, *top = row
     half = len(top) // 2
     pairs = zip(map(int, top[:half]), top[half:], strict=True)
     return Choice(
         token=int(token),
         logprob=math.nan if state.error else logprob,
         top=tuple(pairs)[: state.params.logprobs or 0],
+        guarded=bool(guarded),
     )
 
 
@@ -248,6 +139,27 @@ def _penalise_rows(
             )
         rows.append(row)
     return torch.stack(rows)
+
+
+def _guard_rows(
+    scores: Float[Tensor, "b v"], states: Sequence[SamplingState]
+) -> tuple[Float[Tensor, "b v"], Bool[Tensor, " b"]]:
+    """Forbid what the repetition guards ban; in which rows that took the likeliest token away.
+
+    A guard stands back where no other token may come, as in a form of an answer.
+    """
+    guarded = torch.zeros(len(states), dtype=torch.bool, device=scores.device)
+    banned = [(row, state.banned) for row, state in enumerate(states) if state.banned]
+    if not banned:
+        return scores, guarded
+    rows = torch.tensor([row for row, _ in banned], device=scores.device)
+    places = [(place, token) for place, (_, tokens) in enumerate(banned) for token in tokens]
+    before = scores[rows]
+    after = before.clone()
+    after[torch.tensor(places, device=scores.device).unbind(-1)] = -math.inf
+    after = torch.where((after == -math.inf).all(-1, keepdim=True), before, after)
+    guarded[rows] = row_peaks(before).best != row_peaks(after).best
+    return scores.index_copy(0, rows, after), guarded
 
 
 def penalise_repeated(

@@ -14,7 +14,8 @@ from vl2.engine.confidence import scored_boxes
 from vl2.engine.config import Completion, FinishReason, SamplingParams, TokenLogprob, Usage
 from vl2.engine.pictures import Picture
 from vl2.engine.prompt_lookup import PromptLookup
-from vl2.engine.sampler import Choice, SamplingState
+from vl2.engine.sampler import Choice
+from vl2.engine.sampling_state import SamplingState
 from vl2.engine.text_stream import TextStream
 from vl2.processing.inputs import ModelInputs
 
@@ -65,6 +66,7 @@ class Sequence:
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     tops: list[tuple[TokenLogprob, ...]] = field(default_factory=list)
+    guard_fired: int = 0
     finish_reason: FinishReason | None = None
     error: str | None = None
     blocks: list[int] = field(default_factory=list)
@@ -115,6 +117,7 @@ class Sequence:
         self.token_ids.append(token)
         self.logprobs.append(choice.logprob)
         self.tops.append(tuple(TokenLogprob(*pair) for pair in choice.top))
+        self.guard_fired += choice.guarded
         self.sampling.note(token)
         if token in self.stop_ids:
             self.finish_reason = "stop"
@@ -159,4 +162,5 @@ class Sequence:
             logprobs=self.logprobs,
             top_logprobs=None if self.params.logprobs is None else self.tops,
             error=self.error,
+            guard_fired=self.guard_fired,
         )

@@ -28,7 +28,8 @@ class NgramTable:
         self.banned: tuple[int, ...] = ()
         self._exempt = frozenset(guard.exempt_token_ids)
         self._most = guard.window_size - guard.ngram_size + 1
-        self._run: deque[int] = deque(maxlen=guard.ngram_size - 1)
+        self._run = guard.ngram_size - 1
+        self._token_ids = array("q")
         self._name: bytes | None = None  # of the run, once it is whole
         self._ngrams: deque[tuple[bytes, int]] = deque()
         self._following: dict[bytes, Counter[int]] = {}
@@ -40,9 +41,10 @@ class NgramTable:
             self._following.setdefault(self._name, Counter())[token] += 1
         if len(self._ngrams) > self._most:
             self._forget(*self._ngrams.popleft())
-        self._run.append(token)
-        if len(self._run) == self._run.maxlen:
-            self._name = hashlib.blake2b(array("q", self._run).tobytes(), digest_size=16).digest()
+        self._token_ids.append(token)
+        if len(self._token_ids) >= self._run:
+            run = self._token_ids[-self._run :]
+            self._name = hashlib.blake2b(run, digest_size=16).digest()
             said = self._following.get(self._name, ())
             self.banned = tuple(t for t in said if t not in self._exempt)
 

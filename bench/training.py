@@ -23,7 +23,6 @@ is of the fastest bfloat16 product of the tower's shapes in the same run. The ar
     compiled    the same with compiled blocks; of the tower alone
     fused       the twin with C, attention of the decoder by PyTorch; of the whole step alone
     native      the twin with C, as it trains
-    both        C inside of compiled blocks; of the tower alone
 
 With CUDA it also prints the model FLOP utilisation of a step of Tiny's exact shapes, in bfloat16.
 """
@@ -66,8 +65,8 @@ from vl2.train.metrics import batch_size, peak_flops
 from vl2.train.optim import Optimizers, freeze
 from vl2.train.task import LanguageTask
 
-Step = Callable[[Sequence[TrainBatch]], object]
-Arms = Mapping[str, Step]
+Run = Callable[[Sequence[TrainBatch]], object]
+Arms = Mapping[str, Run]
 
 
 def narrow(size: str, *, quick: bool) -> VL2Config:
@@ -102,7 +101,7 @@ def text_batch(config: VL2Config, rows: int, length: int, device: str) -> TrainB
     return TrainBatch(tensors=tensors, tokens=ids.numel(), supervised=ids.numel() - rows)
 
 
-class Trained:
+class Step:
     """One model and what trains it."""
 
     def __init__(
@@ -155,8 +154,8 @@ def compare(size: str, repeats: int, *, quick: bool) -> dict[str, object]:
     """Medians of all arms, run in turn."""
     config = narrow(size, quick=quick)
     batch = text_batch(config, 4, 512, "cpu")
-    exact = Trained(config, torch.float32, "cpu")
-    mixed = Trained(config, torch.float32, "cpu", autocast=True)
+    exact = Step(config, torch.float32, "cpu")
+    mixed = Step(config, torch.float32, "cpu", autocast=True)
     arms = {
         "grouped": (exact, expert_mlp),
         "loop": (exact, expert_mlp_ref),
@@ -193,7 +192,7 @@ def utilisation(repeats: int) -> dict[str, object] | None:
         return None
     config = VL2Config.tiny()
     batch = text_batch(config, 4, 4096, "cuda")
-    step = Trained(config, torch.bfloat16, "cuda")
+    step = Step(config, torch.bfloat16, "cuda")
     seconds = statistics.median([step(batch) for _ in range(repeats + 2)][2:])
     flops = step_flops(model_work(step.task.model, ComputeConfig()), batch_size([batch]))
     name = torch.cuda.get_device_name()
@@ -226,7 +225,7 @@ def tower_arms() -> tuple[Arms, TrainBatch]:
     places = torch.stack([torch.randint(high, (2048,)) for high in (16, side, side, 95)], dim=1)
     tensors = {"tiles": torch.randn(16, 3, side, side), "places": places}
     reader = PlaceReader(embedded_model())
-    tasks = [SeeTask(reader), *(SeeTask(reader, compiled=True) for _ in range(2))]
+    task, quick = SeeTask(reader), SeeTask(reader, compiled=True)
 
     def exact(batches: Sequence[TrainBatch]) -> None:
         [batch] = batches
@@ -235,10 +234,9 @@ def tower_arms() -> tuple[Arms, TrainBatch]:
 
     arms: Arms = {
         "float32": exact,
-        "portable": without_native(tasks[0].accumulate),
-        "compiled": without_native(tasks[1].accumulate),
-        "native": tasks[0].accumulate,
-        "both": tasks[2].accumulate,
+        "portable": without_native(task.accumulate),
+        "compiled": without_native(quick.accumulate),
+        "native": task.accumulate,
     }
     return arms, TrainBatch(tensors=tensors, images=16, tiles=16)
 
@@ -270,7 +268,7 @@ def whole_arms() -> tuple[Arms, TrainBatch]:
     return arms, batch
 
 
-def evenly_routed(run: Step) -> Step:
+def evenly_routed(run: Run) -> Run:
     """The same with every expert equally busy, as they are soon in training: choices at random."""
 
     def chosen(logits: Tensor, config: LanguageConfig, _bias: Tensor | None) -> Routing:
@@ -283,7 +281,7 @@ def evenly_routed(run: Step) -> Step:
     return step
 
 
-def with_fused(run: Step) -> Step:
+def with_fused(run: Run) -> Run:
     """The same with PyTorch's own attention in the decoder."""
 
     def step(batches: Sequence[TrainBatch]) -> object:
@@ -293,7 +291,7 @@ def with_fused(run: Step) -> Step:
     return step
 
 
-def without_native(run: Step) -> Step:
+def without_native(run: Run) -> Run:
     """The same without the functions in C."""
 
     def step(batches: Sequence[TrainBatch]) -> object:
@@ -303,7 +301,7 @@ def without_native(run: Step) -> Step:
     return step
 
 
-def timer(run: Step, batch: TrainBatch) -> Timer:
+def timer(run: Run, batch: TrainBatch) -> Timer:
     """Seconds of one run over the batch."""
     return lambda _: seconds(lambda: run([batch]))
 

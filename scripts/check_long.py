@@ -90,6 +90,7 @@ CHECKS = (
         covers=(
             "constraints.txt",
             "src/vl2/checkpoint",
+            "src/vl2/failure.py",
             "src/vl2/logs.py",
             "scripts/kill_check.py",
         ),

@@ -213,8 +213,8 @@ def _for_every_layer(place: str, stated: Any) -> dict[str, Any]:
     if len(kinds) < len(stated):
         name, value = next(iter(kinds.items()))
         raise ValueError(
-            f"config.json: {place}.{name} is {value!r:.80}: expected a number or a word, or in "
-            f"{place} nothing but one object for each kind of layer"
+            f"config.json: {place}.{name} is {value!r:.80}: expected a number or a word, or "
+            f"nothing else in {place}, where it differs between kinds of layers"
         )
     first, *others = kinds.values()
     if any(other != first for other in others):

@@ -347,7 +347,8 @@ def test_products_in_bfloat16(alone):
     report, tokens = run_step(pipeline, mixed_step(0))
     task = LanguageTask(model_of(), BALANCE, autocast=True)
     other = task.accumulate([batch_of(rows) for rows in mixed_step(0)])
-    assert report.loss / tokens == pytest.approx(other.loss, rel=1e-4)
+    # A pipeline casts each product, the twin computes in bfloat16 throughout: measured 2.4e-4.
+    assert report.loss / tokens == pytest.approx(other.loss, rel=4e-4)
     assert all(grad.dtype == torch.float32 for grad in gradients(model).values())
 
 

@@ -18,6 +18,7 @@ from vl2.benchmarks.work import text_flops, tile_bytes_read, tile_flops, weight_
 from vl2.checkpoint.count import count_parameters, model_shapes
 from vl2.config import VL2Config
 from vl2.engine import cores as available
+from vl2.failure import WorkError
 from vl2.model.quant_layers import QuantWeight
 from vl2.ops.quant import Int8Weight, dequantize_int4, dequantize_rows
 
@@ -197,10 +198,10 @@ def test_times_are_taken_in_turns_and_the_first_round_does_not_count():
     assert ratio(taken["slow"], taken["fast"]) == 3.0
     assert middle(taken["fast"]) == 2.0
     assert ratio([1.0, 8.0, 9.0], [1.0, 2.0, 3.0]) == 3.0
-    with pytest.raises(ValueError, match="too busy"):
+    with pytest.raises(WorkError, match="too busy"):
         middle([0.1, -0.1, -0.1])
     for slow, fast in (([1.0], [-1.0]), ([-1.0], [1.0])):
-        with pytest.raises(ValueError, match="too busy"):
+        with pytest.raises(WorkError, match="too busy"):
             ratio(slow, fast)
 
 

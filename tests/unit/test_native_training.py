@@ -78,23 +78,6 @@ def test_layouts_do_not_matter() -> None:
         assert torch.equal(one, two)
 
 
-@pytest.mark.compiled
-@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
-@pytest.mark.timeout(300)
-def test_compiled_code_keeps_the_functions() -> None:
-    def block(x: torch.Tensor) -> torch.Tensor:
-        inner = training.activate(x, "gelu") if training.takes(x) else x * float("nan")
-        return training.scaled_softmax(inner * 2, 0.5, None)
-
-    x = torch.randn(4, 64).bfloat16().requires_grad_()
-    change = torch.randn(4, 64).bfloat16()
-    out = torch.compile(block, fullgraph=True)(x)
-    torch.testing.assert_close(out, block(x))
-    [found] = torch.autograd.grad(out, x, change)
-    [wanted] = torch.autograd.grad(block(x), x, change)
-    torch.testing.assert_close(found, wanted)
-
-
 def test_other_tensors_are_left_to_pytorch() -> None:
     x = torch.randn(3).requires_grad_()
     assert not training.takes(x)

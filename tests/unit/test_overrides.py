@@ -138,6 +138,7 @@ def test_the_later_of_two_values_counts_and_the_earlier_may_be_wrong():
 ZERO = {
     *("seed", "optim.warmup", "optim.floor", "optim.betas", "optim.weight_decay", "data.seed"),
     *("balance.loss_weight", "balance.bias_step", "guard.spike", "guard.rollbacks"),
+    "optim.decay",
     *("data.workers", "data.max_bad_rate", "data.max_bad_in_a_row", "data.sources.0.augment"),
 }
 """Numbers of a run that may be zero."""

@@ -74,7 +74,8 @@ def changed(name: str, value: Any) -> TrainConfig:
     if len(parts) == 1:
         return replace(CONFIG, **{name: value})
     section, key = parts
-    return replace(CONFIG, **{section: replace(getattr(CONFIG, section), **{key: value})})
+    beside = {"schedule": "constant"} if key == "decay" else {}  # it belongs to that one alone
+    return replace(CONFIG, **{section: replace(getattr(CONFIG, section), **beside, **{key: value})})
 
 
 def test_the_same_settings_go_on(root: Path, origin: Origin):

@@ -6,10 +6,10 @@ No shape depends on what the router chose, so the host never waits and a CUDA gr
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from vl2.ops.activations import silu
 from vl2.ops.cards import groups_on_card, has_grouped_matmul
 from vl2.ops.moe import ExpertChange, LowRank, Routing, combine_experts
 
@@ -54,20 +54,20 @@ def batched_expert_mlp(
         weights = [weight[chosen] for weight in (gate, up, down)]
         changes = tuple(low and LowRank(low.a[chosen], low.b[chosen]) for low in changes)
         rows = x[:, None].expand(-1, k, -1).reshape(tokens * k, 1, -1)
-        out = _swiglu(rows, weights, changes)[:, 0]  # (N*k, H)
+        out = batched_swiglu(rows, weights, changes)[:, 0]  # (N*k, H)
     else:
-        everywhere = _swiglu(x.expand(total, -1, -1), [gate, up, down], changes)  # (E, N, H)
+        everywhere = batched_swiglu(x.expand(total, -1, -1), [gate, up, down], changes)  # (E, N, H)
         token = torch.arange(tokens, device=x.device)[:, None]
         out = everywhere[routing.experts, token].flatten(0, 1)
     return combine_experts(out, None, routing.weights).to(x.dtype)
 
 
-def _swiglu(
+def batched_swiglu(
     rows: Float[Tensor, "b m h"], weights: list[Tensor], changes: tuple[LowRank | None, ...]
 ) -> Float[Tensor, "b m h"]:
-    """Rows of each matrix through the SwiGLU of three."""
+    """The rows [b, m, h] that belong to each of b experts through its SwiGLU (gate, up, down)."""
     gate, up, down = weights
-    hidden = F.silu(_product(rows, gate, changes[0])) * _product(rows, up, changes[1])
+    hidden = silu(_product(rows, gate, changes[0])) * _product(rows, up, changes[1])
     return _product(hidden, down, changes[2])
 
 

@@ -13,8 +13,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from vl2.ops.activations import silu
-from vl2.ops.moe import ExpertChange, LowRank, Routing, combine_experts, sort_by_expert
+from vl2.ops.batched_experts import batched_swiglu
+from vl2.ops.moe import ExpertChange, Routing, combine_experts, sort_by_expert
 
 STEPS_PER_OCTAVE = 4
 SMALLEST = 16
@@ -54,15 +54,9 @@ def padded_expert_mlp(
     places = torch.empty_like(order).scatter_(0, order, _places(counts, room))  # of each choice
     copies = x[:, None].expand(-1, k, -1).flatten(0, 1)
     padded = x.new_zeros(total * room, x.shape[1]).index_copy(0, places, copies)
-    hidden = padded.unflatten(0, (total, room))  # (E, C, H)
     changes = change or (None, None, None)
-
-    def product(rows: Tensor, weight: Tensor, low: LowRank | None) -> Tensor:
-        out = rows @ weight.mT
-        return out if low is None else out + rows @ low.a.mT @ low.b.mT
-
-    inner = silu(product(hidden, gate, changes[0])) * product(hidden, up, changes[1])
-    out = _PickedOnce.apply(product(inner, down, changes[2]).flatten(0, 1), places)
+    out = batched_swiglu(padded.unflatten(0, (total, room)), [gate, up, down], changes)
+    out = _PickedOnce.apply(out.flatten(0, 1), places)
     return combine_experts(out, None, routing.weights).to(x.dtype)
 
 

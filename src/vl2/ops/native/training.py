@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import BFloat16, Bool
 from torch import Tensor
 
 from vl2.ops.native.kernels import available, ready
@@ -23,78 +24,85 @@ def takes(x: Tensor) -> bool:
     return x.device.type == "cpu" and x.dtype == torch.bfloat16 and available()
 
 
-def _operator(name: str, schema: str) -> Any:
-    """A decorator; the schema is written out, as annotations are strings here."""
-    return torch.library.custom_op(f"vl2::{name}", mutates_args=(), schema=schema)
+def activate(x: BFloat16[Tensor, "*any"], name: str) -> BFloat16[Tensor, "*any"]:
+    """Every number through one of `TABLES`."""
+    return _Activated.apply(x, name)
 
 
-@_operator("activate", "(Tensor x, str name) -> Tensor")
-def activate(x: Tensor, name: str) -> Tensor:
-    """A bfloat16 tensor through one of `TABLES`."""
-    x = x.contiguous()
-    out = torch.empty_like(x)
-    table = TABLES[name]()[0].data_ptr()
-    ready().activate(x.data_ptr(), x.numel(), table, out.data_ptr(), torch.get_num_threads())
-    return out
-
-
-@_operator("activate_backward", "(Tensor x, Tensor change, str name) -> Tensor")
-def activate_backward(x: Tensor, change: Tensor, name: str) -> Tensor:
-    """The change of `x` from that of its function."""
-    x, change = x.contiguous(), change.contiguous()
-    out = torch.empty_like(x)
-    ready().activate_backward(
-        x.data_ptr(),
-        change.data_ptr(),
-        x.numel(),
-        TABLES[name]()[1].data_ptr(),
-        out.data_ptr(),
-        torch.get_num_threads(),
-    )
-    return out
-
-
-@_operator("scaled_softmax", "(Tensor x, float scale, Tensor? mask) -> Tensor")
-def scaled_softmax(x: Tensor, scale: float, mask: Tensor | None) -> Tensor:
-    """Rows of `scale` x, a bfloat16 tensor [..., t, s], to shares.
+def scaled_softmax(
+    x: BFloat16[Tensor, "*lead t s"], scale: float, mask: Bool[Tensor, "#b 1 t s"] | None
+) -> BFloat16[Tensor, "*lead t s"]:
+    """Rows of `scale` x to shares.
 
     Args:
         x: scores; with a mask they are [b, h, t, s].
         scale: positive.
-        mask: bool [b or 1, 1, t, s], True where a share is left: at least once in each row.
+        mask: True where a share is left: at least once in each row.
     """
-    x = x.contiguous()
-    out = torch.empty_like(x)
-    heads, queries = x.shape[1:3] if mask is not None else (1, 1)
-    mask = None if mask is None else mask.contiguous()
-    ready().softmax(
-        x.data_ptr(),
-        *_rows(x),
-        scale,
-        None if mask is None else mask.data_ptr(),
-        heads,
-        queries,
-        0 if mask is None or len(mask) == 1 else mask.stride(0),
-        out.data_ptr(),
-        torch.get_num_threads(),
-    )
-    return out
+    return _Shares.apply(x, scale, mask)
 
 
-@_operator("scaled_softmax_backward", "(Tensor shares, Tensor change, float scale) -> Tensor")
-def scaled_softmax_backward(shares: Tensor, change: Tensor, scale: float) -> Tensor:
-    """The change of `x` from that of its shares."""
-    shares, change = shares.contiguous(), change.contiguous()
-    out = torch.empty_like(shares)
-    ready().softmax_backward(
-        shares.data_ptr(),
-        change.data_ptr(),
-        *_rows(shares),
-        scale,
-        out.data_ptr(),
-        torch.get_num_threads(),
-    )
-    return out
+class _Activated(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, name: str) -> Tensor:
+        x = x.contiguous()
+        ctx.save_for_backward(x)
+        ctx.name = name
+        out = torch.empty_like(x)
+        table = TABLES[name]()[0].data_ptr()
+        ready().activate(x.data_ptr(), x.numel(), table, out.data_ptr(), torch.get_num_threads())
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *changes: Tensor) -> tuple[Tensor, None]:
+        [x], change = ctx.saved_tensors, changes[0].contiguous()
+        out = torch.empty_like(x)
+        ready().activate_backward(
+            x.data_ptr(),
+            change.data_ptr(),
+            x.numel(),
+            TABLES[ctx.name]()[1].data_ptr(),
+            out.data_ptr(),
+            torch.get_num_threads(),
+        )
+        return out, None
+
+
+class _Shares(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scale: float, mask: Tensor | None) -> Tensor:
+        x = x.contiguous()
+        out = torch.empty_like(x)
+        heads, queries = x.shape[1:3] if mask is not None else (1, 1)
+        mask = None if mask is None else mask.contiguous()
+        ready().softmax(
+            x.data_ptr(),
+            *_rows(x),
+            scale,
+            None if mask is None else mask.data_ptr(),
+            heads,
+            queries,
+            0 if mask is None or len(mask) == 1 else mask.stride(0),
+            out.data_ptr(),
+            torch.get_num_threads(),
+        )
+        ctx.save_for_backward(out)
+        ctx.scale = scale
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *changes: Tensor) -> tuple[Tensor, None, None]:
+        [shares], change = ctx.saved_tensors, changes[0].contiguous()
+        out = torch.empty_like(shares)
+        ready().softmax_backward(
+            shares.data_ptr(),
+            change.data_ptr(),
+            *_rows(shares),
+            ctx.scale,
+            out.data_ptr(),
+            torch.get_num_threads(),
+        )
+        return out, None, None
 
 
 def _rows(x: Tensor) -> tuple[int, int]:
@@ -122,33 +130,3 @@ def _silu_table() -> tuple[Tensor, Tensor]:
 
 TABLES = {"gelu": _gelu_table, "silu": _silu_table}
 """GELU (in its tanh form) and SiLU of every bfloat16 number, and their slopes in float32."""
-
-
-@activate.register_fake
-@activate_backward.register_fake
-@scaled_softmax.register_fake
-@scaled_softmax_backward.register_fake
-def _like_the_first(x: Tensor, *_: object) -> Tensor:
-    return torch.empty_like(x, memory_format=torch.contiguous_format)
-
-
-def _keep_input(ctx: Any, inputs: tuple[Tensor, str], output: Tensor) -> None:
-    ctx.save_for_backward(inputs[0])
-    ctx.name = inputs[1]
-
-
-def _keep_shares(ctx: Any, inputs: tuple[Tensor, float, Tensor | None], output: Tensor) -> None:
-    ctx.save_for_backward(output)
-    ctx.scale = inputs[1]
-
-
-def _through_activation(ctx: Any, change: Tensor) -> tuple[Tensor, None]:
-    return activate_backward(*ctx.saved_tensors, change, ctx.name), None
-
-
-def _through_softmax(ctx: Any, change: Tensor) -> tuple[Tensor, None, None]:
-    return scaled_softmax_backward(*ctx.saved_tensors, change, ctx.scale), None, None
-
-
-activate.register_autograd(_through_activation, setup_context=_keep_input)
-scaled_softmax.register_autograd(_through_softmax, setup_context=_keep_shares)

@@ -21,7 +21,7 @@ from vl2.processing import Processor
 from vl2.recipes.embedded import run, tokenizer
 from vl2.recipes.embedded.answers import cut_answers, encode
 from vl2.recipes.embedded.exam import SKILLS
-from vl2.recipes.embedded.run import READ, SEE, Stage, newest, prepare, read, release, train
+from vl2.recipes.embedded.run import READ, SEE, Stage, newest, read, release, train
 from vl2.recipes.embedded.see import PlaceReader, SeeTask
 from vl2.recipes.embedded.shape import embedded
 from vl2.recipes.embedded.shards import Tensors, write_shard
@@ -101,13 +101,12 @@ def small_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_a_release_branches_off_the_newest_state(small_run: Path) -> None:
-    processor = prepare(small_run)
     with pytest.raises(ValueError, match="holds no state of 'read'"):
-        release(processor, small_run)
+        release(small_run)
     model = untrained()
-    read(model, processor, small_run, run.READ)
+    read(model, small_run, run.READ)
     trained = {name: p.detach().clone() for name, p in model.named_parameters()}
-    folder = release(processor, small_run)
+    folder = release(small_run)
     assert scores(small_run) == [("read", 2), ("release-2", 4)]
     loaded = vl2.load_model(folder, torch.float32, "cpu")
     assert loaded.config.language_config == embedded().language_config

@@ -7,7 +7,7 @@ from tests.unit.made import small_world
 
 import vl2
 from vl2.data.make.sample import plain
-from vl2.recipes.embedded.exam import SKILLS, auroc, draw_items, examine, judge, majority
+from vl2.recipes.embedded.exam import SKILLS, auroc, draw_items, examine, majority
 from vl2.recipes.embedded.scores import score, stated
 
 SIZE = (1000, 500)
@@ -64,6 +64,13 @@ def test_boxes_are_found_once_each(answer: str, wanted: dict[str, float]) -> Non
     assert score("thing.locate", truth, answer, SIZE) == pytest.approx(wanted)
 
 
+def test_a_field_counts_by_its_value() -> None:
+    truth = located((0, 0, 100, 100), label="12.50")
+    wanted = {"right": 1, "f1": 0, "named": 1}
+    assert score("field.value", truth, "12.50", SIZE) == pytest.approx(wanted)
+    assert score("field.value", truth, located((0, 0, 99, 99), label="1"), SIZE)["right"] == 0
+
+
 def test_a_description_is_judged_by_its_facts() -> None:
     truth = "Two black hearts, an orange circle and a blue cross."
     assert stated(truth) == ["two black hearts", "an orange circle", "a blue cross"]
@@ -76,11 +83,11 @@ def test_true_answers_have_full_marks_and_others_have_not(name: str) -> None:
     skill = SKILLS[name]
     items = draw_items(skill, 4, 5, small_world())
     assert len(items) == 4
-    best = 0.0 if skill.figure == "cer" else 1.0
     for item in items:
-        assert judge(item, item.truth)[skill.figure] == pytest.approx(best)
-        assert judge(item, item.truth)["right"] == 1.0
-        assert judge(item, "a wrong answer")["right"] == 0.0
+        for figure in skill.aims:
+            assert item.judge(item.truth)[figure] == pytest.approx(float(figure != "cer"))
+        assert item.judge(item.truth)["right"] == 1.0
+        assert item.judge("a wrong answer")["right"] == 0.0
     again = draw_items(skill, 4, 5, small_world())
     assert [item.ask for item in items] == [item.ask for item in again]
     assert items[0].made.image.tobytes() == again[0].made.image.tobytes()

@@ -24,6 +24,7 @@ from vl2.processing.inputs import ModelInputs
 from vl2.recipes.embedded.answers import turns, written
 from vl2.recipes.embedded.scores import Figures, score, words
 
+Figure = Literal["right", "cer", "f1", "teds", "precision", "recall"]
 Judge = Callable[[Ask, Made], bool]
 MOST_DRAWN = 60
 """Pictures that are drawn for each item that is wanted, before a skill stays short of items."""
@@ -36,9 +37,8 @@ class Skill:
     Attributes:
         kinds: kinds of pictures, in turn.
         asked: skills of the questions that count.
-        figure: which of the figures of `score` is reported.
-        aim: what the figure should reach; for "cer" at most so much. None: it is reported alone.
-        floor: what it has to reach.
+        aims: what figures of `score` should reach, and have to reach; "cer" at most so much. Those
+            of None are reported alone.
         most_tokens: of an answer.
         counts: which questions count, if not all that are asked.
         balanced: "Yes" and "No" are right equally often.
@@ -46,9 +46,7 @@ class Skill:
 
     kinds: Sequence[str]
     asked: Sequence[str]
-    figure: Literal["right", "cer", "f1", "teds", "precision", "recall"] = "right"
-    aim: float | None = None
-    floor: float | None = None
+    aims: Mapping[Figure, tuple[float, float] | None]
     most_tokens: int = 64
     counts: Judge = field(default=lambda _ask, _made: True)
     balanced: bool = False
@@ -82,63 +80,49 @@ YES_OR_NO = (
     *("thing.there", "thing.relation", "thing.animal", "scene.there", "sign.there"),
 )
 LOCATED = ("word", "line", "screen", "shape", "table", "thing", "sign", "diagram", "plan")
-DESCRIBED = ("shape.describe", "thing.describe")
 SKILLS: Mapping[str, Skill] = {
-    "word": Skill(kinds=("words",), asked=("word.read",), counts=_short, aim=0.92, floor=0.8),
-    "line": Skill(kinds=("lines",), asked=("line.read",), counts=_one_line, aim=0.7, floor=0.5),
-    "line errors": Skill(
+    "word": Skill(
+        kinds=("words",), asked=("word.read",), counts=_short, aims={"right": (0.92, 0.8)}
+    ),
+    "line": Skill(
         kinds=("lines",),
         asked=("line.read",),
         counts=_one_line,
-        figure="cer",
-        aim=0.015,
-        floor=0.03,
+        aims={"right": (0.7, 0.5), "cer": (0.015, 0.03)},
     ),
     "line of a PDF": Skill(
-        kinds=("pdfs",), asked=("pdf_line.read",), counts=_at_most_60, aim=0.45, floor=0.25
-    ),
-    "line of a PDF, errors": Skill(
         kinds=("pdfs",),
         asked=("pdf_line.read",),
         counts=_at_most_60,
-        figure="cer",
-        aim=0.03,
-        floor=0.06,
+        aims={"right": (0.45, 0.25), "cer": (0.03, 0.06)},
     ),
-    "block errors": Skill(
-        kinds=("blocks",),
-        asked=("block.read",),
-        figure="cer",
-        aim=0.06,
-        floor=0.12,
-        most_tokens=512,
+    "block": Skill(
+        kinds=("blocks",), asked=("block.read",), aims={"cer": (0.06, 0.12)}, most_tokens=512
     ),
     "lines of a page": Skill(
-        kinds=("pages",), asked=("page.lines",), figure="f1", aim=0.8, floor=0.6, most_tokens=1024
+        kinds=("pages",), asked=("page.lines",), aims={"f1": (0.8, 0.6)}, most_tokens=1024
     ),
-    "field": Skill(kinds=("papers",), asked=("field.value", "field.absent"), aim=0.8, floor=0.65),
+    "field": Skill(
+        kinds=("papers",), asked=("field.value", "field.absent"), aims={"right": (0.8, 0.65)}
+    ),
     "table": Skill(
-        kinds=("tables",),
-        asked=("table.markdown",),
-        figure="teds",
-        aim=0.75,
-        floor=0.6,
-        most_tokens=1024,
+        kinds=("tables",), asked=("table.markdown",), aims={"teds": (0.75, 0.6)}, most_tokens=1024
     ),
-    "cell": Skill(kinds=("tables",), asked=("table.cell", "table.at"), aim=0.75, floor=0.6),
+    "cell": Skill(kinds=("tables",), asked=("table.cell", "table.at"), aims={"right": (0.75, 0.6)}),
     "rows and columns": Skill(
-        kinds=("tables",), asked=("table.rows", "table.columns"), aim=0.85, floor=0.75
+        kinds=("tables",), asked=("table.rows", "table.columns"), aims={"right": (0.85, 0.75)}
     ),
-    "chart value": Skill(kinds=("charts",), asked=("chart.value",), aim=0.75, floor=0.6),
+    "chart value": Skill(kinds=("charts",), asked=("chart.value",), aims={"right": (0.75, 0.6)}),
     "chart extremes": Skill(
-        kinds=("charts",), asked=("chart.largest", "chart.smallest"), aim=0.85, floor=0.75
+        kinds=("charts",),
+        asked=("chart.largest", "chart.smallest"),
+        aims={"right": (0.85, 0.75)},
     ),
-    "chart count": Skill(kinds=("charts",), asked=("chart.count",), aim=0.9, floor=0.8),
+    "chart count": Skill(kinds=("charts",), asked=("chart.count",), aims={"right": (0.9, 0.8)}),
     "dialog": Skill(
         kinds=("screens",),
         asked=("screen.message", "screen.buttons", "screen.title"),
-        aim=0.8,
-        floor=0.65,
+        aims={"right": (0.8, 0.65)},
     ),
     "locate": Skill(
         kinds=(
@@ -146,33 +130,31 @@ SKILLS: Mapping[str, Skill] = {
             *("things", "signs", "diagrams", "plans"),
         ),
         asked=tuple(f"{name}.locate" for name in LOCATED),
-        figure="f1",
-        aim=0.75,
-        floor=0.6,
+        aims={"f1": (0.75, 0.6)},
     ),
     "colour, shape, position": Skill(
-        kinds=("shapes",), asked=("shape.colour", "shape.name", "shape.place"), aim=0.98, floor=0.97
+        kinds=("shapes",),
+        asked=("shape.colour", "shape.name", "shape.place"),
+        aims={"right": (0.98, 0.97)},
     ),
     "count": Skill(
-        kinds=("shapes",), asked=("shape.count",), counts=_up_to_five, aim=0.88, floor=0.8
+        kinds=("shapes",), asked=("shape.count",), counts=_up_to_five, aims={"right": (0.88, 0.8)}
     ),
     "yes or no": Skill(
         kinds=("shapes", "screens", "charts", "things", "scenes", "signs"),
         asked=YES_OR_NO,
         balanced=True,
-        aim=0.88,
-        floor=0.8,
+        aims={"right": (0.88, 0.8)},
     ),
-    "description, true": Skill(
-        kinds=("shapes", "things"), asked=DESCRIBED, figure="precision", aim=0.8, floor=0.7
+    "description": Skill(
+        kinds=("shapes", "things"),
+        asked=("shape.describe", "thing.describe"),
+        aims={"precision": (0.8, 0.7), "recall": (0.6, 0.45)},
     ),
-    "description, stated": Skill(
-        kinds=("shapes", "things"), asked=DESCRIBED, figure="recall", aim=0.6, floor=0.45
-    ),
-    "thing": Skill(kinds=("things",), asked=("thing.name",)),
-    "unknown thing": Skill(kinds=("things",), asked=("thing.unknown",)),
-    "handwriting errors": Skill(
-        kinds=("notes",), asked=("hand.read",), figure="cer", most_tokens=512
+    "thing": Skill(kinds=("things",), asked=("thing.name",), aims={"right": None}),
+    "unknown thing": Skill(kinds=("things",), asked=("thing.unknown",), aims={"right": None}),
+    "handwriting": Skill(
+        kinds=("notes",), asked=("hand.read",), aims={"cer": None}, most_tokens=512
     ),
 }
 
@@ -191,11 +173,13 @@ class Item:
 
     def inputs(self, engine: Engine) -> ModelInputs:
         """The question alone; on the trusted path, because it may name a thing or a place."""
-        asked = [
-            {**turn, "content": turn["content"] * (turn["role"] == "<|User|>")}
-            for turn in turns(self.ask, self.made.image.size)
-        ]
+        question, answer = turns(self.ask, self.made.image.size)
+        asked = [question, {**answer, "content": ""}]
         return engine.processor.from_conversation(asked, [self.made.image])
+
+    def judge(self, answer: str) -> Figures:
+        """Figures of an answer."""
+        return score(self.ask.skill, self.truth, answer, self.made.image.size)
 
 
 def draw_items(skill: Skill, count: int, seed: int, world: World) -> list[Item]:
@@ -213,27 +197,19 @@ def draw_items(skill: Skill, count: int, seed: int, world: World) -> list[Item]:
 
 
 def examine(engine: Engine, skill: Skill, items: Sequence[Item]) -> dict[str, float]:
-    """The skill's figure, how sure the model was, and whether that tells right from wrong."""
+    """The skill's figures, how sure the model was, and whether that tells right from wrong."""
     params = SamplingParams(max_tokens=skill.most_tokens)
     done = engine.generate([item.inputs(engine) for item in items], params)
-    figures = [judge(item, answer.text) for item, answer in zip(items, done, strict=True)]
+    figures = [item.judge(answer.text) for item, answer in zip(items, done, strict=True)]
     right = [one["right"] == 1.0 for one in figures]
     sure = [certainty(answer) for answer in done]
     return {
         "n": len(items),
-        skill.figure: fmean(one.get(skill.figure, one["right"]) for one in figures),
         "right": fmean(right),
+        **{name: fmean(one.get(name, one["right"]) for one in figures) for name in skill.aims},
         "certainty": fmean(sure),
         "auroc": auroc(sure, right),
     }
-
-
-def judge(item: Item, answer: str) -> Figures:
-    """Figures of an answer; a field counts by its value, wherever its place was shown."""
-    figures = score(item.ask.skill, item.truth, answer, item.made.image.size)
-    if item.ask.skill.startswith("field."):
-        figures["right"] = figures.get("named", figures["right"])
-    return figures
 
 
 def certainty(answer: Completion) -> float:

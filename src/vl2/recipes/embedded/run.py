@@ -87,33 +87,28 @@ def draw_read(out: Path, number: int) -> Tensors:
     return draw_answers(number, SEED + 1, READ_KINDS, world("train"), processor)
 
 
+OPTIM = OptimConfig(
+    optimizer="muon",
+    learning_rate=2e-3,
+    vision_scale=1.0,
+    schedule="constant",
+    warmup=200,
+    weight_decay=0.05,
+)
+cut_read = partial(cut_answers, tokens=8192, tiles=36)
 SEE = Stage(
     name="see",
     draw=draw_see,
     cut=partial(cut_tiles, tiles=16, places=2048),
-    optim=OptimConfig(
-        optimizer="muon",
-        learning_rate=2e-3,
-        vision_scale=1.0,
-        schedule="constant",
-        warmup=200,
-        weight_decay=0.05,
-    ),
+    optim=OPTIM,
     steps=20_000,
     examined=1000,
 )
 READ = Stage(
     name="read",
     draw=draw_read,
-    cut=partial(cut_answers, tokens=8192, tiles=36, learn_questions=True),
-    optim=OptimConfig(
-        optimizer="muon",
-        learning_rate=2e-3,
-        vision_scale=0.5,
-        schedule="constant",
-        warmup=200,
-        weight_decay=0.05,
-    ),
+    cut=partial(cut_read, learn_questions=True),
+    optim=replace(OPTIM, vision_scale=0.5),
     steps=200_000,
     examined=2000,
 )
@@ -188,8 +183,12 @@ def _note(out: Path, row: dict[str, Any]) -> None:
 def see(model: VL2Model, out: Path) -> None:
     """The tower's own stage; the model has its tower afterwards."""
     reader = PlaceReader(model)
-    heldout = draw_tiles(0, EXAM_SEED, SEE_KINDS, world("heldout"), EXAM_ITEMS)
-    train(SEE, SeeTask(reader), out, lambda: named_share(reader, heldout))
+
+    def examine() -> dict[str, float]:
+        tiles = draw_tiles(0, EXAM_SEED, SEE_KINDS, world("heldout"), EXAM_ITEMS)
+        return named_share(reader, tiles)
+
+    train(SEE, SeeTask(reader), out, examine)
     found = newest(SEE, out)
     assert found is not None  # the stage's last step is kept
     load_step(found, model_state(reader), subset=True)
@@ -214,22 +213,21 @@ def begin(out: Path) -> VL2Model:
     return model
 
 
-def read(model: VL2Model, processor: Processor, out: Path, stage: Stage = READ) -> None:
+def read(model: VL2Model, out: Path, stage: Stage = READ) -> None:
     """Questions and answers, everything trained."""
+    processor = prepare(out)
     task = LanguageTask(model, BalanceConfig(loss_weight=0.0001, bias_step=0.001), autocast=True)
-    items = {
-        name: draw_items(skill, EXAM_ITEMS, EXAM_SEED, world("heldout"))
-        for name, skill in SKILLS.items()
-    }
 
     def skills() -> dict[str, Any]:
         engine = Engine(model.eval(), processor)
-        return {name: examine(engine, SKILLS[name], found) for name, found in items.items()}
+        drawn = (draw_items(s, EXAM_ITEMS, EXAM_SEED, world("heldout")) for s in SKILLS.values())
+        pairs = zip(SKILLS.items(), drawn, strict=True)  # one skill's pictures are held at a time
+        return {name: examine(engine, skill, items) for (name, skill), items in pairs}
 
     train(stage, task, out, skills)
 
 
-def release(processor: Processor, out: Path) -> Path:
+def release(out: Path) -> Path:
     """Branch off the newest state of reading; returns the folder of the model.
 
     Raises:
@@ -242,7 +240,7 @@ def release(processor: Processor, out: Path) -> Path:
     branch = replace(
         READ,
         name=f"release-{begun}",
-        cut=partial(cut_answers, tokens=8192, tiles=36),
+        cut=cut_read,
         optim=replace(READ.optim, decay=RELEASE_STEPS),
         steps=begun + RELEASE_STEPS,
         examined=RELEASE_STEPS,
@@ -251,7 +249,7 @@ def release(processor: Processor, out: Path) -> Path:
     if newest(branch, out) is None:
         shutil.copytree(trunk, target)
     model = VL2Model(embedded())
-    read(model, processor, out, branch)
+    read(model, out, branch)
     save_model(model.to(torch.bfloat16), out / "model", max_shard_bytes=None)
     return out / "model"
 
@@ -264,11 +262,10 @@ def main() -> None:
     arguments = parser.parse_args()
     log_to_stderr()
     try:
-        processor = prepare(arguments.out)
         if arguments.release:
-            log.info("finished: %s", release(processor, arguments.out))
+            log.info("finished: %s", release(arguments.out))
         else:
-            read(begin(arguments.out), processor, arguments.out)
+            read(begin(arguments.out), arguments.out)
     except TrainingStopped as stop:
         log.warning("%s", stop)
         sys.exit(STOPPED)

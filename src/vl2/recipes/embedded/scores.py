@@ -42,7 +42,9 @@ def score(skill: str, truth: str, answer: str, size: Resolution) -> Figures:
         return rule(truth, answer)
     wanted = parse_grounding(truth, [size])
     if wanted:
-        return _places(wanted, parse_grounding(answer, [size]), words(truth), words(answer))
+        figures = _places(wanted, parse_grounding(answer, [size]), words(truth), words(answer))
+        by_value = skill.startswith("field.")  # wherever its place was shown
+        return {**figures, "right": figures["named"]} if by_value else figures
     if verb in LISTS:
         return _facts(words(truth).split(", "), words(answer).split(", "))
     return {"right": float(_bare(truth) == _bare(answer))}

@@ -17,13 +17,14 @@ from vl2.model.vl2 import VL2Model
 from vl2.processing import Processor
 from vl2.processing.grounding import parse_grounding
 from vl2.processing.settings import ProcessorConfig
+from vl2.recipes.bpe import train_tokenizer
 from vl2.recipes.embedded import answers, tiles
 from vl2.recipes.embedded.answers import cut_answers, draw_answers, written
 from vl2.recipes.embedded.see import PlaceReader, SeeTask, named_share
 from vl2.recipes.embedded.shape import embedded
 from vl2.recipes.embedded.shards import ShardLoader, Window, draw_ahead, write_shard
 from vl2.recipes.embedded.tiles import cut_tiles, dense_views, draw_tiles, layout
-from vl2.recipes.embedded.tokenizer import train_tokenizer
+from vl2.recipes.embedded.tokenizer import PIECES
 
 
 @pytest.fixture(scope="module")
@@ -240,7 +241,10 @@ def test_a_batch_has_a_loss(questions: dict[str, torch.Tensor]) -> None:
 
 
 def test_the_tokenizer_keeps_digits_apart_and_text_whole() -> None:
-    tokenizer = train_tokenizer(["Total: $12.50 and 0.99", "The total of 12 items"] * 3, 400)
+    texts = ["Total: $12.50 and 0.99", "The total of 12 items"] * 3
+    tokenizer = train_tokenizer(texts, 400, PIECES)
+        ["Total: $12.50 and 0.99", "The total of 12 items"] * 3, 400, PIECES
+    )
     text = "The TOTAL of 1,250.75 is on Page 3."
     encoded = tokenizer.encode(text)
     assert tokenizer.decode(encoded.ids) == text

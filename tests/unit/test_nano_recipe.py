@@ -15,6 +15,7 @@ from vl2.data.synthetic import SceneRecipe, dense_labels, draw_scene
 from vl2.ops.loss import IGNORE_ID
 from vl2.processing import Processor
 from vl2.recipes import nano_corpus
+from vl2.recipes.bpe import train_tokenizer
 from vl2.recipes.nano import NanoRecipe, nano, scene_recipe, shard_kinds, train
 from vl2.recipes.nano_corpus import (
     BatchPlan,
@@ -23,7 +24,7 @@ from vl2.recipes.nano_corpus import (
     draw_shard,
     question_batches,
 )
-from vl2.recipes.nano_tokenizer import save_tokenizer, train_tokenizer
+from vl2.recipes.nano_tokenizer import PIECES, save_tokenizer
 from vl2.recipes.nano_warmup import EDGE_BINS, edge_classes
 
 FONTS = (None,)
@@ -153,7 +154,7 @@ def test_a_described_scene_names_every_object_with_its_box():
 
 
 def test_the_tokenizer_keeps_digits_and_capitals_apart():
-    tokenizer = train_tokenizer(["the year 1234 was GOOD", "the THE THE 12 12"] * 20, 400)
+    tokenizer = train_tokenizer(["the year 1234 was GOOD", "the THE THE 12 12"] * 20, 400, PIECES)
     for text in ("1234", "GOOD", "A7K"):
         assert len(tokenizer.encode(text).ids) == len(text)
     text = "Größe 12,\n\n价格 [[1, 2]]"

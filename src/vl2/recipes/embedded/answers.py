@@ -21,6 +21,7 @@ from vl2.geometry import Resolution
 from vl2.ops.loss import IGNORE_ID
 from vl2.processing import Processor
 from vl2.processing.grounding import to_999
+from vl2.recipes.embedded.shards import to_pixels
 
 PICTURES_PER_SHARD = 500
 UNTILED = 0.85
@@ -214,7 +215,7 @@ def _pictures(data: dict[str, Tensor], rows: Sequence[int], crops: Tensor) -> Te
     out = torch.zeros(len(rows), int((1 + crops.prod(dim=1)).max()), 3, side, side)
     for place, row in enumerate(rows):
         pixels = data["tiles"][int(ends[row] - data["tile_counts"][row]) : int(ends[row])]
-        pixels = pixels.float().div_(127.5).sub_(1)
+        pixels = to_pixels(pixels)
         pixels = pixels.expand(2, -1, -1, -1) if len(pixels) == 1 else pixels
         out[place, : len(pixels)] = pixels
     return out

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from vl2.data.collate import TrainBatch
 from vl2.data.make.fonts import ASCII
 from vl2.model.vl2 import VL2Model
+from vl2.recipes.embedded.shards import to_pixels
 from vl2.recipes.embedded.tiles import CELLS
 from vl2.train.task import StepReport
 from vl2.train.working_copy import WorkingCopy
@@ -97,7 +98,7 @@ def named_share(reader: PlaceReader, data: Mapping[str, Tensor]) -> dict[str, fl
     """
     hits = []
     for start in range(0, len(data["tiles"]), EXAM_TILES):
-        tiles = data["tiles"][start : start + EXAM_TILES].float().div_(127.5).sub_(1)
+        tiles = to_pixels(data["tiles"][start : start + EXAM_TILES])
         places = data["places"].long()
         mine = places[(places[:, 0] >= start) & (places[:, 0] < start + EXAM_TILES)].clone()
         mine[:, 0] -= start

@@ -24,6 +24,7 @@ from vl2.geometry import Resolution
 from vl2.processing.layout import TileLayout
 from vl2.processing.tiling import choose_canvas, cut_views
 from vl2.recipes.embedded.shape import embedded
+from vl2.recipes.embedded.shards import to_pixels
 
 TILES_PER_SHARD = 1000
 LEGIBLE = 7.0
@@ -136,7 +137,7 @@ def _batch(
     chosen = known[torch.from_numpy(rng.integers(len(known), size=wanted))]
     if len(known) >= wanted:
         chosen = known[torch.from_numpy(rng.permutation(len(known))[:wanted])]
-    pixels = data["tiles"][rows].float().div_(127.5).sub_(1)
+    pixels = to_pixels(data["tiles"][rows])
     tensors = {"tiles": pixels, "places": torch.cat((chosen, empty)).long()}
     return TrainBatch(tensors=tensors, images=len(rows), tiles=len(rows))
 

@@ -7,42 +7,19 @@ codes are spelt from few, frequent pieces.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
-
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, pre_tokenizers
-from tokenizers.models import BPE
-from tokenizers.trainers import BpeTrainer
 
 from vl2.data.make.kinds import KINDS, make
 from vl2.data.make.sample import plain
 from vl2.data.make.world import World
-from vl2.processing.tokenizer import SPECIAL_TOKENS
+from vl2.recipes.bpe import train_tokenizer
 
 PIECES = r"\p{N}| ?\p{Lu}?[\p{Ll}\p{Lm}\p{Lo}\p{M}]+| ?\p{Lu}+|[^\s\p{L}\p{N}]+ ?|\s+"
 """What BPE may merge within: a digit, a word, capitals, punctuation, white space."""
 MADE_ROWS = 150  # of each kind, whose questions and answers are read
 PLAIN_WORDS = 20_000
-
-
-def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
-    """Byte-level BPE over `texts`; the same texts give the same tokenizer."""
-    tokenizer = Tokenizer(BPE())
-    pieces = pre_tokenizers.Split(Regex(PIECES), behavior="isolated")
-    to_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pieces, to_bytes])
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = BpeTrainer(
-        vocab_size=vocab_size,
-        special_tokens=[
-            AddedToken(t, normalized=False, special=True) for t in SPECIAL_TOKENS.values()
-        ],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(texts, trainer)
-    return tokenizer
 
 
 def texts_to_learn(world: World, seed: int) -> Iterator[str]:
@@ -62,4 +39,4 @@ def save_tokenizer(folder: Path, vocab_size: int, world: World, seed: int) -> No
     """Train and write `tokenizer.json` into `folder`, unless it is there."""
     target = folder / "tokenizer.json"
     if not target.exists():
-        train_tokenizer(texts_to_learn(world, seed), vocab_size).save(str(target))
+        train_tokenizer(texts_to_learn(world, seed), vocab_size, PIECES).save(str(target))

@@ -243,8 +243,6 @@ def test_a_batch_has_a_loss(questions: dict[str, torch.Tensor]) -> None:
 def test_the_tokenizer_keeps_digits_apart_and_text_whole() -> None:
     texts = ["Total: $12.50 and 0.99", "The total of 12 items"] * 3
     tokenizer = train_tokenizer(texts, 400, PIECES)
-        ["Total: $12.50 and 0.99", "The total of 12 items"] * 3, 400, PIECES
-    )
     text = "The TOTAL of 1,250.75 is on Page 3."
     encoded = tokenizer.encode(text)
     assert tokenizer.decode(encoded.ids) == text

@@ -55,19 +55,7 @@ def _bars(
     rng: np.random.Generator, sheet: Sheet, series: Series, style: Style, *, top: int, look: str
 ) -> None:
     """Upright bars; values on an axis at the left, or above the bars."""
-    width, height = sheet.size
-    end, step = scale(series.values)
-    left = style.width(f"{end}{series.unit}") + 2 * style.size
-    bottom, right = height - round(style.size * 2.4), width - style.size
-    y_of = lambda value: bottom - (bottom - top) * value / end  # noqa: E731
-    _axis(
-        sheet,
-        style,
-        [(v, y_of(v)) for v in range(0, end + 1, step)],
-        (left, right),
-        series.unit,
-        look,
-    )
+    left, right, bottom, heights = _framed(sheet, series, style, top=top, look=look)
     slot = (right - left) / len(series.names)
     thick = slot * between(rng, 0.45, 0.8)
     colours = _palette(rng, _paper(sheet), len(series.names))
@@ -75,7 +63,7 @@ def _bars(
         middle = left + slot * (n + 0.5)
         box = (
             round(middle - thick / 2),
-            round(y_of(series.values[n])),
+            round(heights[n]),
             round(middle + thick / 2),
             bottom,
         )
@@ -123,21 +111,9 @@ def _line(
     rng: np.random.Generator, sheet: Sheet, series: Series, style: Style, *, top: int, look: str
 ) -> None:
     """Points joined by a line over an axis with ticks."""
-    width, height = sheet.size
-    end, step = scale(series.values)
-    left = style.width(f"{end}{series.unit}") + 2 * style.size
-    bottom, right = height - round(style.size * 2.4), width - style.size
-    y_of = lambda value: bottom - (bottom - top) * value / end  # noqa: E731
-    _axis(
-        sheet,
-        style,
-        [(v, y_of(v)) for v in range(0, end + 1, step)],
-        (left, right),
-        series.unit,
-        look,
-    )
+    left, right, bottom, heights = _framed(sheet, series, style, top=top, look=look)
     slot = (right - left) / len(series.names)
-    points = [(left + slot * (n + 0.5), y_of(value)) for n, value in enumerate(series.values)]
+    points = [(left + slot * (n + 0.5), y) for n, y in enumerate(heights)]
     [colour] = _palette(rng, _paper(sheet), 1)
     sheet.draw.line(points, fill=colour, width=integer(rng, 2, 4), joint="curve")
     radius = integer(rng, 3, 6)
@@ -202,6 +178,22 @@ def _spread(rng: np.random.Generator, paper: Colour, count: int) -> list[Colour]
         if all(sum(abs(a - b) for a, b in zip(colour, o, strict=True)) > 120 for o in others):
             found.append(colour)
     return found
+
+
+def _framed(
+    sheet: Sheet, series: Series, style: Style, *, top: int, look: str
+) -> tuple[int, int, int, list[float]]:
+    """Draw the axis at the left; returns left, right and bottom of the plot, and y of the values."""
+    end, step = scale(series.values)
+    left = style.width(f"{end}{series.unit}") + 2 * style.size
+    bottom, right = sheet.size[1] - round(style.size * 2.4), sheet.size[0] - style.size
+
+    def y_of(value: float) -> float:
+        return bottom - (bottom - top) * value / end
+
+    ticks = [(value, y_of(value)) for value in range(0, end + 1, step)]
+    _axis(sheet, style, ticks, (left, right), series.unit, look)
+    return left, right, bottom, [y_of(value) for value in series.values]
 
 
 def _axis(

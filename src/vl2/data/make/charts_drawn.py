@@ -183,7 +183,7 @@ def _spread(rng: np.random.Generator, paper: Colour, count: int) -> list[Colour]
 def _framed(
     sheet: Sheet, series: Series, style: Style, *, top: int, look: str
 ) -> tuple[int, int, int, list[float]]:
-    """Draw the axis at the left; returns left, right and bottom of the plot, and y of the values."""
+    """Draw the axis at the left; returns left, right, bottom of the plot, and y of the values."""
     end, step = scale(series.values)
     left = style.width(f"{end}{series.unit}") + 2 * style.size
     bottom, right = sheet.size[1] - round(style.size * 2.4), sheet.size[0] - style.size

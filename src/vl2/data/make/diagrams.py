@@ -12,6 +12,7 @@ from PIL import Image
 from vl2.data.make.chance import between, chance, integer, pick, some
 from vl2.data.make.diagrams_asks import Arrow, arrow_asks, diagram_asks
 from vl2.data.make.graph import Edge, Graph, Node, plan, way
+from vl2.data.make.naming import capitalised
 from vl2.data.make.paper import finish, ground, ink, light_colour, luminance
 from vl2.data.make.pen import Pen, Point, ellipse
 from vl2.data.make.sample import Box, Made, Mark
@@ -117,7 +118,7 @@ def node_names(rng: np.random.Generator, world: World, style: Style, count: int)
         name = pick(rng, pick(rng, texts)) if sort < 0.8 else world.texts.phrase(rng, 1, 3)
         name = style.shown(name.strip(".,;:()\"'"))
         if 1 <= len(name) <= 20:
-            found[name[0].upper() + name[1:]] = None
+            found[capitalised(name)] = None
     return list(found)
 
 

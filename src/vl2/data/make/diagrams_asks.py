@@ -10,7 +10,7 @@ import numpy as np
 
 from vl2.data.make.chance import chance, phrase, pick, some
 from vl2.data.make.graph import Edge, Graph, Node, way
-from vl2.data.make.naming import COLOURS, listed, plural
+from vl2.data.make.naming import COLOURS, capitalised, listed, plural
 from vl2.data.make.reading import LOCATE_THING, different, locate, locate_asks, read_asks
 from vl2.data.make.sample import Ask, Box, Mark, ask
 from vl2.data.make.world import World
@@ -241,7 +241,7 @@ def arrow_asks(rng: np.random.Generator, arrows: Sequence[Arrow]) -> list[Ask]:
         text = listed(names)
     asks = [
         ask("diagram.count", phrase(rng, pick(rng, COUNT[:2]), names="arrows"), str(len(arrows))),
-        ask("diagram.describe", phrase(rng, pick(rng, DESCRIBE[1:3])), f"{_upper(text)}."),
+        ask("diagram.describe", phrase(rng, pick(rng, DESCRIBE[1:3])), f"{capitalised(text)}."),
     ]
     for arrow, name in zip(arrows, names, strict=True):
         called = "arrow" if len(arrows) == 1 and chance(rng, 0.7) else name
@@ -255,7 +255,3 @@ def arrow_asks(rng: np.random.Generator, arrows: Sequence[Arrow]) -> list[Ask]:
     if missing not in names:
         asks.append(locate(rng, "diagram", missing, (), LOCATE_THING))
     return different(rng, asks, 6)
-
-
-def _upper(text: str) -> str:
-    return text[0].upper() + text[1:]

@@ -74,6 +74,11 @@ def joined(parts: Sequence[str]) -> str:
     return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
 
 
+def capitalised(text: str) -> str:
+    """A text that begins with a capital."""
+    return f"{text[0].upper()}{text[1:]}"
+
+
 def shade(rng: np.random.Generator, name: str) -> Colour:
     """A colour that is called by this name."""
     low, high = COLOURS[name]

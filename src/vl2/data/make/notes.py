@@ -10,6 +10,7 @@ from PIL import Image
 
 from vl2.data.make.chance import between, chance, integer, log_between, phrase, pick, some
 from vl2.data.make.fonts import load
+from vl2.data.make.naming import capitalised
 from vl2.data.make.notes_asks import Item, Note, note_asks
 from vl2.data.make.paper import finish, ground, luminance
 from vl2.data.make.pen import Pen
@@ -138,9 +139,7 @@ def _list(
             for job in some(rng, world.style(JOBS), count)
         ]
     big = chance(rng, 0.3)
-    names = [
-        style.shown(name[0].upper() + name[1:] if big else name)[:30].strip() for name in names
-    ]
+    names = [style.shown(capitalised(name) if big else name)[:30].strip() for name in names]
     ticked = marker == "[box]" or chance(rng, 0.15)
     items = [Item(text=name, done=chance(rng, 0.4) if ticked else None) for name in names]
     rows = [Row(text=title)] * bool(title)

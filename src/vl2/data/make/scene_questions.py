@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -10,13 +9,12 @@ import numpy as np
 
 from vl2.data.make.chance import chance, phrase, pick, shuffled, some
 from vl2.data.make.drawings import Drawings, Thing
-from vl2.data.make.naming import joined, place_name
+from vl2.data.make.naming import capitalised, joined, place_name
 from vl2.data.make.reading import LOCATE_THING, locate
 from vl2.data.make.sample import Ask, ask
 from vl2.data.make.scenery import Scenery
 from vl2.data.make.shapes import WHERE
 from vl2.data.make.thing_questions import (
-    AT,
     BACK,
     COUNT,
     DESCRIBE,
@@ -29,6 +27,7 @@ from vl2.data.make.thing_questions import (
     many_of,
     numbered,
     one_of,
+    whereabouts,
 )
 
 PARTS = {
@@ -87,7 +86,7 @@ def scene_asks(
     """What is there, one question, and up to six others."""
     items = [*numbered(puts), *(STUFF[name] for name in scenery.stuff)]
     listing = joined(items) if items else "a landscape"
-    first = ask("scene.name", phrase(rng, pick(rng, WHAT)), f"{listing[0].upper()}{listing[1:]}.")
+    first = ask("scene.name", phrase(rng, pick(rng, WHAT)), f"{capitalised(listing)}.")
     asks = [*absent_asks(rng, puts, material), *general_asks(rng, puts, total=False)]
     asks += _stuff(rng, scenery, puts)
     asks.append(ask("scene.sky", phrase(rng, pick(rng, SKY)), scenery.sky))
@@ -109,19 +108,15 @@ def _described(
     rng: np.random.Generator, scenery: Scenery, puts: Sequence[Put], size: tuple[int, int]
 ) -> Ask:
     """The time of day, what is where, and the colour of the sky."""
-    counts = Counter(put.name for put in puts)
-    places = {}
-    for put in puts:
-        if counts[put.name] == 1 and (place := place_name(put.box, size)):
-            places[put.name] = f" {AT.get(place, f'at the {place}')}"
+    places = whereabouts(puts, size)
     when = {"day": "by day", "night": "at night", "sunset": "at sunset", "rain": "in the rain"}
     sentences = [f"A landscape {when[scenery.time]}"]
     if puts:
         listing = joined(numbered(puts, places))
-        sentences.append(f"{listing[0].upper()}{listing[1:]}")
+        sentences.append(capitalised(listing))
     if stuff := [STUFF[name] for name in scenery.stuff if name != "rain"]:
         listing = joined(stuff)
-        sentences.append(f"{listing[0].upper()}{listing[1:]}")
+        sentences.append(capitalised(listing))
     sentences.append(f"The sky is {scenery.sky}")
     return ask("scene.describe", phrase(rng, pick(rng, DESCRIBE)), f"{'. '.join(sentences)}.")
 
@@ -180,7 +175,7 @@ def pattern_asks(rng: np.random.Generator, what: str, colour: str, material: Dra
         colour: of the background; "" where nobody could say.
         material: the names of things that are not there.
     """
-    text = f"{what[0].upper()}{what[1:]}."
+    text = f"{capitalised(what)}."
     asks = [*absent_asks(rng, (), material), *general_asks(rng, (), total=False)]
     if colour:
         asks += [ask("scene.background", phrase(rng, pick(rng, BACK)), colour)] * 2

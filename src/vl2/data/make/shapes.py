@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from vl2.data.make.chance import between, chance, integer, phrase, pick, shuffled, some
-from vl2.data.make.naming import COLOURS, listed, place_name, plural, shade
+from vl2.data.make.naming import COLOURS, capitalised, listed, place_name, plural, shade
 from vl2.data.make.paper import finish, ground
 from vl2.data.make.reading import LOCATE_THING, locate
 from vl2.data.make.sample import Ask, Box, Made, ask
@@ -264,7 +264,7 @@ def _asks(rng: np.random.Generator, shapes: Sequence[Shape], size: tuple[int, in
         ask(
             "shape.describe",
             phrase(rng, pick(rng, DESCRIBE)),
-            description[0].upper() + description[1:],
+            capitalised(description),
         )
     )
     asks += _counts(rng, shapes, forms, colours)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from vl2.data.make.chance import chance, phrase, pick, some
-from vl2.data.make.naming import COLOURS, listed, plural
+from vl2.data.make.naming import COLOURS, capitalised, listed, plural
 from vl2.data.make.reading import LOCATE_THING, different, locate, locate_asks, read_asks
 from vl2.data.make.sample import Ask, Box, Mark, ask
 from vl2.data.make.words import short_text
@@ -237,4 +237,4 @@ def _description(signs: Sequence[Sign]) -> str:
         said = f' that says "{sign.said}"' if sign.lines else ""
         parts.append(f"{listed([sign.name])}{said}{extra}")
     text = f"{'; '.join(parts)}."
-    return text[0].upper() + text[1:]
+    return capitalised(text)

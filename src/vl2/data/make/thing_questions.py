@@ -10,7 +10,7 @@ import numpy as np
 
 from vl2.data.make.chance import chance, integer, phrase, pick, shuffled, some
 from vl2.data.make.drawings import Drawings, Thing
-from vl2.data.make.naming import NUMBERS, joined, one, place_name, plural
+from vl2.data.make.naming import NUMBERS, capitalised, joined, one, place_name, plural
 from vl2.data.make.reading import LOCATE_THING, NO_TEXT, locate
 from vl2.data.make.sample import Ask, Box, ask
 from vl2.data.make.shapes import PERSON, RELATION, TEXT, WHERE
@@ -151,20 +151,26 @@ def sentence(puts: Sequence[Put]) -> str:
     if len(puts) == 1 and puts[0].thing is None:
         return UNKNOWN
     text = joined(numbered(puts)) if puts else "an empty picture"
-    return f"{text[0].upper()}{text[1:]}."
+    return f"{capitalised(text)}."
+
+
+def whereabouts(puts: Sequence[Put], size: tuple[int, int]) -> dict[str, str]:
+    """Where a thing is that is there once, as words to follow its name."""
+    counts = Counter(put.name for put in puts)
+    found = {}
+    for put in puts:
+        if counts[put.name] == 1 and (place := place_name(put.box, size)):
+            found[put.name] = f" {AT.get(place, f'at the {place}')}"
+    return found
 
 
 def _described(
     rng: np.random.Generator, puts: Sequence[Put], size: tuple[int, int], colour: str
 ) -> Ask:
     """What is where, and the background."""
-    names = Counter(put.name for put in puts)
-    places = {}
-    for put in puts:
-        if names[put.name] == 1 and (place := place_name(put.box, size)):
-            places[put.name] = f" {AT.get(place, f'at the {place}')}"
+    places = whereabouts(puts, size)
     text = joined(numbered(puts, places)) if puts else "an empty picture"
-    text = f"{text[0].upper()}{text[1:]}."
+    text = f"{capitalised(text)}."
     if colour:
         text += f" The background is {colour}."
     return ask("thing.describe", phrase(rng, pick(rng, DESCRIBE)), text)

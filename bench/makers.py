@@ -33,6 +33,8 @@ def main() -> None:
     parser.add_argument("kinds", nargs="*", default=list(KINDS), help="default: all")
     parser.add_argument("--rows", type=int, default=40)
     options = parser.parse_args()
+    if unknown := [kind for kind in options.kinds if kind not in KINDS]:
+        parser.error(f"kind is {unknown[0]!r}: expected one of {', '.join(KINDS)}")
     for kind in options.kinds:
         for split in SPLITS:
             speed = rows_per_second(kind, world(split), options.rows)

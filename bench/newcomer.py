@@ -37,6 +37,7 @@ from newcomer_set.fonts import Fonts, fetch
 from newcomer_set.items import EACH, KINDS, Item, item
 from rapidfuzz.distance import Levenshtein
 
+from vl2.folders import check_folder
 from vl2.processing.grounding import Box, iou, parse_grounding
 
 MAX_CER = 0.05
@@ -151,6 +152,7 @@ def main() -> int:
     parser.add_argument("--plain-font", action="store_true", help="draw with Pillow's own font")
     options = parser.parse_args()
     try:
+        check_folder(options.out, "--out")
         fonts = Fonts() if options.plain_font else fetch(options.out / "fonts")
     except (OSError, ValueError) as error:
         print(error, file=sys.stderr)

@@ -1,6 +1,7 @@
 """The embedded model's run: stages that resume and are examined, and a released branch."""
 
 import json
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -125,3 +126,17 @@ def test_a_run_without_states_starts_from_shipped_weights_of_its_shape(
     shipped = vl2.load_model("nano", torch.float32, "cpu")
     for one, two in zip(begun.parameters(), shipped.parameters(), strict=True):
         assert torch.equal(one, two)
+
+
+@pytest.mark.parametrize("name", ["none", "file"])
+def test_wrong_use_of_the_command_is_one_line_and_leaves_nothing(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(sys, "argv", ["run", "--out", str(tmp_path / name), "--release"])
+    with pytest.raises(SystemExit) as ended:
+        run.main()
+    assert ended.value.code == 2
+    told = {"none": "holds no state of 'read': train first", "file": "is a file: give a folder"}
+    assert told[name] in capsys.readouterr().err.splitlines()[-1]
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]

@@ -24,12 +24,15 @@ from typing import Any
 
 import torch
 
+from vl2.checkpoint.commit import newest_state
 from vl2.checkpoint.dcp import CheckpointStore, load_step, read_extra
 from vl2.checkpoint.load import load_model
 from vl2.checkpoint.save import save_model
 from vl2.config import VL2Config
 from vl2.data.make.world import world
 from vl2.engine.engine import Engine
+from vl2.failure import WorkError
+from vl2.folders import check_folder
 from vl2.logs import get_logger, log_to_stderr
 from vl2.model.vl2 import VL2Model
 from vl2.processing import Processor
@@ -71,9 +74,9 @@ class Stage:
         """Where its shards lie."""
         return Window(folder=out / "corpus" / self.name)
 
-    def store(self, out: Path) -> CheckpointStore:
-        """Its kept states."""
-        return CheckpointStore(out / self.name / "checkpoints", keep=2)
+    def states(self, out: Path) -> Path:
+        """Where its states are kept."""
+        return out / self.name / "checkpoints"
 
 
 def draw_see(_: Path, number: int) -> Tensors:
@@ -128,7 +131,7 @@ def prepare(out: Path) -> Processor:
 
 def train(stage: Stage, task: Task, out: Path, examine: Callable[[], dict[str, Any]]) -> None:
     """Train from the newest state to the stage's end, with an examination every so often."""
-    with stage.store(out) as store:
+    with CheckpointStore(stage.states(out), keep=2) as store:
         found = store.newest()
         extra = read_extra(found) if found else {"step": 0, "loader": {"whole": 0}}
         first = stage.window(out).first_needed(extra["loader"]["whole"])
@@ -195,9 +198,8 @@ def see(model: VL2Model, out: Path) -> None:
 
 
 def newest(stage: Stage, out: Path) -> Path | None:
-    """The newest kept state of a stage."""
-    with stage.store(out) as store:
-        return store.newest()
+    """The newest kept state of a stage; nothing is made where there is none."""
+    return newest_state(stage.states(out))
 
 
 def begin(out: Path) -> VL2Model:
@@ -245,9 +247,8 @@ def release(out: Path) -> Path:
         steps=begun + RELEASE_STEPS,
         examined=RELEASE_STEPS,
     )
-    target = out / branch.name / "checkpoints" / trunk.name
     if newest(branch, out) is None:
-        shutil.copytree(trunk, target)
+        shutil.copytree(trunk, branch.states(out) / trunk.name)
     model = VL2Model(embedded())
     read(model, out, branch)
     save_model(model.to(torch.bfloat16), out / "model", max_shard_bytes=None)
@@ -262,6 +263,7 @@ def main() -> None:
     arguments = parser.parse_args()
     log_to_stderr()
     try:
+        check_folder(arguments.out, "--out")
         if arguments.release:
             log.info("finished: %s", release(arguments.out))
         else:
@@ -269,6 +271,11 @@ def main() -> None:
     except TrainingStopped as stop:
         log.warning("%s", stop)
         sys.exit(STOPPED)
+    except WorkError as error:
+        log.error("%s", error)
+        sys.exit(1)
+    except ValueError as error:
+        parser.error(str(error))
 
 
 if __name__ == "__main__":

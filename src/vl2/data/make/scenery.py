@@ -356,7 +356,9 @@ def _fence(rng: np.random.Generator, scenery: Scenery) -> None:
         for level in (0.25, 0.65):
             draw.rectangle((0, level * tall, wide, (level + 0.15) * tall), fill=fill)
 
-    _paint(scenery, pick(rng, ((250, 250, 250), (150, 105, 60))), box, boards)
+    white, brown = (250, 250, 250), (150, 105, 60)
+    colour = pick(rng, (white, brown))
+    _paint(scenery, brown if scenery.ground == "snow" else colour, box, boards)
     scenery.parts.append(("fence", box))
 
 

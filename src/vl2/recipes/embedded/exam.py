@@ -197,7 +197,10 @@ def draw_items(skill: Skill, count: int, seed: int, world: World) -> list[Item]:
 
 
 def examine(engine: Engine, skill: Skill, items: Sequence[Item]) -> dict[str, float]:
-    """The skill's figures, how sure the model was, and whether that tells right from wrong."""
+    """The skill's figures, how sure the model was, and whether that tells right from wrong.
+
+    Beside them stands what always giving the commonest answer would reach.
+    """
     params = SamplingParams(max_tokens=skill.most_tokens)
     done = engine.generate([item.inputs(engine) for item in items], params)
     figures = [item.judge(answer.text) for item, answer in zip(items, done, strict=True)]
@@ -207,6 +210,7 @@ def examine(engine: Engine, skill: Skill, items: Sequence[Item]) -> dict[str, fl
         "n": len(items),
         "right": fmean(right),
         **{name: fmean(one.get(name, one["right"]) for one in figures) for name in skill.aims},
+        "majority": majority(items),
         "certainty": fmean(sure),
         "auroc": auroc(sure, right),
     }

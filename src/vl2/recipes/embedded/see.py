@@ -55,14 +55,11 @@ class SeeTask:
 
     Args:
         module: trained; products run on its bfloat16 twin.
-        compiled: compile the twin's blocks, which takes a minute before the first step.
     """
 
-    def __init__(self, module: PlaceReader, *, compiled: bool = False) -> None:
+    def __init__(self, module: PlaceReader) -> None:
         self.module = module
         self.twin = WorkingCopy(module)
-        for block in self.twin.module.vision.blocks if compiled else ():
-            block.compile()
 
     def accumulate(self, batches: Sequence[TrainBatch]) -> StepReport:
         """Gradients of one batch, and the share of characters that were named."""

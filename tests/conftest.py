@@ -78,6 +78,15 @@ def draw_more(test: Any) -> None:
 
 
 @pytest.fixture(autouse=True)
+def quiet() -> logging.Logger:
+    """vl2's logger as a new process has it, whatever commands ran in this one before."""
+    logger = logging.getLogger("vl2")
+    logger.handlers.clear()
+    logger.setLevel(logging.NOTSET)
+    return logger
+
+
+@pytest.fixture(autouse=True)
 def seed() -> int:
     """Seed torch before each test: a result does not depend on the order of tests."""
     torch.manual_seed(0)

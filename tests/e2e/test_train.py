@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import shutil
 import subprocess
@@ -33,16 +32,13 @@ QUICK = ("data.sources.0.rows=24", "steps=6", "checkpoint.every=3", "log_every=2
 
 
 def train(folder: Path, *words: str) -> int:
-    """Run the command in `folder`; the log is as quiet afterwards as before."""
-    before, logger = Path.cwd(), logging.getLogger("vl2")
-    level, handlers = logger.level, list(logger.handlers)
+    """Run the command in `folder`."""
+    before = Path.cwd()
     os.chdir(folder)
     try:
         return main(["train", *words])
     finally:
         os.chdir(before)
-        logger.setLevel(level)
-        logger.handlers = handlers
 
 
 @pytest.fixture(scope="module")

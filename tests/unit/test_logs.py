@@ -1,22 +1,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
 
 import pytest
 
 from vl2.logs import get_logger, log_to_stderr
-
-
-@pytest.fixture
-def quiet() -> Iterator[logging.Logger]:
-    """vl2's logger as a new process has it."""
-    logger = logging.getLogger("vl2")
-    handlers, level = logger.handlers[:], logger.level
-    logger.handlers.clear()
-    yield logger
-    logger.handlers[:] = handlers
-    logger.setLevel(level)
 
 
 def test_a_record_is_one_line_without_a_terminal(

@@ -15,8 +15,9 @@ from vl2.config import RELEASED_RESOLUTIONS, VL2Config
 from vl2.model.adaptor import arrange_tokens
 from vl2.processing.adaptive import DetailMeter
 from vl2.processing.image_gate import ImageError
+from vl2.processing.inputs import to_pixels
 from vl2.processing.layout import TileLayout
-from vl2.processing.tiling import choose_canvas, cut_views, draw_layout, to_pixels
+from vl2.processing.tiling import choose_canvas, cut_views, draw_layout
 
 RELEASED = TileLayout(candidates=RELEASED_RESOLUTIONS, image_size=384, side=14)
 NANO = VL2Config.nano()
@@ -25,6 +26,10 @@ SMALL = TileLayout(
     image_size=NANO.vision_config.image_size,
     side=NANO.tokens_per_side,
 )
+
+
+def pixels_of(views: list[Image.Image], layout: TileLayout) -> torch.Tensor:
+    return to_pixels(np.stack([np.asarray(view) for view in views]), layout)
 
 
 def features(grid: geometry.TileGrid, side: int) -> int:
@@ -86,18 +91,18 @@ def test_views_are_the_global_view_and_rows_of_tiles():
 
 def test_pixels_are_normalised():
     view = Image.new("RGB", (384, 384), (0, 255, 127))
-    pixels = to_pixels([view, view], RELEASED)
+    pixels = pixels_of([view, view], RELEASED)
     assert pixels.shape == (2, 3, 384, 384)
     assert pixels.dtype == torch.float32
     expected = torch.tensor([-1.0, 1.0, 127 / 127.5 - 1])
     torch.testing.assert_close(pixels[1, :, 5, 5], expected)
     raw = TileLayout(candidates=((384, 384),), image_size=384, side=14, normalize=False)
-    assert to_pixels([view], raw)[0, 1].unique().tolist() == [1.0]
+    assert pixels_of([view], raw)[0, 1].unique().tolist() == [1.0]
     other = TileLayout(
         candidates=((384, 384),), image_size=384, side=14, mean=(0, 0.5, 1), std=(1, 2, 4)
     )
     expected = torch.tensor([0.0, 0.25, (127 / 255 - 1) / 4])
-    torch.testing.assert_close(to_pixels([view], other)[0, :, 0, 0], expected)
+    torch.testing.assert_close(pixels_of([view], other)[0, :, 0, 0], expected)
     assert other.fill == (0, 127, 255)
 
 
@@ -113,7 +118,7 @@ def test_odd_shapes_are_seen(size, layout):
             cut_views(image, canvas, layout)
         return
     views = cut_views(image, canvas, layout)
-    red = to_pixels(views, layout)[:, 0]
+    red = pixels_of(views, layout)[:, 0]
     assert (red > 0.9).any()
     assert layout.tokens(canvas) == features(layout.grid(canvas), layout.side)
 

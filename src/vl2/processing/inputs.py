@@ -6,11 +6,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, UInt8
+from numpy import ndarray
 from torch import Tensor
 
 from vl2 import geometry
 from vl2.geometry import Resolution, TileGrid
+from vl2.processing.layout import TileLayout
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -66,6 +68,17 @@ _TENSORS = (
     "images_spatial_crop",
     "attention_mask",
 )
+
+
+def to_pixels(
+    tiles: UInt8[ndarray, "n size size 3"], layout: TileLayout
+) -> Float[Tensor, "n 3 size size"]:
+    """RGB tiles as float32, normalised to (value / 255 - mean) / std."""
+    pixels = torch.from_numpy(tiles).permute(0, 3, 1, 2).to(torch.float32).div_(255)
+    if layout.normalize:
+        mean, std = (torch.tensor(values).view(3, 1, 1) for values in (layout.mean, layout.std))
+        pixels = pixels.sub_(mean).div_(std)
+    return pixels.contiguous()
 
 
 def check_inputs(inputs: ModelInputs, *, side: int) -> None:

@@ -6,15 +6,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from PIL import Image
 
 from vl2 import geometry
 from vl2.config import VL2Config
-from vl2.geometry import Resolution
 from vl2.model_folder import resolve
 from vl2.processing import conversation as talk
-from vl2.processing import tiling as tiles
 from vl2.processing.conversation import Message
 from vl2.processing.image_gate import (
     MAX_PIXELS,
@@ -24,11 +23,11 @@ from vl2.processing.image_gate import (
     Source,
     admit,
 )
-from vl2.processing.inputs import Batch, ModelInputs, check_inputs, collate
+from vl2.processing.inputs import Batch, ModelInputs, check_inputs, collate, to_pixels
 from vl2.processing.layout import TileLayout
 from vl2.processing.segments import Prompt
 from vl2.processing.settings import ProcessorConfig
-from vl2.processing.tiling import Tiling
+from vl2.processing.tiling import Tiling, Views, draw_layout, views_of
 from vl2.processing.tokenizer import Tokenizer
 
 __all__ = ["Batch", "ModelInputs", "Processor", "ProcessorConfig"]
@@ -132,7 +131,7 @@ class Processor:
 
         Args:
             messages: {"role": "user" | "assistant" | "system", "content": str or parts}, with parts
-                {"type": "text", "text"}, {"type": "image", "image": anything of `Source`},
+                {"type": "text", "text"}, {"type": "image", "image": a `Source` or `Views`},
                 {"type": "image_url", "image_url": a data URL or {"url": it}} and
                 {"type": "grounding", "query"}.
             add_generation_prompt: end where the model answers; False for training.
@@ -215,41 +214,41 @@ class Processor:
 
     def draw_layout(self, image: Image.Image, tiling: Tiling | None = None) -> Image.Image:
         """A drawing of how a single picture is cut, by this or another rule, with token counts."""
-        return tiles.draw_layout(image.convert("RGB"), self.layout, tiling or self._tiling)
+        return draw_layout(image.convert("RGB"), self.layout, tiling or self._tiling)
 
     @property
     def _tiling(self) -> Tiling:
         return "content" if self.config.tiling == "content" else "released"
 
-    def _canvases(self, images: Sequence[Image.Image]) -> list[Resolution]:
-        if len(images) > self.config.max_tiled_images:
-            return [self.layout.one_tile] * len(images)
-        return [tiles.choose_canvas(image, self.layout, self._tiling) for image in images]
-
     def _inputs(self, prompt: Prompt, policy: ImagePolicy, mask_prompt: bool | None) -> ModelInputs:
         layout, config = self.layout, self.config
         policy = self.admission(policy)
-        admitted = [admit(source, policy) for source in prompt.sources]
-        images = [picture.image for picture in admitted]
-        canvases = self._canvases(images)
+        whole = len(prompt.sources) > config.max_tiled_images
+        views = [
+            source
+            if isinstance(source, Views)
+            else views_of(admit(source, policy), layout, self._tiling, whole=whole)
+            for source in prompt.sources
+        ]
         encoded = talk.encode(
             prompt,
             self.tokenizer,
-            [layout.tokens(canvas) for canvas in canvases],
+            [layout.tokens(view.canvas) for view in views],
             mask_prompt=config.mask_prompt if mask_prompt is None else mask_prompt,
             ignore_id=config.ignore_id,
         )
-        pairs = zip(images, canvases, strict=True)
-        views = [view for image, canvas in pairs for view in tiles.cut_views(image, canvas, layout)]
-        grids = [layout.grid(canvas) for canvas in canvases]
+        tiles = np.concatenate([view.tiles for view in views]) if views else None
+        grids = [layout.grid(view.canvas) for view in views]
         inputs = ModelInputs(
             input_ids=torch.tensor(encoded.input_ids),
             labels=torch.tensor(encoded.labels),
-            images=tiles.to_pixels(views, layout) if views else torch.zeros(1, 3, *layout.one_tile),
+            images=torch.zeros(1, 3, *layout.one_tile)
+            if tiles is None
+            else to_pixels(tiles, layout),
             images_seq_mask=torch.tensor(encoded.image_mask),
             images_spatial_crop=torch.tensor([(g.wide, g.high) for g in grids] or [(0, 0)]),
-            image_sizes=tuple(picture.sent for picture in admitted),
-            notes=tuple(note for picture in admitted for note in picture.notes),
+            image_sizes=tuple(view.sent for view in views),
+            notes=tuple(note for view in views for note in view.notes),
         )
         check_inputs(inputs, side=layout.side)
         return inputs

@@ -1,23 +1,24 @@
 """A picture as tiles: the global view first, then the local tiles row by row.
 
-Source: DeepSeek-VL2 paper section 2 and the released processor (`ImageOps.pad`, bicubic).
+Source: DeepSeek-VL2 paper section 2 and the released processor (`ImageOps.pad`, bicubic). Without
+torch, so that a process can cut pictures for another one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-import torch
-from jaxtyping import Float
+from jaxtyping import UInt8
+from numpy import ndarray
 from PIL import Image, ImageDraw, ImageFont, ImageOps
-from torch import Tensor
 
 from vl2 import geometry
 from vl2.geometry import Resolution
 from vl2.processing.adaptive import choose_by_content
-from vl2.processing.image_gate import ImageError
+from vl2.processing.image_gate import Admitted, ImageError
 from vl2.processing.layout import TileLayout
 
 Tiling = Literal["released", "content"]
@@ -46,14 +47,32 @@ def cut_views(image: Image.Image, canvas: Resolution, layout: TileLayout) -> lis
     return [whole, *(local.crop((x, y, x + size, y + size)) for x, y in corners)]
 
 
-def to_pixels(views: Sequence[Image.Image], layout: TileLayout) -> Float[Tensor, "n 3 size size"]:
-    """RGB views of equal size as float32, normalised to (value / 255 - mean) / std."""
-    stacked = np.stack([np.asarray(view) for view in views])
-    pixels = torch.from_numpy(stacked).permute(0, 3, 1, 2).to(torch.float32).div_(255)
-    if layout.normalize:
-        mean, std = (torch.tensor(values).view(3, 1, 1) for values in (layout.mean, layout.std))
-        pixels = pixels.sub_(mean).div_(std)
-    return pixels.contiguous()
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Views:
+    """One picture as the model sees it; the processor takes it in place of a picture."""
+
+    tiles: UInt8[ndarray, "tiles size size 3"]  # RGB, the global view first
+    canvas: Resolution
+    sent: Resolution  # (width, height) of the picture, to which boxes refer
+    notes: tuple[str, ...] = ()
+
+
+def views_of(
+    picture: Admitted, layout: TileLayout, tiling: Tiling = "released", *, whole: bool = False
+) -> Views:
+    """Cut an admitted picture; `whole` leaves it in one tile beside the global view.
+
+    Raises:
+        ImageError: ("too_thin") nothing of the picture would be left in any view.
+    """
+    image = picture.image
+    canvas = layout.one_tile if whole else choose_canvas(image, layout, tiling)
+    return Views(
+        tiles=np.stack([np.asarray(view) for view in cut_views(image, canvas, layout)]),
+        canvas=canvas,
+        sent=picture.sent,
+        notes=picture.notes,
+    )
 
 
 def draw_layout(

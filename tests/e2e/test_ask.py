@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 from PIL import Image, ImageChops
 
 import vl2
-from vl2.cli.answering import content_of, query_of
+from vl2.cli.answering import content_of
 from vl2.cli.ask import split_words
 from vl2.cli.loading import load_engine
-from vl2.cli.terminal import PlainText
+from vl2.cli.terminal import Shown
 from vl2.folders import names_something
 
 ask_file = sys.modules["vl2.cli.ask"]
@@ -123,7 +123,7 @@ TWO = BOX_TEXT + BOX_TEXT.replace("square", "red < circle") + " a<b <|x <"
 @settings(max_examples=50, deadline=None)
 def test_a_stream_shows_the_same_text_in_any_pieces(cuts):
     with redirect_stdout(io.StringIO()) as shown:
-        stream = PlainText()
+        stream = Shown()
         for start, end in pairwise(sorted([0, *cuts, len(TWO)])):
             stream(0, TWO[start:end])
             assert not re.search(r"<\||\d", shown.getvalue().removesuffix(" a<b <|x "))
@@ -149,7 +149,7 @@ def test_ground_asks_in_the_official_form(engine, question):
         ],
         [image],
     ).input_ids.tolist()
-    assert query_of(question) == "the red circle"
+    assert content[2] == {"type": "grounding", "query": "the red circle"}
     assert tokenizer.decode(ids) == tokenizer.decode(official)
     assert ids == official
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from vl2.cli.terminal import show, show_remarks, streaming
 from vl2.failure import WorkError
 from vl2.out_of_memory import is_out_of_memory
+from vl2.processing.grounding_request import grounding_parts
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from vl2.processing.inputs import ModelInputs
 
 _MARK = re.compile(r"<\|(?:ref|grounding)\|>")
-_LOCATE = re.compile(r"^\s*(?:locate|find|detect|show me)\s+", re.IGNORECASE)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -68,14 +68,7 @@ def content_of(
     parts: list[dict[str, Any]] = [{"type": "image", "image": picture} for picture in pictures]
     if not ground or _MARK.search(question):
         return [*parts, {"type": "text", "text": question}]
-    parts.append({"type": "text", "text": "Locate "})
-    parts.append({"type": "grounding", "query": query_of(question)})
-    return [*parts, {"type": "text", "text": " in the given image."}]
-
-
-def query_of(question: str) -> str:
-    """What a question asks to locate: "Locate the red circle." means "the red circle"."""
-    return _LOCATE.sub("", question).strip().rstrip(".?!")
+    return [*parts, *grounding_parts(question)]
 
 
 def answer_one(

@@ -14,7 +14,8 @@ import typer
 
 from vl2.cli.answering import Question, answer_fields
 from vl2.cli.pictures import SUFFIXES, open_picture
-from vl2.cli.terminal import note, plain_text, progress_bar, show, show_remarks
+from vl2.cli.terminal import note, progress_bar, show, show_remarks
+from vl2.processing.plain_text import plain_text
 
 if TYPE_CHECKING:
     from vl2.engine.config import Completion

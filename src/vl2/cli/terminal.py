@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import re
 import sys
 import unicodedata
 from typing import TYPE_CHECKING
+
+from vl2.processing.plain_text import PlainText
 
 if TYPE_CHECKING:
     from rich.progress import Progress, ProgressColumn
 
     from vl2.engine.config import Completion
-
-_BOXES = re.compile(r"<\|det\|>.*?(?:<\|/det\|>|\Z)", re.DOTALL)
-_MARKS = re.compile(r"<\|/?(?:ref|det|grounding)\|>")
-_BEGUN = re.compile(r"<(?:\|(?:/?[a-z]*\|?)?)?\Z")
-"""What may become a mark once the text goes on."""
 
 
 def show(text: str) -> None:
@@ -24,37 +20,24 @@ def show(text: str) -> None:
     sys.stdout.flush()
 
 
-def streaming() -> PlainText | None:
+def streaming() -> Shown | None:
     """Shows the only answer while it is made, as text for people; None where stdout is data."""
-    return PlainText() if sys.stdout.isatty() else None
+    return Shown() if sys.stdout.isatty() else None
 
 
-class PlainText:
-    """An answer for people, piece by piece: labels without their marks, no coordinates."""
+class Shown:
+    """An answer on the terminal, piece by piece, as text for people."""
 
     def __init__(self) -> None:
-        self._text = ""
-        self._shown = 0
+        self._plain = PlainText()
 
     def __call__(self, index: int, delta: str) -> None:
         """Show what is new; what may be the beginning of a mark waits."""
-        self._text += delta
-        self._show(plain_text(_BEGUN.sub("", self._text)))
+        show(self._plain.push(delta))
 
     def end(self) -> None:
         """Show what waited, and end the line."""
-        self._show(plain_text(self._text))
-        show("\n")
-
-    def _show(self, plain: str) -> None:
-        show(plain[self._shown :])
-        self._shown = len(plain)
-
-
-def plain_text(text: str) -> str:
-    """An answer for people: labels without their marks, no coordinates."""
-    listed = _BOXES.sub("", text.replace("<|/det|><|ref|>", "<|/det|>, "))
-    return _MARKS.sub("", listed)
+        show(self._plain.finish() + "\n")
 
 
 def note(text: str) -> None:

@@ -6,7 +6,7 @@ import math
 import re
 import unicodedata
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from PIL import Image, ImageDraw, ImageFont
 
@@ -25,7 +25,8 @@ Coordinates = tuple[int, int, int, int]
 class Box:
     """One located object, in pixels of its source picture.
 
-    `note` says so where another picture could be meant than the one at `image_index`.
+    `note` says so where another picture could be meant than the one at `image_index`; `span` is
+    where the label stands in the answer's text, [start, end).
     """
 
     label: str
@@ -36,6 +37,7 @@ class Box:
     score: float | None = None
     image_index: int = 0
     note: str | None = None
+    span: tuple[int, int] | None = field(default=None, compare=False)
 
 
 def iou(a: Box, b: Box) -> float:
@@ -77,13 +79,17 @@ def parse_grounding(
     sent = sent if sum(sent) == len(image_sizes) else (len(image_sizes),)
     start, named = 0, picture_asked(question, sent)
     for found in _BOXES.finditer(text):
-        before, start = text[start : found.start()], found.end()
-        named = picture_told(before, sent, named)
+        named = picture_told(text[start : found.start()], sent, named)
+        span = _label_between(text, start, found.start())
+        start = found.end()
         for numbers in _BOX.findall(found[1]):
             x1, y1, x2, y2 = map(int, numbers)
             if x1 <= x2 <= GRID and y1 <= y2 <= GRID:
                 pixels = to_pixels((x1, y1, x2, y2), image_sizes[named.index])
-                boxes.append(Box(_label(before), *pixels, image_index=named.index, note=named.note))
+                label = text[slice(*span)] if span else ""
+                boxes.append(
+                    Box(label, *pixels, image_index=named.index, note=named.note, span=span)
+                )
     return boxes
 
 
@@ -198,7 +204,12 @@ def _nearest(pixel: float, side: int) -> int:
     return min((below, min(GRID, below + 1)), key=lambda value: abs(_pixel(value, side) - pixel))
 
 
-def _label(before: str) -> str:
-    """Text of the last `<|ref|>` before a group of boxes; its end may be missing."""
-    _, mark, after = before.rpartition("<|ref|>")
-    return after.partition("<|/ref|>")[0].strip() if mark else ""
+def _label_between(text: str, start: int, end: int) -> tuple[int, int] | None:
+    """Where the text of the last `<|ref|>` in text[start:end] stands; its end may be missing."""
+    mark = text.rfind("<|ref|>", start, end)
+    if mark < 0:
+        return None
+    inside = text[mark + len("<|ref|>") : end].partition("<|/ref|>")[0]
+    label = inside.strip()
+    begin = mark + len("<|ref|>") + inside.find(label)
+    return begin, begin + len(label)

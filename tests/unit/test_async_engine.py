@@ -105,7 +105,7 @@ def test_a_timeout_ends_an_answer(engine):
             return late, time.monotonic() - start
 
     late, seconds = asyncio.run(run())
-    assert late.finish_reason == "abort"
+    assert late.finish_reason == "timeout"
     assert 0.3 <= seconds < 5
 
 

@@ -295,7 +295,7 @@ def test_a_deadline_ends_a_request(models):
     ends = {}
     while engine.has_unfinished_requests:
         ends |= {p.sequence.request_id: p.completion for p in engine.step()}
-    assert ends["late"].finish_reason == "abort"
+    assert ends["late"].finish_reason == "queue_timeout"
     assert ends["good"].token_ids == alone(models["mla"], MIXED[2:3])[0]
 
 

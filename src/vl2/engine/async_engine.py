@@ -18,30 +18,87 @@ from functools import partial
 from types import TracebackType
 
 from vl2.engine.admission import Conversation, checked_params, unbegun
-from vl2.engine.config import Completion, SamplingParams
-from vl2.engine.engine import Engine, EngineStats, Progress
+from vl2.engine.config import Completion, SamplingParams, TokenLogprob
+from vl2.engine.engine import Engine
+from vl2.engine.progress import EngineStats, Progress
 from vl2.engine.sequence import Sequence
+from vl2.processing.grounding import Box
+from vl2.processing.tokenizer import SPECIAL_TOKENS
+
+HEARTBEAT = 0.5
+"""Seconds after which the engine's thread looks up when there is nothing to do."""
+
+BOXES_END = SPECIAL_TOKENS["det_end"]
 
 PREPARED = 2
 """Requests with their pictures in memory, as a multiple of those that run; the others wait."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Update:
-    """New text of answer number `answer` to a conversation; `completion` is set at its end."""
+class Token:
+    """A token that was chosen, as `Completion` lists them; it added text[start:end]."""
 
-    answer: int
-    delta: str
-    completion: Completion | None
+    token_id: int
+    logprob: float
+    top: tuple[TokenLogprob, ...]
+    start: int
+    end: int
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Update:
+    """What is new of answer number `answer` to a conversation.
+
+    Attributes:
+        answer: from 0 to `SamplingParams.n` - 1.
+        delta: new text.
+        boxes: boxes that the new text closes; the completion has those of an answer that broke off.
+        tokens: new tokens; none unless `SamplingParams.logprobs` is set.
+        completion: set at the end.
+    """
+
+    answer: int
+    delta: str
+    boxes: tuple[Box, ...] = ()
+    tokens: tuple[Token, ...] = ()
+    completion: Completion | None = None
+
+
+@dataclass(kw_only=True, slots=True)
 class _Listener:
-    """Where the news of one sequence go."""
+    """Where the news of one sequence go, and how much of it was told."""
 
     answer: int
     loop: asyncio.AbstractEventLoop
     inbox: asyncio.Queue[Update | Exception]
+    boxes: int = 0
+    tokens: int = 0
+
+    def new_boxes(self, progress: Progress) -> tuple[Box, ...]:
+        """The boxes that have just been closed."""
+        if BOXES_END not in progress.delta:
+            return ()
+        boxes = tuple(progress.sequence.boxes()[self.boxes :])
+        self.boxes += len(boxes)
+        return boxes
+
+    def new_tokens(self, sequence: Sequence) -> tuple[Token, ...]:
+        """The tokens since the last time, if they are wanted."""
+        if sequence.params.logprobs is None:
+            return ()
+        first, self.tokens = self.tokens, len(sequence.token_ids)
+        ends = [0, *sequence.stream.ends]  # a token that ends the answer added no text
+        ends += [ends[-1]] * (self.tokens + 1 - len(ends))
+        return tuple(
+            Token(
+                token_id=sequence.token_ids[place],
+                logprob=sequence.logprobs[place],
+                top=sequence.tops[place],
+                start=ends[place],
+                end=ends[place + 1],
+            )
+            for place in range(first, self.tokens)
+        )
 
     def hear(self, news: Update | Exception) -> bool:
         """Hand over news from the engine's thread; False if nobody can hear them any longer."""
@@ -65,6 +122,7 @@ class AsyncEngine:
         self._commands: list[Callable[[], None]] = []
         self._listeners: dict[Sequence, _Listener] = {}
         self._ended: Exception | None = None
+        self._turned = time.monotonic()
         self._places = asyncio.Semaphore(PREPARED * engine.max_num_seqs)
         self._thread = threading.Thread(target=self._work, name="vl2-engine", daemon=True)
         self._thread.start()
@@ -75,6 +133,7 @@ class AsyncEngine:
         params: SamplingParams | None = None,
         *,
         timeout: float | None = None,
+        queue_timeout: float | None = None,
     ) -> AsyncGenerator[Update]:
         """Answer a conversation and yield text as it is made.
 
@@ -85,38 +144,38 @@ class AsyncEngine:
             conversation: messages or `ModelInputs`.
             params: None decodes greedily.
             timeout: seconds after which it is aborted, the time in the queue included.
+            queue_timeout: seconds after which it is aborted if it was not begun.
 
         Raises:
-            ValueError: `params` or `timeout` are none.
+            ValueError: `params` or a timeout are none.
             RuntimeError: the engine is closed or has stopped.
         """
         params = checked_params(params)
-        if timeout is not None and (type(timeout) not in (int, float) or not timeout >= 0):
-            raise ValueError(f"timeout is {timeout!r}: expected seconds from 0 up, or None")
-        deadline = None if timeout is None else time.monotonic() + timeout
+        deadline, begin_by = _moment("timeout", timeout), _moment("queue_timeout", queue_timeout)
+        limits = [seconds for seconds in (timeout, queue_timeout) if seconds is not None]
         try:
-            await asyncio.wait_for(self._places.acquire(), timeout)
+            await asyncio.wait_for(self._places.acquire(), min(limits, default=None))
         except TimeoutError:
             for answer in range(params.n):
-                yield Update(answer=answer, delta="", completion=unbegun(0, "abort"))
+                yield Update(answer=answer, delta="", completion=unbegun(0, "queue_timeout"))
             return
+        prepare = partial(
+            self._engine.prepare, next(self._numbers), deadline=deadline, begin_by=begin_by
+        )
         try:
-            async with contextlib.aclosing(self._run(conversation, params, deadline)) as updates:
+            sequences = await asyncio.to_thread(prepare, conversation=conversation, params=params)
+            async with contextlib.aclosing(self._run(sequences, params.n)) as updates:
                 async for update in updates:
                     yield update
         finally:
             self._places.release()
 
     async def _run(
-        self, conversation: Conversation, params: SamplingParams, deadline: float | None
+        self, sequences: list[Sequence] | Completion, answers: int
     ) -> AsyncGenerator[Update]:
-        """Prepare, submit and listen."""
-        number = next(self._numbers)
-        sequences = await asyncio.to_thread(
-            self._engine.prepare, number, conversation, params, deadline=deadline
-        )
+        """Submit what was prepared, and listen."""
         if isinstance(sequences, Completion):
-            for answer in range(params.n):
+            for answer in range(answers):
                 yield Update(answer=answer, delta="", completion=sequences)
             return
         inbox: asyncio.Queue[Update | Exception] = asyncio.Queue()
@@ -135,8 +194,9 @@ class AsyncEngine:
                 left -= news.completion is not None
                 yield news
         finally:
-            if left and self._ended is None:
-                self._tell(partial(self._abort, number))
+            if left:
+                with contextlib.suppress(RuntimeError):  # it ended meanwhile, and freed the blocks
+                    self._tell(partial(self._abort, sequences[0].request_id))
 
     async def generate(
         self,
@@ -156,6 +216,16 @@ class AsyncEngine:
     def stats(self) -> EngineStats:
         """The engine's counters."""
         return self._engine.stats
+
+    @property
+    def idle_for(self) -> float:
+        """Seconds since the engine's thread last came round, which is at least every 0.5 s."""
+        return time.monotonic() - self._turned
+
+    @property
+    def ended(self) -> str | None:
+        """Why nothing more is answered; None while it is."""
+        return None if self._ended is None else str(self._ended)
 
     async def close(self) -> None:
         """Abort everything and end the thread after its step."""
@@ -195,7 +265,9 @@ class AsyncEngine:
     def _turn(self) -> None:
         """Obey what was told, then one step."""
         with self._wake:
-            self._wake.wait_for(lambda: self._commands or self._engine.has_unfinished_requests)
+            work = self._engine
+            self._wake.wait_for(lambda: self._commands or work.has_unfinished_requests, HEARTBEAT)
+            self._turned = time.monotonic()
             commands, self._commands = self._commands, []
         for command in commands:
             command()
@@ -207,9 +279,15 @@ class AsyncEngine:
         listener = self._listeners[sequence]
         if completion is not None:
             del self._listeners[sequence]
-        elif not progress.delta:
+        elif not progress.delta and sequence.params.logprobs is None:
             return
-        update = Update(answer=listener.answer, delta=progress.delta, completion=completion)
+        update = Update(
+            answer=listener.answer,
+            delta=progress.delta,
+            boxes=listener.new_boxes(progress),
+            tokens=listener.new_tokens(sequence),
+            completion=completion,
+        )
         if not listener.hear(update) and completion is None:
             self._abort(sequence.request_id)
 
@@ -235,3 +313,16 @@ class AsyncEngine:
         for sequence, listener in list(self._listeners.items()):
             listener.hear(reason)
             self._abort(sequence.request_id)
+
+
+def _moment(name: str, seconds: float | None) -> float | None:
+    """The value of `time.monotonic()` in so many seconds.
+
+    Raises:
+        ValueError: no number from 0 up, and not None.
+    """
+    if seconds is None:
+        return None
+    if type(seconds) not in (int, float) or not seconds >= 0:
+        raise ValueError(f"{name} is {seconds!r}: expected seconds from 0 up, or None")
+    return time.monotonic() + seconds

@@ -18,7 +18,7 @@ MAX_N = 8
 MAX_LOGPROBS = 20
 """Most alternatives per token, as in OpenAI's interface."""
 
-FinishReason = Literal["stop", "length", "abort", "error"]
+FinishReason = Literal["stop", "length", "abort", "queue_timeout", "timeout", "error"]
 
 
 @no_type_check  # it checks its own values at run time, with messages for people
@@ -272,7 +272,8 @@ class Completion:
             probability of the tokens that spell the coordinates.
         finish_reason: "stop" at the end-of-sentence token, a stop token or a stop string,
             "length" at `max_tokens` or at the end of the context, "abort" when the caller took
-            the request back, "error" when it failed.
+            the request back, "queue_timeout" when its deadline passed before it was begun and
+            "timeout" after that, "error" when it failed.
         usage: token counts.
         logprobs: the model's own log-probability of each chosen token, before temperature,
             penalties and cuts.

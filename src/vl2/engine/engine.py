@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections import abc, deque
 from collections.abc import Hashable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 
@@ -30,6 +30,7 @@ from vl2.engine.grammar import GrammarCompiler
 from vl2.engine.model_runner import NOTHING, Known, ModelRunner, join_known, split_known
 from vl2.engine.pictures import VisionEncoder
 from vl2.engine.pool_size import pool_size
+from vl2.engine.progress import EngineStats, Progress
 from vl2.engine.prompt_lookup import PromptLookup
 from vl2.engine.sampler import Choice, sample
 from vl2.engine.scheduler import Scheduled, Scheduler
@@ -42,30 +43,6 @@ log = get_logger(__name__)
 
 OnToken = abc.Callable[[int, str], None]
 """Hears the index of an answer and the new piece of its text."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Progress:
-    """What a step did for one sequence; `completion` is set when it ended."""
-
-    sequence: Sequence
-    delta: str
-    completion: Completion | None
-
-
-@dataclass(kw_only=True, slots=True)
-class EngineStats:
-    """Counters since the engine began."""
-
-    steps: int = 0
-    prompt_tokens: int = 0
-    cached_tokens: int = 0
-    generated_tokens: int = 0
-    drafted_tokens: int = 0
-    accepted_drafts: int = 0
-    preemptions: int = 0
-    tiles_encoded: int = 0
-    pictures_reused: int = 0
 
 
 class Engine:
@@ -124,7 +101,7 @@ class Engine:
         """Where the model is, and the sizes that bound what is answered together."""
         place = self.model.image_newline
         return (
-            f"Engine({place.dtype} on {place.device}, context of {self._admission.context} tokens, "
+            f"Engine({place.dtype} on {place.device}, context of {self.context} tokens, "
             f"{self.max_num_seqs} answers at a time, {self.blocks.num_blocks} blocks of "
             f"{self.config.block_size} tokens)"
         )
@@ -206,6 +183,7 @@ class Engine:
         *,
         index: int = 0,
         deadline: float | None = None,
+        begin_by: float | None = None,
     ) -> list[Sequence] | Completion:
         """Read pictures and text of a conversation; any thread may do it.
 
@@ -215,6 +193,7 @@ class Engine:
             params: None decodes greedily.
             index: what its completions carry.
             deadline: value of `time.monotonic()` at which it is aborted.
+            begin_by: the same while it waits.
 
         Returns:
             One sequence per answer for `submit`; or, if the conversation can never be answered, the
@@ -229,6 +208,7 @@ class Engine:
                 request_id, conversation, params, index=index, deadline=deadline
             )
             for sequence in sequences:
+                sequence.begin_by = begin_by
                 sequence.name_blocks(self.blocks.block_size)
             return sequences
         except ValueError as error:
@@ -255,6 +235,20 @@ class Engine:
         return bool(self._scheduler.waiting or self._scheduler.running)
 
     @property
+    def context(self) -> int:
+        """Most tokens of prompt and answer together."""
+        return self._admission.context
+
+    @property
+    def load(self) -> dict[str, int]:
+        """Answers that run and wait, and cache blocks that are free."""
+        return {
+            "running": len(self._scheduler.running),
+            "waiting": len(self._scheduler.waiting),
+            "blocks_free": self.blocks.free,
+        }
+
+    @property
     def stats(self) -> EngineStats:
         """Counters so far."""
         vision = self._runner.vision.stats
@@ -269,9 +263,9 @@ class Engine:
     def step(self) -> list[Progress]:
         """One forward pass for all who run; what came of it, sequence by sequence."""
         done = [
-            Progress(sequence=s, delta="", completion=self._drop(s, "abort"))
+            Progress(sequence=s, delta="", completion=self._drop(s, late))
             for s in self._sequences()
-            if s.overdue
+            if (late := s.overdue)
         ]
         plan = self._scheduler.schedule()
         if not plan:

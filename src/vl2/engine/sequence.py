@@ -6,6 +6,7 @@ import time
 from bisect import bisect_left
 from collections.abc import Hashable
 from dataclasses import dataclass, field
+from math import inf
 
 from torch import Tensor
 
@@ -17,6 +18,7 @@ from vl2.engine.prompt_lookup import PromptLookup
 from vl2.engine.sampler import Choice
 from vl2.engine.sampling_state import SamplingState
 from vl2.engine.text_stream import TextStream
+from vl2.processing.grounding import Box
 from vl2.processing.inputs import ModelInputs
 
 
@@ -51,7 +53,8 @@ class Sequence:
 
     The rows of its first `computed` tokens are in the cache, in `blocks`; `names` are those of its
     full blocks and `published` says how many of them others can find. `drafts` are guesses at the
-    next tokens. `max_tokens` is already bounded by the context.
+    next tokens. `max_tokens` is already bounded by the context. `deadline` and `begin_by` are of
+    `time.monotonic()`.
     """
 
     request_id: Hashable
@@ -63,6 +66,7 @@ class Sequence:
     stream: TextStream
     sampling: SamplingState
     deadline: float | None = None
+    begin_by: float | None = None
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     tops: list[tuple[TokenLogprob, ...]] = field(default_factory=list)
@@ -89,9 +93,13 @@ class Sequence:
         return self.length - self.computed
 
     @property
-    def overdue(self) -> bool:
-        """Whether its deadline has passed."""
-        return self.deadline is not None and time.monotonic() > self.deadline
+    def overdue(self) -> FinishReason | None:
+        """The deadline that has passed, if one has."""
+        begun = self.computed > 0
+        limits = (self.deadline,) if begun else (self.deadline, self.begin_by)
+        if time.monotonic() <= min((limit for limit in limits if limit is not None), default=inf):
+            return None
+        return "timeout" if begun else "queue_timeout"
 
     def tokens_between(self, first: int, end: int) -> list[int]:
         """Ids at the positions [first, end) of prompt, answer and drafts."""
@@ -141,17 +149,20 @@ class Sequence:
             "token that may come ends the answer: give fewer min_tokens or fewer stop_token_ids"
         )
 
+    def boxes(self) -> list[Box]:
+        """The boxes so far, in pixels of the pictures that were sent."""
+        prompt, sizes = self.prompt, self.prompt.inputs.image_sizes
+        return scored_boxes(self.stream, self.logprobs, sizes, prompt.question, prompt.sent)
+
     def completion(self) -> Completion:
         """The finished answer with its boxes in source pixels."""
         assert self.finish_reason is not None
-        prompt, failed = self.prompt, self.finish_reason in ("error", "abort")
-        sizes = () if failed else prompt.inputs.image_sizes
-        boxes = scored_boxes(self.stream, self.logprobs, sizes, prompt.question, prompt.sent)
+        ended = self.finish_reason in ("stop", "length")
         return Completion(
             index=self.index,
             text=self.stream.text,
             token_ids=self.token_ids,
-            boxes=boxes,
+            boxes=self.boxes() if ended else [],
             finish_reason=self.finish_reason,
             usage=Usage(
                 prompt_tokens=len(self.prompt.token_ids),

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from PIL import Image, ImageChops
 from tests.unit.pdf_files import PdfPage, encrypted_pdf, pdf_of, show
 
-from vl2.processing.pdf_gate import Pdf, PdfError, PdfPolicy, page_numbers
+from vl2.processing.pdf_error import PdfError
+from vl2.processing.pdf_gate import Pdf, PdfPolicy, page_numbers
 
 PAGE = PdfPage(content=show("Hello big (world)", 30, 120, 14) + show("second line", 30, 100))
 WHOLE = pdf_of([PAGE])

@@ -18,7 +18,8 @@ from pathlib import Path
 from vl2.data.make.fonts import SPLITS, Split, faces, family
 from vl2.data.make.packages import fetch_all, packages
 from vl2.folders import cache_folder
-from vl2.processing.pdf_gate import Pdf, PdfError
+from vl2.processing.pdf_error import PdfError
+from vl2.processing.pdf_gate import Pdf
 from vl2.processing.pdf_text import TextChar, TextLine
 
 PACKAGES: dict[Split, tuple[str, ...]] = {

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
+from datetime import UTC, datetime
 
 from rich.console import Console
 from rich.logging import RichHandler
@@ -24,6 +26,32 @@ def log_to_stderr(level: int = logging.INFO) -> None:
             logger.addHandler(RichHandler(console=console, show_path=False, show_time=False))
         else:
             logger.addHandler(_Lines())
+
+
+def log_json_to_stderr() -> None:
+    """Show vl2's log, and uvicorn's warnings, on stderr as JSON, one object a line.
+
+    Values that a caller gives as `extra={"fields": {...}}` become fields of their own.
+    """
+    for name, level in (("vl2", logging.INFO), ("uvicorn", logging.WARNING)):
+        logger = logging.getLogger(name)
+        logger.setLevel(level)
+        logger.handlers = [_JsonLines()]
+
+
+class _JsonLines(logging.Handler):
+    """A record is one JSON object."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write to the stderr of now."""
+        moment = datetime.fromtimestamp(record.created, UTC)
+        told = {
+            "time": moment.isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "message": self.format(record),
+            **getattr(record, "fields", {}),
+        }
+        sys.stderr.write(json.dumps(told, ensure_ascii=False) + "\n")
 
 
 class _Lines(logging.Handler):

@@ -7,6 +7,7 @@ is refused with the place, the expectation and the nearest name.
 from __future__ import annotations
 
 import difflib
+import sys
 import types
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass
@@ -147,7 +148,9 @@ def _section_of(kind: Any) -> Any:
 
 @cache
 def _hints(cls: type) -> dict[str, Any]:
-    return get_type_hints(cls)
+    """Types of a dataclass's fields, also where it checks them itself (`no_type_check`)."""
+    holder = types.SimpleNamespace(__annotations__=cls.__annotations__)
+    return get_type_hints(holder, globalns=vars(sys.modules[cls.__module__]))
 
 
 def _check_key(name: str, hints: Mapping[str, Any], place: str) -> None:

@@ -160,7 +160,7 @@ WRONG = {
     "nothing": (("ask",), "see vl2 ask --help"),
     "unknown option": (("ask", "PICTURE", "x", "--colour"), "No such option: --colour"),
     "unknown command": (("dance",), "No such command 'dance'"),
-    "no stub": (("serve",), "No such command 'serve'"),
+    "no stub": (("read",), "No such command 'read'"),
     "no model": (("ask", "PICTURE", "x", "--model", "/nowhere"), "no model at /nowhere"),
     "model without files": (("ask", "PICTURE", "x", "--model", "FOLDER"), "give a model folder"),
     "model is a file": (("ask", "PICTURE", "x", "--model", "TEXT"), "is a file"),

@@ -22,6 +22,7 @@ from vl2.cli.examples import examples_of
 from vl2.cli.inspect import inspect
 from vl2.cli.memory import OUT_OF_MEMORY
 from vl2.cli.plan import plans
+from vl2.cli.serve import serve
 from vl2.cli.tiles import tiles
 from vl2.cli.train import train
 from vl2.failure import WorkError
@@ -35,7 +36,7 @@ app = typer.Typer(
     rich_markup_mode=None,  # rich takes longer to import than the help may to appear
 )
 app.command(cls=AskCommand, epilog=examples_of("ask"))(ask)
-for command in (chat, tiles, inspect, train, convert, bench, doctor):
+for command in (chat, serve, tiles, inspect, train, convert, bench, doctor):
     app.command(epilog=examples_of(command.__name__))(command)
 app.add_typer(plans, name="plan")
 app.add_typer(data, name="data")

@@ -12,6 +12,11 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "vl2 chat photo.png",
         "vl2 chat --model tiny --quantization int8",
     ),
+    "serve": (
+        "vl2 serve",
+        "vl2 serve tiny --quantization int8 --port 8080 limits.max_images=4",
+        "vl2 serve base --host 0.0.0.0 --api-key-file keys.txt",
+    ),
     "tiles": (
         "vl2 tiles photo.png --save layout.png",
         "vl2 tiles photo.png page.png --model tiny --json",

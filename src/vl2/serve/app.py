@@ -1,0 +1,259 @@
+"""The routes, and the application that they make."""
+
+from __future__ import annotations
+
+import hashlib
+from base64 import b64encode
+from functools import cache, partial
+from importlib.resources import files
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+from pydantic.json_schema import models_json_schema
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.types import ASGIApp
+
+from vl2 import __version__
+from vl2.logs import get_logger
+from vl2.serve import schema
+from vl2.serve.admission import Rates
+from vl2.serve.body import read_json
+from vl2.serve.chat import Service, answer, told
+from vl2.serve.errors import ApiError, refused, server_error
+from vl2.serve.guard import Guard
+from vl2.serve.media import Pictures
+from vl2.serve.prompt import plan_chat, source_of
+from vl2.serve.wire import Message
+
+log = get_logger(__name__)
+
+WEB = files("vl2.serve") / "web"
+TYPES = {
+    "css": "text/css; charset=utf-8",
+    "html": "text/html; charset=utf-8",
+    "js": "text/javascript; charset=utf-8",
+    "json": "application/json",
+    "png": "image/png",
+    "svg": "image/svg+xml",
+}
+"""Of the page's files; no other is served."""
+
+
+def build(service: Service) -> ASGIApp:
+    """The application of a running server."""
+    app = FastAPI(title="vl2", version=__version__, docs_url=None, redoc_url=None)
+    app.add_exception_handler(ApiError, _refused)
+    app.add_exception_handler(HTTPException, _unknown)
+    app.add_exception_handler(Exception, _failed)
+    _add_model_routes(app, service)
+    _add_page_routes(app, service)
+    _add_watch_routes(app, service)
+    app.openapi = cache(partial(_document, app))
+    rates = Rates(service.config.limits.requests_per_minute)
+    return Guard(app, service.config, rates, service.metrics)
+
+
+def _add_model_routes(app: FastAPI, service: Service) -> None:
+    """OpenAI's routes."""
+
+    @app.post("/v1/chat/completions", openapi_extra=_takes(schema.ChatRequest))
+    async def chat(request: Request) -> Response:
+        """Answer a conversation about pictures."""
+        return await answer(service, request, schema.ChatRequest)
+
+    @app.post("/v1/completions", openapi_extra=_takes(schema.CompletionRequest))
+    async def complete(request: Request) -> Response:
+        """Continue a raw prompt, whose control strings are obeyed."""
+        return await answer(service, request, schema.CompletionRequest)
+
+    @app.post("/tokenize", openapi_extra=_takes(schema.TokenizeRequest))
+    async def tokenize(request: Request) -> Response:
+        """Ids of a text, or of a conversation as the model gets it."""
+        service.check_ready()
+        asked = schema.validated(schema.TokenizeRequest, await _json(service, request))
+        if asked.model is not None:
+            service.check_model(asked.model)
+        ids = await _ids(service, asked)
+        return JSONResponse(
+            {"tokens": ids, "count": len(ids), "max_model_len": service.facts.context}
+        )
+
+    @app.get("/v1/models")
+    async def models() -> Response:
+        """The models that are served."""
+        return JSONResponse({"object": "list", "data": [_model(service)]})
+
+    @app.get("/v1/models/{name:path}")
+    async def model(name: str) -> Response:
+        """One of them."""
+        service.check_model(name)
+        return JSONResponse(_model(service))
+
+
+def _add_page_routes(app: FastAPI, service: Service) -> None:
+    """The page, and what it asks for beside answers."""
+
+    @app.post("/v1/layout", openapi_extra=_takes(schema.LayoutRequest))
+    async def layout(request: Request) -> Response:
+        """How both rules would cut a picture; nothing is answered."""
+        asked = schema.validated(schema.LayoutRequest, await _json(service, request))
+        source = source_of(asked.image_url.url, "image_url.url", service.config.limits)
+        cut = await service.media.layouts(source, service.facts, asked.pictures)
+        return JSONResponse(cut)
+
+    @app.post("/v1/pages", openapi_extra=_takes(schema.PagesRequest))
+    async def pages(request: Request) -> Response:
+        """Pages of a PDF as PNG data URLs."""
+        file = schema.validated(schema.PagesRequest, await _json(service, request)).file
+        limits = service.config.limits
+        if file.dpi > limits.max_dpi:
+            raise refused("file.dpi", f"file.dpi is {file.dpi}: expected at most {limits.max_dpi}")
+        source = source_of(file.file_data, "file.file_data", limits, file)
+        found, drawn = await service.media.pages(source)
+        listed = [
+            {"page": page, "width": wide, "height": high, "url": _data_url(png)}
+            for page, (wide, high), png in zip(found["pages"], found["sizes"], drawn, strict=True)
+        ]
+        return JSONResponse({"count": found["count"], "pages": listed})
+
+    @app.get("/", include_in_schema=False)
+    async def page(request: Request) -> Response:
+        """The page."""
+        return _file(request, "index.html")
+
+    @app.get("/web/{name:path}", include_in_schema=False)
+    async def file(request: Request, name: str) -> Response:
+        """A file of the page."""
+        return _file(request, name)
+
+
+def _add_watch_routes(app: FastAPI, service: Service) -> None:
+    """What probes and Prometheus ask for."""
+
+    @app.get("/health/live")
+    async def live() -> Response:
+        """Whether this process answers."""
+        return JSONResponse({"status": "live"})
+
+    @app.get("/health/ready")
+    async def ready() -> Response:
+        """Whether a request would be answered now."""
+        why = service.engine.ready(service.config.limits.stall_seconds)
+        return JSONResponse({"status": why or "ready"}, 503 if why else 200)
+
+    @app.get("/metrics")
+    async def metrics() -> Response:
+        """Metrics in Prometheus' format."""
+        text = service.metrics.text(
+            service.engine.beat,
+            up=service.engine.ready(service.config.limits.stall_seconds) is None,
+            restarts=service.engine.restarts,
+            worker_restarts=service.media.workers.restarts,
+        )
+        return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
+
+
+async def _ids(service: Service, asked: schema.TokenizeRequest) -> list[int]:
+    message: Message = {"kind": "tokenize", "prompt": asked.prompt, "messages": [], "views": []}
+    pictures = Pictures(views=[], counts=[], pages=[], memory=None)
+    if (asked.prompt is None) == (asked.messages is None):
+        raise refused("prompt", "prompt and messages: expected exactly one of them")
+    if asked.messages is not None:
+        request = schema.ChatRequest(model=service.model, messages=asked.messages)
+        plan = plan_chat(request, service.config.limits, service.facts.context)
+        pictures = await service.media.gather(plan, service.facts)
+        message |= {"messages": told(plan, pictures), "views": pictures.views}
+    ids: list[int] = []
+    async for news in service.engine.request(message, pictures.memory):
+        ids = news["tokens"]
+    return ids
+
+
+async def _json(service: Service, request: Request) -> dict[str, Any]:
+    return await read_json(request, service.config.limits)
+
+
+def _model(service: Service) -> Message:
+    facts = service.facts
+    return {
+        "id": service.model,
+        "object": "model",
+        "created": 0,
+        "owned_by": "vl2",
+        "max_model_len": facts.context,
+        "tiling": facts.tiling,
+        "tile_size": facts.layout.image_size,
+        "max_tiled_images": facts.max_tiled_images,
+    }
+
+
+def _file(request: Request, name: str) -> Response:
+    """A file of the page by its name, which is looked up in the list of files that there are."""
+    data = _page_files().get(name)
+    if data is None:
+        raise HTTPException(404)
+    tag = f'"{hashlib.sha256(data).hexdigest()[:32]}"'
+    headers = {"etag": tag, "cache-control": "no-cache"}
+    if request.headers.get("if-none-match") == tag:
+        return Response(status_code=304, headers=headers)
+    return Response(data, media_type=TYPES[name.rpartition(".")[2]], headers=headers)
+
+
+@cache
+def _page_files() -> dict[str, bytes]:
+    """Every file of the page by its path below it."""
+    found: dict[str, bytes] = {}
+    folders = [("", WEB)]
+    while folders:
+        before, folder = folders.pop()
+        for entry in folder.iterdir():
+            if entry.is_dir():
+                folders.append((f"{before}{entry.name}/", entry))
+            elif entry.name.rpartition(".")[2] in TYPES:
+                found[before + entry.name] = entry.read_bytes()
+    return found
+
+
+def _data_url(png: bytes) -> str:
+    return f"data:image/png;base64,{b64encode(png).decode()}"
+
+
+def _takes(kind: type[schema.Strict]) -> dict[str, Any]:
+    """What the OpenAPI document says of a route's body."""
+    body = {"$ref": f"#/components/schemas/{kind.__name__}"}
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": body}}}}
+
+
+def _document(app: FastAPI) -> dict[str, Any]:
+    """The OpenAPI document with the schemas of all bodies."""
+    kinds = (schema.ChatRequest, schema.CompletionRequest, schema.TokenizeRequest)
+    kinds += (schema.LayoutRequest, schema.PagesRequest)
+    _, found = models_json_schema(
+        [(kind, "validation") for kind in kinds],
+        ref_template="#/components/schemas/{model}",
+    )
+    document = get_openapi(title=app.title, version=app.version, routes=app.routes)
+    document.setdefault("components", {}).setdefault("schemas", {}).update(found["$defs"])
+    return document
+
+
+async def _refused(request: Request, error: Exception) -> Response:
+    assert isinstance(error, ApiError)
+    return error.response
+
+
+async def _unknown(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    if error.status_code == 405:
+        told = f"{request.method} is not allowed here: see /openapi.json"
+        return ApiError(405, "method_not_allowed", told).response
+    return ApiError(404, "not_found", "no such address: see /openapi.json").response
+
+
+async def _failed(request: Request, error: Exception) -> Response:
+    """A mistake of ours; the log has it under the request's number."""
+    log.error("request %s failed", request.state.request_id, exc_info=error)
+    return server_error().response

@@ -1,0 +1,59 @@
+"""The body of a request, within its limits of bytes and time."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from starlette.requests import Request
+
+from vl2.serve.config import Limits
+from vl2.serve.errors import ApiError
+from vl2.serve.strict_json import loads
+
+
+class ClientGone(Exception):
+    """Nobody waits for the answer any longer."""
+
+
+async def read_json(request: Request, limits: Limits) -> dict[str, Any]:
+    """The JSON object of a body.
+
+    Raises:
+        ApiError: it is too large, comes too slowly, or is no such object.
+        ClientDisconnect: the client has gone.
+    """
+    announced = request.headers.get("content-length", "0")
+    if announced.isdigit() and int(announced) > limits.max_body:
+        raise _too_large(limits)
+    parts, size = [], 0
+    try:
+        async with asyncio.timeout(limits.body_timeout):
+            async for part in request.stream():
+                size += len(part)
+                if size > limits.max_body:
+                    raise _too_large(limits)
+                parts.append(part)
+    except TimeoutError:
+        raise ApiError(
+            408,
+            "body_timeout",
+            f"the body took longer than {limits.body_timeout:g} s: send it faster, or less of it",
+        ) from None
+    return await asyncio.to_thread(loads, b"".join(parts))
+
+
+async def gone(request: Request) -> None:
+    """Returns when the client has gone; its body must have been read."""
+    while True:
+        message = await request.receive()
+        if message["type"] == "http.disconnect":
+            return
+
+
+def _too_large(limits: Limits) -> ApiError:
+    return ApiError(
+        413,
+        "body_too_large",
+        f"the body has more than {limits.max_body:,} bytes: send fewer or smaller pictures",
+    )

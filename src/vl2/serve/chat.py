@@ -1,0 +1,270 @@
+"""From a checked request to the engine and back: the life of a chat request and of a raw prompt."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing, suppress
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from sse_starlette import EventSourceResponse
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
+
+from vl2.engine.config import SamplingParams
+from vl2.serve import schema
+from vl2.serve.admission import Gate, Place
+from vl2.serve.answers import Reply
+from vl2.serve.body import ClientGone, gone, read_json
+from vl2.serve.config import ServeConfig
+from vl2.serve.engine_client import EngineClient, Facts
+from vl2.serve.errors import ApiError, shown
+from vl2.serve.media import Media, Pictures, read_as
+from vl2.serve.metrics import Metrics
+from vl2.serve.prompt import Plan, Source, params_of, plan_chat
+from vl2.serve.wire import Message
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Service:
+    """The parts of a running server; `model` is the name that requests give."""
+
+    model: str
+    config: ServeConfig
+    engine: EngineClient
+    media: Media
+    gate: Gate
+    metrics: Metrics
+
+    @property
+    def facts(self) -> Facts:
+        """Of the loaded model."""
+        assert self.engine.facts is not None
+        return self.engine.facts
+
+    def check_ready(self) -> None:
+        """Refuse a request that nothing could answer now."""
+        why = self.engine.ready(self.config.limits.stall_seconds)
+        if why == "shutting_down":
+            raise shutting_down()
+        if why == "loading":
+            raise ApiError(
+                503,
+                "engine_unavailable",
+                "the engine is being started: try again later",
+                retry_after=5,
+            )
+
+    def check_model(self, name: str) -> None:
+        """Refuse a model that is not served."""
+        if name != self.model:
+            raise ApiError(
+                404,
+                "model_not_found",
+                f"model is {shown(name)}: this server has {self.model}",
+                param="model",
+            )
+
+
+async def answer(service: Service, request: Request, kind: type[schema.Sampling]) -> Response:
+    """Answer a `ChatRequest` or `CompletionRequest`.
+
+    Raises:
+        ApiError: it is refused or fails; a stream that has begun ends with an error event.
+    """
+    service.check_ready()
+    exchange = Exchange(service, request, _enter(service))
+    request.state.cleanup.callback(exchange.close)
+    try:
+        return await exchange.answer(kind)
+    except ApiError as error:
+        exchange.error = error
+        raise
+    except (ClientGone, ClientDisconnect):
+        return Response(status_code=499)  # nobody reads it; nginx's number, for the metrics
+
+
+class Exchange:
+    """One request that was let in, until the last byte of its answer."""
+
+    def __init__(self, service: Service, request: Request, place: Place) -> None:
+        self._service = service
+        self._request = request
+        self.error: ApiError | None = None
+        self._place = place
+        self._done = False  # the whole answer was made
+        self._began = time.monotonic()
+        self._heard = 0.0  # when text last came
+        service.metrics.begin()
+
+    async def answer(self, kind: type[schema.Sampling]) -> Response:
+        """The response; a stream's begins when the engine has said a first word."""
+        service, limits = self._service, self._service.config.limits
+        asked = schema.validated(kind, await read_json(self._request, limits))
+        service.check_model(asked.model)
+        ask, reply, memory = await self._prepared(asked)
+        news = _while_listened(service.engine.request(ask, memory), self._request)
+        timed = self._timed(news)
+        first = await anext(timed)
+        if asked.stream:
+            options = asked.stream_options
+            usage = options is not None and options.include_usage
+            events = self._events(reply.events(first, timed, usage=usage), reply)
+            self._request.state.cleanup.push_async_callback(timed.aclose)
+            return EventSourceResponse(events, ping=15, send_timeout=limits.send_timeout)
+        async with aclosing(timed):
+            reply.take(first)
+            async for one in timed:
+                reply.take(one)
+        self._finish(reply)
+        return JSONResponse(reply.whole())
+
+    def close(self) -> None:
+        """Give back the places and count how it ended."""
+        self._place.close()
+        metrics = self._service.metrics
+        metrics.whole.observe(time.monotonic() - self._began)
+        if self._done:
+            metrics.end(metrics.finished)
+        elif self.error is not None and self.error.status not in (503, 504):
+            metrics.end(metrics.errored)
+        else:
+            metrics.end(metrics.aborted)
+
+    async def _prepared(self, asked: schema.Sampling) -> tuple[Message, Reply, int | None]:
+        """What the engine is sent, and the reply to be filled."""
+        service, limits = self._service, self._service.config.limits
+        if isinstance(asked, schema.CompletionRequest):
+            params = params_of(asked, limits)
+            self._place.more(params.n - 1)
+            ask = self._ask(asked, params, prompt=asked.prompt)
+            return ask, Reply(model=asked.model, images=[], kind="text_completion"), None
+        assert isinstance(asked, schema.ChatRequest)
+        facts = service.facts
+        plan = await asyncio.to_thread(plan_chat, asked, limits, facts.context)
+        self._place.more(plan.params.n - 1)
+        begun = time.monotonic()
+        try:
+            pictures = await service.media.gather(plan, facts)
+        except ApiError as error:
+            service.metrics.images_rejected.labels(error.code).inc()
+            raise
+        if pictures.views:
+            service.metrics.decoding.observe(time.monotonic() - begun)
+        images = [
+            {"index": n, "page": page, **read_as(view, facts.layout)}
+            for n, (view, page) in enumerate(zip(pictures.views, pictures.pages, strict=True))
+        ]
+        ask = self._ask(asked, plan.params, messages=told(plan, pictures), views=pictures.views)
+        reply = Reply(model=asked.model, images=images, logprobs=bool(asked.logprobs))
+        return ask, reply, pictures.memory
+
+    def _ask(self, asked: schema.Sampling, params: SamplingParams, **more: Any) -> Message:
+        limits = self._service.config.limits
+        spent = time.monotonic() - self._began
+        timeout = min(asked.timeout or limits.request_timeout, limits.request_timeout)
+        return {
+            "kind": "ask",
+            "prompt": None,
+            "messages": [],
+            "views": [],
+            "params": asdict(params),
+            "timeout": max(0.0, timeout - spent),
+            "queue_timeout": max(0.0, limits.queue_timeout - spent),
+            **more,
+        }
+
+    async def _timed(self, news: AsyncGenerator[Message]) -> AsyncGenerator[Message]:
+        """The news, with the times between them observed."""
+        async with aclosing(news):
+            async for one in news:
+                if one.get("delta"):
+                    now = time.monotonic()
+                    metrics = self._service.metrics
+                    if self._heard:
+                        metrics.between_tokens.observe(now - self._heard)
+                    else:
+                        metrics.first_token.observe(now - self._began)
+                    self._heard = now
+                yield one
+
+    async def _events(self, events: AsyncIterator[str], reply: Reply) -> AsyncIterator[str]:
+        """The events of a stream; at its end it is known how it ended."""
+        async for event in events:
+            yield event
+        self.error = reply.error
+        if self.error is None:
+            self._finish(reply)
+
+    def _finish(self, reply: Reply) -> None:
+        self._done = True
+        fired = sum(bool(a.end and a.end["guard_fired"]) for a in reply.answers.values())
+        self._service.metrics.guarded.inc(fired)
+
+
+def told(plan: Plan, pictures: Pictures) -> list[Message]:
+    """The messages with the numbers of pictures in place of their sources."""
+    counts = iter(pictures.counts)
+    number = 0
+    messages = []
+    for message in plan.messages:
+        content = message["content"]
+        if isinstance(content, list):
+            parts: list[Any] = []
+            for part in content:
+                if not isinstance(part, Source):
+                    parts.append(part)
+                    continue
+                count = next(counts)
+                parts += [{"type": "image", "image": number + n} for n in range(count)]
+                number += count
+            content = parts
+        messages.append({"role": message["role"], "content": content})
+    return messages
+
+
+def shutting_down() -> ApiError:
+    """The server is being stopped."""
+    return ApiError(
+        503,
+        "shutting_down",
+        "the server is being stopped: send the request to another one, or later",
+        retry_after=5,
+    )
+
+
+def _enter(service: Service) -> Place:
+    try:
+        return service.gate.enter()
+    except ApiError as error:
+        service.metrics.rejected.labels(error.code).inc()
+        raise
+
+
+async def _while_listened(
+    news: AsyncGenerator[Message], request: Request
+) -> AsyncGenerator[Message]:
+    """The news, as long as the client is there.
+
+    Raises:
+        ClientGone: it has left.
+    """
+    left = asyncio.create_task(gone(request))
+    try:
+        async with aclosing(news):
+            while True:
+                coming = asyncio.ensure_future(anext(news, None))
+                await asyncio.wait((left, coming), return_when=asyncio.FIRST_COMPLETED)
+                if not coming.done():
+                    coming.cancel()
+                    with suppress(asyncio.CancelledError):
+                        await coming
+                    raise ClientGone
+                one = coming.result()
+                if one is None:
+                    return
+                yield one
+    finally:
+        left.cancel()

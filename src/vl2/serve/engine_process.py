@@ -1,0 +1,289 @@
+"""The process that holds the model: obeys messages of the server, answers with news.
+
+Its messages, all JSON: `start` (what to load), `ask`, `abort`, `tokenize` from the server; `ready`
+or `failed`, `news`, `tokens` and `beat` from here. It ends when the link does, or with the engine.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import sys
+import threading
+from base64 import b64encode
+from collections.abc import Callable, Coroutine
+from dataclasses import asdict
+from typing import Any
+
+from vl2.engine.admission import reason_of
+from vl2.engine.async_engine import AsyncEngine, Token, Update
+from vl2.engine.config import (
+    Completion,
+    EngineConfig,
+    RepetitionGuard,
+    SamplingParams,
+    StructuredOutputsParams,
+)
+from vl2.engine.engine import Engine
+from vl2.engine.loading import load_engine
+from vl2.failure import WorkError
+from vl2.logs import get_logger
+from vl2.processing.tiling import Views
+from vl2.serve.wire import Link, Message, from_memory, inherited_link
+
+log = get_logger(__name__)
+
+BEAT = 0.5
+"""Seconds between signs of life."""
+
+
+def main() -> None:
+    """Load what the server names and serve it."""
+    for ignored in (signal.SIGINT, signal.SIGTERM):  # the server tells when to end
+        signal.signal(ignored, signal.SIG_IGN)
+    link = inherited_link(sys.argv[1])
+    start, _ = link.receive()
+    try:
+        engine = load(start)
+    except (ValueError, WorkError, OSError, MemoryError) as error:
+        link.send({"kind": "failed", "error": " ".join(str(error).split())})
+        os._exit(0)
+    link.send({"kind": "ready", **facts_of(engine)})
+    code = asyncio.run(EngineProcess(engine, link).serve())
+    os._exit(code)  # threads that read the link or a picture are not waited for
+
+
+def load(start: Message) -> Engine:
+    """The engine that a `start` message describes.
+
+    Raises:
+        ValueError: there is no such model, or its files or the settings cannot be used.
+    """
+    return load_engine(
+        start["model"],
+        dtype=start["dtype"],
+        device=start["device"],
+        quantization=start["quantization"],
+        config=EngineConfig(**start["config"]),
+    )
+
+
+def facts_of(engine: Engine) -> Message:
+    """What the server must know of the model to check requests and cut pictures."""
+    processor, layout = engine.processor, engine.processor.layout
+    return {
+        "context": engine.context,
+        "max_num_seqs": engine.max_num_seqs,
+        "blocks": engine.blocks.num_blocks,
+        "tiling": processor.config.tiling,
+        "max_tiled_images": processor.config.max_tiled_images,
+        "layout": asdict(layout),
+    }
+
+
+class EngineProcess:
+    """Turns messages into requests of an `AsyncEngine`, and its updates into news."""
+
+    def __init__(self, engine: Engine, link: Link) -> None:
+        self._engine = engine
+        self._link = link
+        self._tasks: dict[int, asyncio.Task[None]] = {}
+        self._news: list[Message] = []
+
+    async def serve(self) -> int:
+        """Obey until the link or the engine ends; returns the exit code."""
+        loop = asyncio.get_running_loop()
+        gone = asyncio.Event()
+        obey: Callable[[Message, list[int]], None] = self._obey
+        reader = threading.Thread(
+            target=_read, args=(self._link, loop, obey, gone), name="vl2-link", daemon=True
+        )
+        async with AsyncEngine(self._engine) as answers:
+            self._answers = answers
+            reader.start()
+            while not gone.is_set() and answers.ended is None:
+                self._send(self._beat())
+                try:
+                    await asyncio.wait_for(gone.wait(), BEAT)
+                except TimeoutError:
+                    continue
+            return 0 if gone.is_set() else 1
+
+    def _obey(self, message: Message, descriptors: list[int]) -> None:
+        match message["kind"]:
+            case "ask":
+                self._begin(message["id"], self._ask(message, descriptors))
+            case "tokenize":
+                self._begin(message["id"], self._tokenize(message, descriptors))
+            case "abort":
+                if task := self._tasks.get(message["id"]):
+                    task.cancel()
+
+    def _begin(self, number: int, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(self._tell_failure(number, work))
+        self._tasks[number] = task
+        task.add_done_callback(lambda _: self._tasks.pop(number, None))
+
+    async def _tell_failure(self, number: int, work: Coroutine[Any, Any, None]) -> None:
+        """Do the work of a request; what goes wrong is told to the server."""
+        try:
+            await work
+        except ValueError as error:
+            self._tell({"id": number, "refused": " ".join(str(error).split())})
+        except Exception as error:  # whatever is wrong with a request ends it alone
+            log.warning("request %d failed", number, exc_info=True)
+            self._tell({"id": number, "failed": reason_of(error)})
+
+    async def _ask(self, message: Message, descriptors: list[int]) -> None:
+        """Answer a request."""
+        conversation = await asyncio.to_thread(self._conversation, message, descriptors)
+        updates = self._answers.stream(
+            conversation,
+            params_of(message["params"]),
+            timeout=message["timeout"],
+            queue_timeout=message["queue_timeout"],
+        )
+        async with contextlib.aclosing(updates):
+            async for update in updates:
+                self._tell({"id": message["id"], **self._told(update)})
+
+    async def _tokenize(self, message: Message, descriptors: list[int]) -> None:
+        """Ids of a text, or of a conversation as the model gets it."""
+        ids = await asyncio.to_thread(self._ids, message, descriptors)
+        self._tell({"id": message["id"], "tokens": ids})
+
+    def _ids(self, message: Message, descriptors: list[int]) -> list[int]:
+        processor = self._engine.processor
+        if message["prompt"] is not None:
+            return processor.tokenizer.encode(message["prompt"])
+        return processor(self._conversation(message, descriptors)).input_ids.tolist()
+
+    def _conversation(self, message: Message, descriptors: list[int]) -> Any:
+        """The messages with their pictures, or the inputs of a raw prompt."""
+        views = read_views(message["views"], descriptors)
+        if message["prompt"] is not None:
+            processor = self._engine.processor
+            return processor.from_document(message["prompt"], inference_mode=True)
+        return [
+            {"role": one["role"], "content": _with_pictures(one["content"], views)}
+            for one in message["messages"]
+        ]
+
+    def _told(self, update: Update) -> Message:
+        """An update as JSON; what is empty is left out."""
+        told: Message = {"answer": update.answer}
+        if update.delta:
+            told["delta"] = update.delta
+        if update.boxes:
+            told["boxes"] = [asdict(box) for box in update.boxes]
+        controls = self._engine.processor.tokenizer.control_ids
+        if tokens := [self._token(t) for t in update.tokens if t.token_id not in controls]:
+            told["tokens"] = tokens
+        if update.completion:
+            told["end"] = end_of(update.completion)
+        return told
+
+    def _token(self, token: Token) -> Message:
+        return {
+            "bytes": self._bytes(token.token_id),
+            "logprob": token.logprob,
+            "span": [token.start, token.end],
+            "top": [[self._bytes(one.token_id), one.logprob] for one in token.top],
+        }
+
+    def _bytes(self, token: int) -> str:
+        return b64encode(self._engine.processor.tokenizer.token_bytes(token)).decode()
+
+    def _beat(self) -> Message:
+        stats = asdict(self._answers.stats)
+        return {"kind": "beat", "idle": self._answers.idle_for, **self._engine.load, **stats}
+
+    def _tell(self, news: Message) -> None:
+        """Send news; those of one turn of the loop go together."""
+        if not self._news:
+            asyncio.get_running_loop().call_soon(self._flush)
+        self._news.append(news)
+
+    def _flush(self) -> None:
+        news, self._news = self._news, []
+        self._send({"kind": "news", "news": news})
+
+    def _send(self, message: Message) -> None:
+        try:
+            self._link.send(message)
+        except OSError:  # the server has gone; the reader notices, too
+            os._exit(0)
+
+
+def read_views(told: list[Message], descriptors: list[int]) -> list[Views]:
+    """Pictures that a worker cut, out of shared memory, whose descriptor is closed."""
+    views, offset = [], 0
+    try:
+        for one in told:
+            tiles = from_memory(descriptors[0], one["shape"], offset)
+            offset += tiles.nbytes
+            views.append(
+                Views(
+                    tiles=tiles,
+                    canvas=tuple(one["canvas"]),
+                    sent=tuple(one["sent"]),
+                    notes=tuple(one["notes"]),
+                )
+            )
+    finally:
+        for descriptor in descriptors:
+            os.close(descriptor)
+    return views
+
+
+def params_of(told: Message) -> SamplingParams:
+    """The parameters that the server checked and took apart."""
+    guard, form = told["repetition_guard"], told["structured_outputs"]
+    return SamplingParams(
+        **{
+            **told,
+            "repetition_guard": guard and RepetitionGuard(**guard),
+            "structured_outputs": form and StructuredOutputsParams(**form),
+        }
+    )
+
+
+def end_of(completion: Completion) -> Message:
+    """How an answer ended."""
+    return {
+        "finish_reason": completion.finish_reason,
+        "error": completion.error,
+        "begun": completion.usage.prompt_tokens > 0,
+        "guard_fired": completion.guard_fired,
+        "boxes": [asdict(box) for box in completion.boxes],
+        "usage": asdict(completion.usage),
+    }
+
+
+def _with_pictures(content: Any, views: list[Views]) -> Any:
+    if isinstance(content, str):
+        return content
+    return [
+        {"type": "image", "image": views[part["image"]]} if part["type"] == "image" else part
+        for part in content
+    ]
+
+
+def _read(
+    link: Link,
+    loop: asyncio.AbstractEventLoop,
+    obey: Callable[[Message, list[int]], None],
+    gone: asyncio.Event,
+) -> None:
+    """Hand messages to the loop until the server has gone."""
+    try:
+        while True:
+            loop.call_soon_threadsafe(obey, *link.receive())
+    except (EOFError, OSError, RuntimeError):  # RuntimeError: the loop is closed
+        loop.call_soon_threadsafe(gone.set)
+
+
+if __name__ == "__main__":
+    main()

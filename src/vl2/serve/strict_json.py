@@ -1,0 +1,89 @@
+"""JSON as it comes from outside: bounded, without duplicate keys, only numbers that are finite."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from typing import Any
+
+from vl2.serve.errors import ApiError
+
+MAX_DEPTH = 64
+MAX_VALUES = 100_000
+MAX_DIGITS = 20
+
+_TOKENS = re.compile(rb'"[^"\\]*+(?:\\(?:.|\Z)[^"\\]*+)*+(?:"|\Z)|[\[{\]},]', re.DOTALL)
+"""Strings, which are passed over, and brackets and commas, in time linear in any text's length."""
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
+
+
+def loads(body: bytes) -> dict[str, Any]:
+    """The object that a body holds.
+
+    Raises:
+        ApiError: it is no JSON object, nested too deep, of too many values, or holds a key twice,
+            a number that is not finite or has too many digits, or half a character.
+    """
+    _check_shape(body)
+    try:
+        found = json.loads(
+            body.decode("utf-8"),
+            object_pairs_hook=_unique,
+            parse_constant=_no_constant,
+            parse_int=_whole,
+            parse_float=_finite,
+        )
+        if _SURROGATE.search(body):
+            json.dumps(found, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise _bad("a text of the body holds half a character: send whole characters") from None
+    except UnicodeDecodeError:
+        raise _bad("the body is not UTF-8: send JSON as UTF-8") from None
+    except json.JSONDecodeError as error:
+        where = f"line {error.lineno}, column {error.colno}"
+        raise _bad(f"the body is not valid JSON at {where}: send one JSON object") from None
+    if not isinstance(found, dict):
+        raise _bad("the body is not a JSON object: send an object such as {...}")
+    return found
+
+
+def _check_shape(body: bytes) -> None:
+    """Count depth and values before anything is built."""
+    depth = values = 0
+    for found in _TOKENS.finditer(body):
+        mark = body[found.start()]
+        depth += (mark in b"[{") - (mark in b"]}")
+        values += mark in b","
+        if depth > MAX_DEPTH:
+            raise _bad(f"the body nests deeper than {MAX_DEPTH} levels: send a flatter object")
+        if values > MAX_VALUES:
+            raise _bad(f"the body holds more than {MAX_VALUES:,} values: send fewer")
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise _bad("an object of the body has the same key twice: send each key once")
+    return found
+
+
+def _no_constant(name: str) -> Any:
+    raise _bad(f"a number of the body is {name}: send finite numbers")
+
+
+def _whole(digits: str) -> int:
+    if len(digits) > MAX_DIGITS:
+        raise _bad(f"a number of the body has more than {MAX_DIGITS} digits: send a smaller one")
+    return int(digits)
+
+
+def _finite(digits: str) -> float:
+    number = float(digits)
+    if not math.isfinite(number):
+        raise _bad("a number of the body is too large: send numbers below 1e308")
+    return number
+
+
+def _bad(message: str) -> ApiError:
+    return ApiError(400, "invalid_json", message)

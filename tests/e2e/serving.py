@@ -1,0 +1,122 @@
+"""A real server in processes of its own, for tests."""
+
+from __future__ import annotations
+
+import base64
+import io
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx2
+from PIL import Image
+
+START_SECONDS = 90
+
+
+@dataclass
+class Server:
+    """A running `vl2 serve`."""
+
+    url: str
+    process: subprocess.Popen[str]
+    log: list[str] = field(default_factory=list)
+
+    def client(self, key: str | None = None) -> httpx2.Client:
+        headers = {"authorization": f"Bearer {key}"} if key else {}
+        return httpx2.Client(base_url=self.url, headers=headers, timeout=60)
+
+    def post(self, path: str, body: Any, **more: Any) -> httpx2.Response:
+        with self.client() as client:
+            return client.post(path, json=body, **more)
+
+    def chat(self, *messages: dict[str, Any], **fields: Any) -> httpx2.Response:
+        body = {"model": "test", "messages": list(messages), "max_tokens": 8, **fields}
+        return self.post("/v1/chat/completions", body)
+
+    def metrics(self) -> dict[str, float]:
+        """Every sample by its name and labels."""
+        with self.client() as client:
+            lines = client.get("/metrics").text.splitlines()
+        return {
+            name: float(value)
+            for name, _, value in (line.rpartition(" ") for line in lines if line[0] != "#")
+        }
+
+    def free_blocks(self, seconds: float = 20) -> float:
+        """Free cache blocks once nothing runs or waits any longer."""
+        end, calm = time.monotonic() + seconds, 0
+        while time.monotonic() < end:
+            time.sleep(0.2)
+            found = self.metrics()
+            busy = ("vl2_inflight", "vl2_engine_running", "vl2_engine_waiting")
+            calm = 0 if any(found[name] for name in busy) else calm + 1
+            if calm == 4:  # the engine tells its figures every half second
+                return found["vl2_engine_blocks_free"]
+        raise AssertionError(f"still busy after {seconds} s: {found}")
+
+
+@contextmanager
+def serving(*words: str, environment: dict[str, str] | None = None) -> Iterator[Server]:
+    """Run `vl2 serve` on a free port until the block ends."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "vl2", "serve", "--port", "0", *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **(environment or {})},
+    )
+    log: list[str] = []
+    assert process.stdout is not None
+    assert process.stderr is not None
+    reader = threading.Thread(target=lambda: log.extend(process.stderr or ()), daemon=True)
+    reader.start()
+    late = threading.Timer(START_SECONDS, process.kill)
+    late.start()
+    try:
+        address = process.stdout.readline().strip()
+        late.cancel()
+        assert address, "".join(log)
+        yield Server(address, process, log)
+    finally:
+        if process.poll() is None:
+            process.send_signal(signal.SIGTERM)
+            try:
+                process.wait(20)
+            except subprocess.TimeoutExpired:
+                process.kill()
+        reader.join(5)
+        process.stdout.close()
+        process.stderr.close()
+
+
+def png(image: Image.Image) -> bytes:
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    return file.getvalue()
+
+
+def data_url(data: bytes | Path | Image.Image, kind: str = "image/png") -> str:
+    if isinstance(data, Image.Image):
+        data = png(data)
+    if isinstance(data, Path):
+        data = data.read_bytes()
+    return f"data:{kind};base64,{base64.b64encode(data).decode()}"
+
+
+def image_part(data: bytes | Path | Image.Image) -> dict[str, Any]:
+    return {"type": "image_url", "image_url": {"url": data_url(data)}}
+
+
+def asks(*parts: dict[str, Any] | str) -> dict[str, Any]:
+    """A user message of pictures and texts."""
+    content = [{"type": "text", "text": p} if isinstance(p, str) else p for p in parts]
+    return {"role": "user", "content": content}

@@ -7,6 +7,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 RUNTIME := $(VENV)/.installed-runtime
 DEV := $(VENV)/.installed-dev
+SERVE := $(VENV)/.installed-serve
 INPUTS := pyproject.toml constraints.txt
 
 CODE := $(wildcard src tests examples bench scripts)
@@ -15,7 +16,7 @@ QUESTION := Locate the red circle.
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-compiled test-others check check-all check-types check-long format bench-gpu clean
+.PHONY: help demo serve test test-compiled test-others check check-all check-types check-long format bench-gpu clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/'
@@ -24,6 +25,9 @@ demo: $(RUNTIME) ## ask the embedded model about a sample picture; writes out/an
 	@mkdir -p out
 	$(BIN)/vl2 ask $(SAMPLE) "$(QUESTION)" --ground --save out/answer.png
 	$(BIN)/vl2 tiles $(SAMPLE) --save out/tiles.png
+
+serve: $(SERVE) ## start the server and its page with the embedded model, and print the address
+	$(BIN)/vl2 serve
 
 test: test-compiled test-others ## run the tests, with shape and type checks at run time
 
@@ -72,7 +76,12 @@ $(RUNTIME): $(INPUTS) | $(BIN)/python
 	$(PIP) -e .
 	@touch $@
 
+$(SERVE): $(INPUTS) | $(BIN)/python
+	@echo "Installing vl2 and its server into $(VENV), once ..."
+	$(PIP) -e ".[serve]"
+	@touch $@ $(RUNTIME)
+
 $(DEV): $(INPUTS) | $(BIN)/python
 	@echo "Installing vl2 and its development tools into $(VENV), once ..."
 	$(PIP) -e ".[dev]"
-	@touch $@ $(RUNTIME)
+	@touch $@ $(RUNTIME) $(SERVE)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 import typer
+from tests.e2e.serving import serving
 from typer.core import TyperGroup
 
 from vl2.cli import app
@@ -70,6 +74,25 @@ def test_the_python_examples_run(monkeypatch: pytest.MonkeyPatch, capsys: pytest
     names = run_readme()
     assert capsys.readouterr().out.strip()
     assert torch.isfinite(names["out"].logits).all()
+
+
+def test_the_server_examples_run():
+    [start] = [block for block in blocks(README, "sh") if block == "vl2 serve\n"]
+    [curl], [client] = blocks(README, "bash"), blocks(README, "py")
+    with serving(*start.split()[2:]) as server, server.client() as http:
+        page = http.get("/").text
+        by_curl = json.loads(output(["bash", "-euo", "pipefail", "-c", curl], server.url))
+        by_client = output([sys.executable, "-c", client], server.url)
+    message = by_curl["choices"][0]["message"]
+    assert by_client == f"{message['content']} {message['boxes']}\n"
+    assert [box["label"] for box in message["boxes"]] == ["red circle"]
+    assert page.startswith("<!doctype html>")
+
+
+def output(command: list[str], address: str) -> str:
+    """What an example of README prints when it asks the server at another address."""
+    command = [word.replace("http://127.0.0.1:8000", address) for word in command]
+    return subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True).stdout
 
 
 @pytest.mark.gpu

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import os
+import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +23,8 @@ import httpx2
 from PIL import Image
 
 START_SECONDS = 90
+LEAK = re.compile(rb'0x[0-9a-f]{6,}|/usr/|Traceback|File "')
+"""What no client may see: addresses, paths, lines of our code."""
 
 
 @dataclass
@@ -32,7 +37,28 @@ class Server:
 
     def client(self, key: str | None = None) -> httpx2.Client:
         headers = {"authorization": f"Bearer {key}"} if key else {}
-        return httpx2.Client(base_url=self.url, headers=headers, timeout=60)
+        hooks = {"response": [_check_error]}
+        return httpx2.Client(base_url=self.url, headers=headers, timeout=60, event_hooks=hooks)
+
+    @property
+    def port(self) -> int:
+        return int(self.url.rpartition(":")[2])
+
+    def dial(self, seconds: float = 60) -> socket.socket:
+        return socket.create_connection(("127.0.0.1", self.port), seconds)
+
+    def raw(self, data: bytes, seconds: float = 60) -> tuple[int, bytes]:
+        """Status and everything of the answer to bytes as they are, until the server closes."""
+        with self.dial(seconds) as connection:
+            connection.sendall(data)
+            return read_all(connection)
+
+    def wait_for(self, what: Callable[[], object], seconds: float = 60) -> None:
+        """Wait until something holds."""
+        end = time.monotonic() + seconds
+        while not what():
+            assert time.monotonic() < end, f"not within {seconds} s"
+            time.sleep(0.02)
 
     def post(self, path: str, body: Any, **more: Any) -> httpx2.Response:
         with self.client() as client:
@@ -62,6 +88,36 @@ class Server:
             if calm == 4:  # the engine tells its figures every half second
                 return found["vl2_engine_blocks_free"]
         raise AssertionError(f"still busy after {seconds} s: {found}")
+
+
+def request(path: str, body: object = None, **headers: str) -> bytes:
+    """The bytes of a request, for `Server.raw`; a body makes it a POST."""
+    data = b"" if body is None else json.dumps(body).encode()
+    told = {"host": "localhost", "connection": "close", **headers}
+    if body is not None:
+        told = {"content-type": "application/json", "content-length": str(len(data)), **told}
+    lines = [f"{'GET' if body is None else 'POST'} {path} HTTP/1.1"]
+    lines += [f"{name.replace('_', '-')}: {value}" for name, value in told.items()]
+    return "\r\n".join([*lines, "", ""]).encode() + data
+
+
+def read_all(connection: socket.socket) -> tuple[int, bytes]:
+    """Status and bytes of an answer, until the server closes; status 0 if there is none."""
+    parts = []
+    try:
+        while part := connection.recv(65536):
+            parts.append(part)
+    except ConnectionResetError:
+        pass
+    data = b"".join(parts)
+    status = int(data[9:12]) if data.startswith(b"HTTP/1.1 ") else 0
+    assert status < 400 or not LEAK.search(data), data
+    return status, data
+
+
+def _check_error(answer: httpx2.Response) -> None:
+    if answer.status_code >= 400:
+        assert not LEAK.search(answer.read()), answer.text
 
 
 @contextmanager

@@ -10,9 +10,9 @@ import time
 import uuid
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
-from urllib.parse import urlsplit
 
 from sse_starlette.sse import SendTimeoutError
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from vl2.logs import get_logger
@@ -66,8 +66,14 @@ class Guard:
             async with AsyncExitStack() as scope["state"]["cleanup"]:
                 await self.app(scope, receive, answer)
         except ApiError as error:
+            if error.status == 429:
+                self.metrics.rejected.labels(error.code).inc()
             await error.response(scope, receive, answer)
-        except (ClientGone, SendTimeoutError):  # or it reads nothing: uvicorn closes what is open
+        except (
+            ClientGone,
+            ClientDisconnect,
+            SendTimeoutError,
+        ):  # or it reads nothing: uvicorn closes what is open
             status = 499
         finally:
             route = getattr(scope.get("route"), "path", "unknown")
@@ -86,7 +92,7 @@ class Guard:
         host, origin = headers.get(b"host", ""), headers.get(b"origin")
         if not self.config.keys.digests:
             self._check_host(host)
-        if origin is not None and urlsplit(origin).netloc != host:
+        if origin is not None and origin.partition("://")[2].lower() != host.lower():
             raise ApiError(
                 403, "forbidden_origin", "pages of other origins may not use this server"
             )
@@ -108,7 +114,10 @@ class Guard:
     def _check_host(self, host: str) -> None:
         """Refuse a name that another page's address may have been made to mean this machine."""
         name = host.rpartition(":")[0] if host.rpartition(":")[2].isdigit() else host
-        if name.lower() not in (*LOCAL_NAMES, self.config.host, *self.config.names):
+        if name.lower() not in (
+            *LOCAL_NAMES,
+            *map(str.lower, (self.config.host, *self.config.names)),
+        ):
             raise ApiError(
                 403,
                 "forbidden_host",

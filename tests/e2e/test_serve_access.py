@@ -1,0 +1,181 @@
+"""Who may use a server: every route is closed without a key, and no page of elsewhere may ask."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from tests.e2e.serving import Server, request, serving
+
+KEY, OTHER = "sk-first-0123456789", "sk-second-9876543210"
+METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE")
+OPEN = ("/", "/health/live", "/health/ready", "/web/index.html", "/web/none.js")
+UNKNOWN = (
+    "/metrics/",
+    "/v1",
+    "/v1/",
+    "/docs",
+    "/redoc",
+    "/admin",
+    "/health",
+    "/WEB/x",
+    "/.env",
+)
+PER_MINUTE = 30
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    words = ["--api-key", KEY, "--api-key", OTHER, f"limits.requests_per_minute={PER_MINUTE}"]
+    with serving("nano", "--name", "test", *words) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def open_server() -> Iterator[Server]:
+    with serving("nano", "--name", "test", "--allowed-host", "Proxy.Example") as running:
+        yield running
+
+
+def test_nothing_answers_without_a_key(server: Server):
+    with server.client(KEY) as client:
+        paths = list(client.get("/openapi.json").json()["paths"])
+    paths = [path.replace("{name}", "test") for path in paths]
+    assert {"/metrics", "/tokenize", "/v1/chat/completions", "/v1/models/test"} <= set(paths)
+    asked = refused = 0
+    keys = (None, KEY[:-1], KEY + "x", KEY.upper(), "-")
+    with server.client() as client:
+        for path in {*paths, *UNKNOWN, "/openapi.json"} - set(OPEN):
+            for method in METHODS:
+                key = keys[asked % len(keys)]
+                headers = {} if key is None else {"authorization": f"Bearer {key}"}
+                answer = client.request(method, path, headers=headers)
+                asked += 1
+                refused += answer.status_code == 401
+                assert answer.headers.get("www-authenticate") == "Bearer", (method, path)
+                if method != "HEAD":
+                    assert answer.json()["error"]["code"] == "unauthorized"
+        for path in OPEN:
+            for method in ("POST", "PUT", "DELETE", "OPTIONS"):
+                assert client.request(method, path).status_code == 401, (method, path)
+            assert client.get(path).status_code in (200, 404)
+    assert refused == asked >= 8 * 17
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["//metrics", "/web/../metrics", "/web/%2e%2e/%2e%2e/serve/app.py", "/./metrics", "/%6detrics"],
+)
+def test_other_spellings_of_a_path_open_nothing(server: Server, path: str):
+    assert server.raw(request(path))[0] in (401, 404)
+
+
+@pytest.mark.parametrize("scheme", ["Basic", "bearer", "Token", "Bearer Bearer"])
+def test_only_a_bearer_s_key_counts(server: Server, scheme: str):
+    with server.client() as client:
+        answer = client.get("/metrics", headers={"authorization": f"{scheme} {KEY}"})
+    assert answer.status_code == (200 if scheme == "bearer" else 401)
+
+
+def test_bytes_that_are_no_text_are_no_key(server: Server):
+    for value in (b"Bearer \xff\xfe", b"Bearer", b"", b"\xa0", b"Bearer " + b"x" * 8000):
+        head = b"GET /metrics HTTP/1.1\r\nhost: x\r\nconnection: close\r\n"
+        status, _ = server.raw(head + b"authorization: " + value + b"\r\n\r\n")
+        assert status == 401, value
+
+
+ORIGINS = (
+    "https://evil.example",
+    "null",
+    "http://localhost.evil.example",
+    "http://localhost@evil.example",
+    "http://localhost:1",
+    "http://[",
+    "http://[::1",
+    "file://",
+    "\xff",
+    "",
+)
+
+
+@pytest.mark.parametrize("origin", ORIGINS)
+def test_pages_of_elsewhere_may_not_ask(open_server: Server, server: Server, origin: str):
+    for running, key in ((open_server, ""), (server, KEY)):
+        more = {"authorization": f"Bearer {key}"} if key else {}
+        for body in (None, {}):
+            status, data = running.raw(request("/v1/models", body, origin=origin, **more))
+            assert status == 403, data
+            assert b"forbidden_origin" in data
+            assert b"access-control" not in data.lower()
+
+
+def test_pages_of_this_server_may_ask(open_server: Server):
+    host = f"localhost:{open_server.port}"
+    status, data = open_server.raw(request("/v1/models", host=host, origin=f"http://{host}"))
+    assert status == 200
+    assert b"access-control" not in data.lower()
+    assert b"content-security-policy: default-src 'self'" in data
+
+
+@pytest.mark.parametrize(
+    "host",
+    ["evil.example", "evil.example:80", "127.0.0.1.evil.example", "", "[::2]", "x:y", "[", ":"],
+)
+def test_a_name_that_is_not_its_own_is_refused(open_server: Server, host: str):
+    status, data = open_server.raw(request("/health/live", host=host))
+    assert status == 403
+    assert b"forbidden_host" in data
+
+
+@pytest.mark.parametrize(
+    "host",
+    ["localhost", "LOCALHOST:1", "127.0.0.1", "[::1]:8000", "proxy.example", "PROXY.example:9"],
+)
+def test_its_own_names_are_known(open_server: Server, host: str):
+    assert open_server.raw(request("/health/live", host=host))[0] == 200
+
+
+def test_each_key_has_its_own_rate(server: Server):
+    with server.client(KEY) as first, server.client(OTHER) as second:
+        for client in (first, second):
+            codes = [client.post("/tokenize", json={}).status_code for _ in range(PER_MINUTE)]
+            assert set(codes) == {400}
+            late = client.post("/tokenize", json={})
+            assert late.status_code == 429
+            assert late.json()["error"]["code"] == "rate_limited"
+            assert 1 <= int(late.headers["retry-after"]) <= 2
+        assert first.get("/health/ready").status_code == 200
+        told = first.get("/metrics").text
+    assert 'vl2_rejected_total{reason="rate_limited"} 2.0' in told
+
+
+def test_no_key_is_logged(server: Server):
+    with server.client() as client:
+        client.get("/metrics", headers={"authorization": "Bearer sk-a-wrong-guess"})
+    log = "".join(server.log)
+    assert log.count('"request"') > 50
+    for key in (KEY, OTHER, "sk-a-wrong-guess", "sk-"):
+        assert key not in log
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--host", "0.0.0.0"], "give --api-key"),
+        (["--host", "::"], "give --api-key"),
+        (["--host", "192.0.2.1"], "give --api-key"),
+        (["--host", "example.org"], "give --api-key"),
+        (["--host", ""], "give --api-key"),
+        (["--api-key", "short"], "8 visible ASCII characters"),
+        (["--api-key", "with a space in it"], "8 visible ASCII characters"),
+        (["--port", "70000"], "--port is 70000"),
+        (["limits.max_n=0"], "max_n"),
+        (["limits.header_timeout=nan"], "header_timeout"),
+    ],
+)
+def test_what_would_be_unsafe_does_not_start(vl2_command, words: list[str], told: str):
+    code, _, stderr = vl2_command("serve", "nano", *words)
+    assert code == 2
+    assert told in stderr
+    assert stderr.count("\n") == 1
+    assert "with a space in it" not in stderr

@@ -12,10 +12,6 @@ from vl2.serve.errors import ApiError
 from vl2.serve.strict_json import loads
 
 
-class ClientGone(Exception):
-    """Nobody waits for the answer any longer."""
-
-
 async def read_json(request: Request, limits: Limits) -> dict[str, Any]:
     """The JSON object of a body.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import aclosing, suppress
+from contextlib import aclosing
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -17,10 +17,10 @@ from vl2.engine.config import SamplingParams
 from vl2.serve import schema
 from vl2.serve.admission import Gate, Place
 from vl2.serve.answers import Reply
-from vl2.serve.body import ClientGone, gone, read_json
+from vl2.serve.body import gone, read_json
 from vl2.serve.config import ServeConfig
 from vl2.serve.engine_client import EngineClient, Facts
-from vl2.serve.errors import ApiError, shown
+from vl2.serve.errors import ApiError, ClientGone, shown
 from vl2.serve.media import Media, Pictures, read_as
 from vl2.serve.metrics import Metrics
 from vl2.serve.prompt import Plan, Source, params_of, plan_chat
@@ -105,8 +105,7 @@ class Exchange:
         asked = schema.validated(kind, await read_json(self._request, limits))
         service.check_model(asked.model)
         ask, reply, memory = await self._prepared(asked)
-        news = _while_listened(service.engine.request(ask, memory), self._request)
-        timed = self._timed(news)
+        timed = self._timed(service.engine.request(ask, memory, gone(self._request)))
         first = await anext(timed)
         if asked.stream:
             options = asked.stream_options
@@ -241,30 +240,3 @@ def _enter(service: Service) -> Place:
     except ApiError as error:
         service.metrics.rejected.labels(error.code).inc()
         raise
-
-
-async def _while_listened(
-    news: AsyncGenerator[Message], request: Request
-) -> AsyncGenerator[Message]:
-    """The news, as long as the client is there.
-
-    Raises:
-        ClientGone: it has left.
-    """
-    left = asyncio.create_task(gone(request))
-    try:
-        async with aclosing(news):
-            while True:
-                coming = asyncio.ensure_future(anext(news, None))
-                await asyncio.wait((left, coming), return_when=asyncio.FIRST_COMPLETED)
-                if not coming.done():
-                    coming.cancel()
-                    with suppress(asyncio.CancelledError):
-                        await coming
-                    raise ClientGone
-                one = coming.result()
-                if one is None:
-                    return
-                yield one
-    finally:
-        left.cancel()

@@ -13,7 +13,7 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -22,7 +22,7 @@ from subprocess import Popen
 from vl2.geometry import Resolution
 from vl2.logs import get_logger
 from vl2.processing.layout import TileLayout
-from vl2.serve.errors import ApiError, refused
+from vl2.serve.errors import ApiError, ClientGone, refused
 from vl2.serve.wire import Link, Message, start_process
 
 log = get_logger(__name__)
@@ -63,7 +63,7 @@ class Job:
 
     message: Message
     memory: int | None
-    inbox: asyncio.Queue[Message | ApiError] = field(default_factory=asyncio.Queue)
+    inbox: asyncio.Queue[Message | Exception] = field(default_factory=asyncio.Queue)
     heard: bool = False
     tries: int = 0
 
@@ -135,18 +135,25 @@ class EngineClient:
         age = time.monotonic() - self._beat_at + self.beat.get("idle", 0.0)
         return "stalled" if age > stall_seconds else None
 
-    async def request(self, message: Message, memory: int | None) -> AsyncGenerator[Message]:
+    async def request(
+        self, message: Message, memory: int | None, gone: Coroutine[None, None, None] | None = None
+    ) -> AsyncGenerator[Message]:
         """Send a request and yield its news; leaving early aborts it.
 
         Args:
             message: `ask` or `tokenize`, without its id.
             memory: descriptor of its pictures' pixels, which is closed at the end.
+            gone: ends when nobody listens any longer.
 
         Raises:
             ApiError: it is refused, fails, or the engine died under it.
+            ClientGone: nobody listens any longer.
         """
         number = next(self._numbers)
         job = Job(message={**message, "id": number}, memory=memory)
+        watch = asyncio.create_task(gone) if gone else None
+        if watch:
+            watch.add_done_callback(lambda _: job.inbox.put_nowait(ClientGone()))
         try:
             if not self._ready.is_set():
                 raise ApiError(
@@ -160,13 +167,15 @@ class EngineClient:
             left = message["params"]["n"] if message["kind"] == "ask" else 1
             while left:
                 news = await job.inbox.get()
-                if isinstance(news, ApiError):
+                if isinstance(news, Exception):
                     raise news
                 left -= "end" in news or message["kind"] != "ask"
                 if not left:
                     del self._jobs[number]
                 yield news
         finally:
+            if watch:
+                watch.cancel()
             if self._jobs.pop(number, None) and self._ready.is_set():
                 self._outbox.put(({"kind": "abort", "id": number}, None))
             if memory is not None:

@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from base64 import b64encode
 from collections.abc import Callable, Coroutine
 from dataclasses import asdict
@@ -37,6 +38,10 @@ log = get_logger(__name__)
 
 BEAT = 0.5
 """Seconds between signs of life."""
+
+TOGETHER = 0.02
+"""Seconds between two messages of news under load: a small model makes a token in less, and each
+message costs the server more than the token costs the engine."""
 
 
 def main() -> None:
@@ -90,7 +95,8 @@ class EngineProcess:
         self._engine = engine
         self._link = link
         self._tasks: dict[int, asyncio.Task[None]] = {}
-        self._news: list[Message] = []
+        self._news: dict[tuple[int, int | None], Message] = {}
+        self._told_at = 0.0
 
     async def serve(self) -> int:
         """Obey until the link or the engine ends; returns the exit code."""
@@ -201,20 +207,32 @@ class EngineProcess:
         return {"kind": "beat", "idle": self._answers.idle_for, **self._engine.load, **stats}
 
     def _tell(self, news: Message) -> None:
-        """Send news; those of one turn of the loop go together."""
+        """Send news soon; those of one answer that wait together become one."""
+        key = news["id"], news.get("answer")
         if not self._news:
-            asyncio.get_running_loop().call_soon(self._flush)
-        self._news.append(news)
+            wait = self._told_at + TOGETHER - time.monotonic()
+            asyncio.get_running_loop().call_later(max(0.0, wait), self._flush)
+        self._news[key] = joined(self._news[key], news) if key in self._news else news
 
     def _flush(self) -> None:
-        news, self._news = self._news, []
-        self._send({"kind": "news", "news": news})
+        news, self._news = self._news, {}
+        self._told_at = time.monotonic()
+        self._send({"kind": "news", "news": list(news.values())})
 
     def _send(self, message: Message) -> None:
         try:
             self._link.send(message)
         except OSError:  # the server has gone; the reader notices, too
             os._exit(0)
+
+
+def joined(earlier: Message, later: Message) -> Message:
+    """News of one answer after earlier ones as one: texts and lists follow each other."""
+    both = {**earlier, **later}
+    for name in ("delta", "boxes", "tokens"):
+        if name in earlier and name in later:
+            both[name] = earlier[name] + later[name]
+    return both
 
 
 def read_views(told: list[Message], descriptors: list[int]) -> list[Views]:

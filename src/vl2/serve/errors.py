@@ -79,6 +79,10 @@ class ApiError(Exception):
         return JSONResponse(self.body, self.status, headers)
 
 
+class ClientGone(Exception):
+    """Nobody waits for the answer any longer."""
+
+
 def refused(param: str | None, message: str, code: str = "invalid_request") -> ApiError:
     """A request that can never be answered as it is."""
     return ApiError(400, code, message, param=param)

@@ -17,9 +17,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from vl2.logs import get_logger
 from vl2.serve.admission import Rates
-from vl2.serve.body import ClientGone
 from vl2.serve.config import LOCAL_NAMES, ServeConfig
-from vl2.serve.errors import ApiError, shown
+from vl2.serve.errors import ApiError, ClientGone, shown
 from vl2.serve.metrics import Metrics
 
 log = get_logger(__name__)

@@ -8,6 +8,7 @@ import pytest
 from tests.e2e.serving import Server, request, serving
 
 KEY, OTHER = "sk-first-0123456789", "sk-second-9876543210"
+TRUSTED = "sk-trusted-0123456789"
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE")
 OPEN = ("/", "/health/live", "/health/ready", "/web/index.html", "/web/none.js")
 UNKNOWN = (
@@ -26,7 +27,8 @@ PER_MINUTE = 30
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
-    words = ["--api-key", KEY, "--api-key", OTHER, f"limits.requests_per_minute={PER_MINUTE}"]
+    words = ["--api-key", KEY, "--api-key", OTHER, "--trusted-api-key", TRUSTED]
+    words += [f"limits.requests_per_minute={PER_MINUTE}"]
     with serving("nano", "--name", "test", *words) as running:
         yield running
 
@@ -60,6 +62,16 @@ def test_nothing_answers_without_a_key(server: Server):
                 assert client.request(method, path).status_code == 401, (method, path)
             assert client.get(path).status_code in (200, 404)
     assert refused == asked >= 8 * 17
+
+
+def test_raw_prompts_need_a_trusted_key(server: Server):
+    body = {"model": "test", "prompt": "<|User|>: Hi\n\n<|Assistant|>:", "max_tokens": 2}
+    statuses = []
+    for key in (KEY, TRUSTED):
+        with server.client(key) as client:
+            answer = client.post("/v1/completions", json=body)
+            statuses.append(answer.status_code)
+    assert statuses == [403, 200]
 
 
 @pytest.mark.parametrize(

@@ -41,6 +41,14 @@ ApiKey = Annotated[
         show_default=False,
     ),
 ]
+TrustedApiKey = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="KEY",
+        help="Key that may also send raw prompts, whose control strings are obeyed.",
+        show_default=False,
+    ),
+]
 ApiKeyFile = Annotated[
     Path | None, typer.Option(metavar="FILE", help="Keys, one a line.", show_default=False)
 ]
@@ -65,6 +73,7 @@ def serve(  # noqa: PLR0913 - each parameter is an option of the command
     port: Port = 8000,
     api_key: ApiKey = None,
     api_key_file: ApiKeyFile = None,
+    trusted_api_key: TrustedApiKey = None,
     allowed_host: AllowedHost = None,
     image_host: ImageHost = None,
     quantization: options.Quantization = None,
@@ -80,7 +89,7 @@ def serve(  # noqa: PLR0913 - each parameter is an option of the command
     from vl2.overrides import override
 
     try:
-        from vl2.serve.config import ServeConfig
+        from vl2.serve.config import Keys, ServeConfig
         from vl2.serve.run import serve as run
         from vl2.serve.settings import Settings
     except ModuleNotFoundError as error:
@@ -92,7 +101,8 @@ def serve(  # noqa: PLR0913 - each parameter is an option of the command
     config = ServeConfig(
         host=host,
         port=port,
-        keys=_keys(api_key, api_key_file),
+        keys=_keys([*(api_key or ()), *(trusted_api_key or ())], api_key_file),
+        trusted=Keys.of(trusted_api_key or ()),
         names=tuple(allowed_host or ()),
         image_hosts=tuple(image_host or ()),
         limits=chosen.limits,
@@ -120,7 +130,7 @@ def _name_of(model: str) -> str:
     return path.parent.name if path.name == "model" else path.name
 
 
-def _keys(given: list[str] | None, file: Path | None) -> Keys:
+def _keys(given: list[str], file: Path | None) -> Keys:
     """All keys.
 
     Raises:
@@ -128,7 +138,7 @@ def _keys(given: list[str] | None, file: Path | None) -> Keys:
     """
     from vl2.serve.config import Keys
 
-    keys = list(given or ())
+    keys = list(given)
     if variable := os.environ.get(KEY_VARIABLE):
         keys.append(variable)
     if file is not None:

@@ -67,6 +67,13 @@ def _add_model_routes(app: FastAPI, service: Service) -> None:
     @app.post("/v1/completions", openapi_extra=_takes(schema.CompletionRequest))
     async def complete(request: Request) -> Response:
         """Continue a raw prompt, whose control strings are obeyed."""
+        if not request.state.trusted:
+            raise ApiError(
+                403,
+                "forbidden",
+                "this key may not send raw prompts: use one that the server was started with as "
+                "--trusted-api-key, or /v1/chat/completions",
+            )
         return await answer(service, request, schema.CompletionRequest)
 
     @app.post("/tokenize", openapi_extra=_takes(schema.TokenizeRequest))

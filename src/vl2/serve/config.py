@@ -116,6 +116,8 @@ class ServeConfig:
         host: address.
         port: 0 takes a free one.
         keys: API keys; without any, only this machine is served.
+        trusted: those of them that may send raw prompts, whose control strings are obeyed; without
+            any keys everybody may.
         names: further host names by which clients may call the server, as a proxy passes them on.
         image_hosts: hosts from which pictures are fetched, such as "img.example.org" or
             ".example.org" for all hosts below it; none by default.
@@ -125,6 +127,7 @@ class ServeConfig:
     host: str = "127.0.0.1"
     port: int = 8000
     keys: Keys = field(default_factory=Keys)
+    trusted: Keys = field(default_factory=Keys)
     names: tuple[str, ...] = ()
     image_hosts: tuple[str, ...] = ()
     limits: Limits = field(default_factory=Limits)

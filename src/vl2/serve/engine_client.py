@@ -31,6 +31,9 @@ MAX_DELAY = 30.0
 """Seconds before another start, at most; the first waits half a second."""
 DEATHS, DEATHS_WITHIN = 5, 60.0
 """So many deaths within so many seconds without an answer between them end the server."""
+HANG, LOOK = 300.0, 1.0
+"""Seconds of silence after which the process is killed, and between two looks at it. One step of a
+large model on a CPU may take many seconds."""
 TRIES = 2
 """How often a request is sent: the second time it may be the one that kills the engine."""
 
@@ -132,8 +135,7 @@ class EngineClient:
             return "shutting_down"
         if not self._ready.is_set():
             return "loading"
-        age = time.monotonic() - self._beat_at + self.beat.get("idle", 0.0)
-        return "stalled" if age > stall_seconds else None
+        return "stalled" if self.silent_for > stall_seconds else None
 
     async def request(
         self, message: Message, memory: int | None, gone: Coroutine[None, None, None] | None = None
@@ -244,7 +246,9 @@ class EngineClient:
             thread = f"vl2-engine-{name}"
             threading.Thread(target=target, args=arguments, name=thread, daemon=True).start()
         try:
-            await gone.wait()
+            while not gone.is_set() and not self._hangs():
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(gone.wait(), LOOK)
         finally:
             self._ready.clear()
             self._outbox.put(None)
@@ -252,6 +256,15 @@ class EngineClient:
             link.close()
         if failures:
             raise EngineFailed(failures[0])
+
+    def _hangs(self) -> bool:
+        """Whether the loaded engine has given no sign of life for so long that it never will."""
+        return self._ready.is_set() and self.silent_for > HANG
+
+    @property
+    def silent_for(self) -> float:
+        """Seconds since the engine's thread is known to have come round."""
+        return time.monotonic() - self._beat_at + self.beat.get("idle", 0.0)
 
     def _hear(self, failures: list[str], message: Message) -> None:
         match message["kind"]:

@@ -10,6 +10,7 @@ import time
 import uuid
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from typing import Any
 
 from sse_starlette.sse import SendTimeoutError
 from starlette.requests import ClientDisconnect
@@ -98,7 +99,7 @@ class Guard:
         path, method = scope["path"], scope["method"]
         if method in ("GET", "HEAD") and (path in OPEN or path.startswith(OPEN_FOLDER)):
             return ""
-        client = self._client(headers.get(b"authorization", ""))
+        client = self._client(headers.get(b"authorization", ""), scope["state"])
         if method == "POST":
             self.rates.take(client)
             kind = headers.get(b"content-type", "").partition(";")[0].strip().lower()
@@ -124,12 +125,15 @@ class Guard:
                 "with --allowed-host",
             )
 
-    def _client(self, authorization: str) -> str:
+    def _client(self, authorization: str, state: dict[str, Any]) -> str:
         keys = self.config.keys
         if not keys.digests:
+            state["trusted"] = True
             return "local"
         scheme, _, key = authorization.partition(" ")
-        name = keys.name_of(key.strip()) if scheme.lower() == "bearer" else None
+        key = key.strip() if scheme.lower() == "bearer" else ""
+        name, trusted = keys.name_of(key), self.config.trusted.name_of(key)
+        state["trusted"] = trusted is not None
         if name is None:
             raise ApiError(
                 401, "unauthorized", "no valid API key: send it as Authorization: Bearer KEY"

@@ -13,6 +13,7 @@ from typer.exceptions import TyperException
 
 import vl2
 from vl2.cli.ask import AskCommand, ask
+from vl2.cli.batch import batch
 from vl2.cli.bench import bench
 from vl2.cli.chat import chat
 from vl2.cli.convert import convert
@@ -36,7 +37,7 @@ app = typer.Typer(
     rich_markup_mode=None,  # rich takes longer to import than the help may to appear
 )
 app.command(cls=AskCommand, epilog=examples_of("ask"))(ask)
-for command in (chat, serve, tiles, inspect, train, convert, bench, doctor):
+for command in (chat, serve, batch, tiles, inspect, train, convert, bench, doctor):
     app.command(epilog=examples_of(command.__name__))(command)
 app.add_typer(plans, name="plan")
 app.add_typer(data, name="data")

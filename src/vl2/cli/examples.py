@@ -17,6 +17,10 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "vl2 serve tiny --quantization int8 --port 8080 limits.max_images=4",
         "vl2 serve base --host 0.0.0.0 --api-key-file keys.txt",
     ),
+    "batch": (
+        "vl2 batch requests.jsonl -o answers.jsonl",
+        "vl2 batch requests.jsonl -o answers.jsonl --model tiny --json engine.max_num_seqs=16",
+    ),
     "tiles": (
         "vl2 tiles photo.png --save layout.png",
         "vl2 tiles photo.png page.png --model tiny --json",

@@ -7,10 +7,18 @@ from typing import TYPE_CHECKING
 from vl2.cli.terminal import progress_bar
 
 if TYPE_CHECKING:
+    from vl2.engine.config import EngineConfig
     from vl2.engine.engine import Engine
 
 
-def load_engine(model: str, *, dtype: str, device: str, quantization: str | None = None) -> Engine:
+def load_engine(
+    model: str,
+    *,
+    dtype: str,
+    device: str,
+    quantization: str | None = None,
+    config: EngineConfig | None = None,
+) -> Engine:
     """The engine of an embedded, local or hub model; see `vl2.engine.loading`.
 
     Raises:
@@ -27,5 +35,6 @@ def load_engine(model: str, *, dtype: str, device: str, quantization: str | None
             dtype=dtype,
             device=device,
             quantization=quantization,
+            config=config,
             on_progress=lambda done, total: bar.update(task, completed=done, total=total),
         )

@@ -116,12 +116,12 @@ def serve(  # noqa: PLR0913 - each parameter is an option of the command
     }
     log_json_to_stderr()
     note(f"loading {model} ...")
-    code = run(name or _name_of(model), config, start, lambda address: print(address, flush=True))
+    code = run(name or name_of(model), config, start, lambda address: print(address, flush=True))
     if code:
         raise typer.Exit(code)
 
 
-def _name_of(model: str) -> str:
+def name_of(model: str) -> str:
     """A model's name without the folders above it, which are nobody's business."""
     path = expand(model)
     if not names_something(path):

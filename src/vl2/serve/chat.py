@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -14,6 +14,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
 from vl2.engine.config import SamplingParams
+from vl2.processing.layout import TileLayout
 from vl2.serve import schema
 from vl2.serve.admission import Gate, Place
 from vl2.serve.answers import Reply
@@ -60,12 +61,7 @@ class Service:
     def check_model(self, name: str) -> None:
         """Refuse a model that is not served."""
         if name != self.model:
-            raise ApiError(
-                404,
-                "model_not_found",
-                f"model is {shown(name)}: this server has {self.model}",
-                param="model",
-            )
+            raise unknown_model(name, [self.model])
 
 
 async def answer(service: Service, request: Request, kind: type[schema.Sampling]) -> Response:
@@ -152,13 +148,8 @@ class Exchange:
             raise
         if pictures.views:
             service.metrics.decoding.observe(time.monotonic() - begun)
-        images = [
-            {"index": n, "page": page, **read_as(view, facts.layout)}
-            for n, (view, page) in enumerate(zip(pictures.views, pictures.pages, strict=True))
-        ]
         ask = self._ask(asked, plan.params, messages=told(plan, pictures), views=pictures.views)
-        reply = Reply(model=asked.model, images=images, logprobs=bool(asked.logprobs))
-        return ask, reply, pictures.memory
+        return ask, reply_to(asked, pictures, facts.layout), pictures.memory
 
     def _ask(self, asked: schema.Sampling, params: SamplingParams, **more: Any) -> Message:
         limits = self._service.config.limits
@@ -203,6 +194,15 @@ class Exchange:
         self._service.metrics.guarded.inc(fired)
 
 
+def reply_to(asked: schema.ChatRequest, pictures: Pictures, layout: TileLayout) -> Reply:
+    """The reply that is to be filled."""
+    images = [
+        {"index": n, "page": page, **read_as(view, layout)}
+        for n, (view, page) in enumerate(zip(pictures.views, pictures.pages, strict=True))
+    ]
+    return Reply(model=asked.model, images=images, logprobs=bool(asked.logprobs))
+
+
 def told(plan: Plan, pictures: Pictures) -> list[Message]:
     """The messages with the numbers of pictures in place of their sources."""
     counts = iter(pictures.counts)
@@ -222,6 +222,12 @@ def told(plan: Plan, pictures: Pictures) -> list[Message]:
             content = parts
         messages.append({"role": message["role"], "content": content})
     return messages
+
+
+def unknown_model(name: str, served: Sequence[str]) -> ApiError:
+    """Another model is asked for than those that are there."""
+    told = f"model is {shown(name)}: this server has {', '.join(served)}"
+    return ApiError(404, "model_not_found", told, param="model")
 
 
 def shutting_down() -> ApiError:

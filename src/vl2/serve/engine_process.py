@@ -31,7 +31,9 @@ from vl2.engine.engine import Engine
 from vl2.engine.loading import load_engine
 from vl2.failure import WorkError
 from vl2.logs import get_logger
+from vl2.processing.processor import Processor
 from vl2.processing.tiling import Views
+from vl2.processing.tokenizer import Tokenizer
 from vl2.serve.wire import Link, Message, from_memory, inherited_link
 
 log = get_logger(__name__)
@@ -144,7 +146,8 @@ class EngineProcess:
 
     async def _ask(self, message: Message, descriptors: list[int]) -> None:
         """Answer a request."""
-        conversation = await asyncio.to_thread(self._conversation, message, descriptors)
+        processor = self._engine.processor
+        conversation = await asyncio.to_thread(conversation_of, message, descriptors, processor)
         updates = self._answers.stream(
             conversation,
             params_of(message["params"]),
@@ -153,7 +156,7 @@ class EngineProcess:
         )
         async with contextlib.aclosing(updates):
             async for update in updates:
-                self._tell({"id": message["id"], **self._told(update)})
+                self._tell({"id": message["id"], **news_of(update, processor.tokenizer)})
 
     async def _tokenize(self, message: Message, descriptors: list[int]) -> None:
         """Ids of a text, or of a conversation as the model gets it."""
@@ -164,43 +167,7 @@ class EngineProcess:
         processor = self._engine.processor
         if message["prompt"] is not None:
             return processor.tokenizer.encode(message["prompt"])
-        return processor(self._conversation(message, descriptors)).input_ids.tolist()
-
-    def _conversation(self, message: Message, descriptors: list[int]) -> Any:
-        """The messages with their pictures, or the inputs of a raw prompt."""
-        views = read_views(message["views"], descriptors)
-        if message["prompt"] is not None:
-            processor = self._engine.processor
-            return processor.from_document(message["prompt"], inference_mode=True)
-        return [
-            {"role": one["role"], "content": _with_pictures(one["content"], views)}
-            for one in message["messages"]
-        ]
-
-    def _told(self, update: Update) -> Message:
-        """An update as JSON; what is empty is left out."""
-        told: Message = {"answer": update.answer}
-        if update.delta:
-            told["delta"] = update.delta
-        if update.boxes:
-            told["boxes"] = [asdict(box) for box in update.boxes]
-        controls = self._engine.processor.tokenizer.control_ids
-        if tokens := [self._token(t) for t in update.tokens if t.token_id not in controls]:
-            told["tokens"] = tokens
-        if update.completion:
-            told["end"] = end_of(update.completion)
-        return told
-
-    def _token(self, token: Token) -> Message:
-        return {
-            "bytes": self._bytes(token.token_id),
-            "logprob": token.logprob,
-            "span": [token.start, token.end],
-            "top": [[self._bytes(one.token_id), one.logprob] for one in token.top],
-        }
-
-    def _bytes(self, token: int) -> str:
-        return b64encode(self._engine.processor.tokenizer.token_bytes(token)).decode()
+        return processor(conversation_of(message, descriptors, processor)).input_ids.tolist()
 
     def _beat(self) -> Message:
         stats = asdict(self._answers.stats)
@@ -233,6 +200,32 @@ def joined(earlier: Message, later: Message) -> Message:
         if name in earlier and name in later:
             both[name] = earlier[name] + later[name]
     return both
+
+
+def conversation_of(message: Message, descriptors: list[int], processor: Processor) -> Any:
+    """The messages of an `ask` with their pictures, or the inputs of its raw prompt."""
+    views = read_views(message["views"], descriptors)
+    if message["prompt"] is not None:
+        return processor.from_document(message["prompt"], inference_mode=True)
+    return [
+        {"role": one["role"], "content": _with_pictures(one["content"], views)}
+        for one in message["messages"]
+    ]
+
+
+def news_of(update: Update, tokenizer: Tokenizer) -> Message:
+    """An update as JSON; what is empty is left out."""
+    told: Message = {"answer": update.answer}
+    if update.delta:
+        told["delta"] = update.delta
+    if update.boxes:
+        told["boxes"] = [asdict(box) for box in update.boxes]
+    texts = [token for token in update.tokens if token.token_id not in tokenizer.control_ids]
+    if texts:
+        told["tokens"] = [_token(token, tokenizer) for token in texts]
+    if update.completion:
+        told["end"] = end_of(update.completion)
+    return told
 
 
 def read_views(told: list[Message], descriptors: list[int]) -> list[Views]:
@@ -278,6 +271,19 @@ def end_of(completion: Completion) -> Message:
         "boxes": [asdict(box) for box in completion.boxes],
         "usage": asdict(completion.usage),
     }
+
+
+def _token(token: Token, tokenizer: Tokenizer) -> Message:
+    return {
+        "bytes": _bytes(token.token_id, tokenizer),
+        "logprob": token.logprob,
+        "span": [token.start, token.end],
+        "top": [[_bytes(one.token_id, tokenizer), one.logprob] for one in token.top],
+    }
+
+
+def _bytes(token: int, tokenizer: Tokenizer) -> str:
+    return b64encode(tokenizer.token_bytes(token)).decode()
 
 
 def _with_pictures(content: Any, views: list[Views]) -> Any:

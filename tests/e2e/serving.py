@@ -68,6 +68,11 @@ class Server:
         body = {"model": "test", "messages": list(messages), "max_tokens": 8, **fields}
         return self.post("/v1/chat/completions", body)
 
+    def check_log(self) -> None:
+        """Nothing went wrong in our own code."""
+        wrong = [line for line in self.log if "Traceback" in line]
+        assert not wrong, wrong[0].replace("\\n", "\n")
+
     def metrics(self) -> dict[str, float]:
         """Every sample by its name and labels."""
         with self.client() as client:
@@ -93,11 +98,12 @@ class Server:
 def request(path: str, body: object = None, **headers: str) -> bytes:
     """The bytes of a request, for `Server.raw`; a body makes it a POST."""
     data = b"" if body is None else json.dumps(body).encode()
+    headers = {name.replace("_", "-"): value for name, value in headers.items()}
     told = {"host": "localhost", "connection": "close", **headers}
     if body is not None:
         told = {"content-type": "application/json", "content-length": str(len(data)), **told}
     lines = [f"{'GET' if body is None else 'POST'} {path} HTTP/1.1"]
-    lines += [f"{name.replace('_', '-')}: {value}" for name, value in told.items()]
+    lines += [f"{name}: {value}" for name, value in told.items()]
     return "\r\n".join([*lines, "", ""]).encode() + data
 
 

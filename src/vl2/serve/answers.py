@@ -13,7 +13,7 @@ from typing import Any
 from vl2.logs import get_logger
 from vl2.processing.plain_text import PlainText
 from vl2.serve.engine_client import engine_error
-from vl2.serve.errors import ApiError, refused, server_error
+from vl2.serve.errors import ApiError, ClientGone, refused, server_error
 from vl2.serve.wire import Message
 
 log = get_logger(__name__)
@@ -125,6 +125,8 @@ class Reply:
                 yield json.dumps({**self._head(), "choices": [], "usage": self.usage()})
         except ApiError as error:
             self.error = error
+        except ClientGone:
+            raise
         except Exception:
             log.exception("a stream failed")
             self.error = server_error()

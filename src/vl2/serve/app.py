@@ -12,7 +12,7 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from pydantic.json_schema import models_json_schema
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp
 
@@ -22,7 +22,7 @@ from vl2.serve import schema
 from vl2.serve.admission import Rates
 from vl2.serve.body import read_json
 from vl2.serve.chat import Service, answer, told
-from vl2.serve.errors import ApiError, refused, server_error
+from vl2.serve.errors import CLIENT_LEFT, ApiError, refused, server_error
 from vl2.serve.guard import Guard
 from vl2.serve.media import Pictures
 from vl2.serve.prompt import plan_chat, source_of
@@ -47,6 +47,7 @@ def build(service: Service) -> ASGIApp:
     app = FastAPI(title="vl2", version=__version__, docs_url=None, redoc_url=None)
     app.add_exception_handler(ApiError, _refused)
     app.add_exception_handler(HTTPException, _unknown)
+    app.add_exception_handler(ClientDisconnect, _left)
     app.add_exception_handler(Exception, _failed)
     _add_model_routes(app, service)
     _add_page_routes(app, service)
@@ -258,6 +259,10 @@ async def _unknown(request: Request, error: Exception) -> Response:
         told = f"{request.method} is not allowed here: see /openapi.json"
         return ApiError(405, "method_not_allowed", told).response
     return ApiError(404, "not_found", "no such address: see /openapi.json").response
+
+
+async def _left(request: Request, error: Exception) -> Response:
+    return Response(status_code=CLIENT_LEFT)
 
 
 async def _failed(request: Request, error: Exception) -> Response:

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from sse_starlette import EventSourceResponse
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from vl2.engine.config import SamplingParams
@@ -21,7 +21,7 @@ from vl2.serve.answers import Reply
 from vl2.serve.body import gone, read_json
 from vl2.serve.config import ServeConfig
 from vl2.serve.engine_client import EngineClient, Facts
-from vl2.serve.errors import ApiError, ClientGone, shown
+from vl2.serve.errors import CLIENT_LEFT, ApiError, ClientGone, shown
 from vl2.serve.media import Media, Pictures, read_as
 from vl2.serve.metrics import Metrics
 from vl2.serve.prompt import Plan, Source, params_of, plan_chat
@@ -78,8 +78,8 @@ async def answer(service: Service, request: Request, kind: type[schema.Sampling]
     except ApiError as error:
         exchange.error = error
         raise
-    except (ClientGone, ClientDisconnect):
-        return Response(status_code=499)  # nobody reads it; nginx's number, for the metrics
+    except ClientGone:
+        return Response(status_code=CLIENT_LEFT)
 
 
 class Exchange:

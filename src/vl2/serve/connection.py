@@ -7,6 +7,8 @@ stands in front of its protocol for h11 and passes on what is within the limits.
 from __future__ import annotations
 
 import asyncio
+import re
+from collections.abc import Callable
 from typing import Any
 
 import h11
@@ -15,14 +17,18 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from vl2.serve.config import Limits
 from vl2.serve.errors import ApiError
 
-BODY_SLACK = 2**20
-"""Bytes beyond the limit of a body after which its connection is cut, though it was answered."""
+DISCARDED = 4
+"""A refused body is read on, so that its sender comes to read why, up to so many times the largest
+body; then the connection is cut."""
+LINGER = 1.0
+"""Seconds beyond a limit in which a refusal by the application itself is sent, and read."""
 
-_END = b"\r\n\r\n"
+_END = re.compile(rb"\n\r?\n")
+_REASONS = {400: b"Bad Request", 408: b"Request Timeout", 431: b"Request Header Fields Too Large"}
 
 
 class GuardedConnection(asyncio.Protocol):
-    """Counts and times the headers of each request, then leaves the connection to uvicorn."""
+    """Counts and times what comes of each request, and how its answer is read."""
 
     def __init__(self, inner: H11Protocol, limits: Limits, loop: asyncio.AbstractEventLoop) -> None:
         self._inner = inner
@@ -31,7 +37,11 @@ class GuardedConnection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._head = b""  # of the request whose headers come now
         self._body = 0  # bytes since the headers
-        self._timer: asyncio.TimerHandle | None = None
+        self._refused = False  # what still comes is not looked at
+        self._reading: asyncio.TimerHandle | None = None
+        self._in_head = False
+        self._writing: asyncio.TimerHandle | None = None
+        inner.send_400_response = self._malformed  # pyright: ignore[reportAttributeAccessIssue]
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Start the clock."""
@@ -41,27 +51,20 @@ class GuardedConnection(asyncio.Protocol):
         self._expect_headers()
 
     def data_received(self, data: bytes) -> None:
-        """Pass data on; while headers come they are counted."""
-        assert self._transport is not None
-        if self._timer is None and self._inner.conn.their_state is h11.IDLE:
+        """Pass data on within the limits."""
+        state = self._inner.conn
+        if self._refused:
+            return
+        if state.their_state is h11.IDLE and not self._in_head:
             self._expect_headers()
-        if self._timer is not None:
-            self._head += data
-            end = self._head.find(_END)
-            size = len(self._head) if end < 0 else end
-            if size > self._limits.header_bytes:
-                limit = f"{self._limits.header_bytes:,} bytes"
-                self._refuse(431, "headers_too_large", f"the headers have more than {limit}")
-                return
-            if end >= 0:
-                self._stop_clock()
-                self._body = len(data)
-        else:
-            self._body += len(data)
-            if self._body > self._limits.max_body + BODY_SLACK:  # it was refused, and goes on
-                self._transport.abort()
-                return
+        if not self._fits(data):
+            return
         self._inner.data_received(data)
+        if self._in_head and state.their_state is not h11.IDLE:
+            self._in_head, self._head, self._body = False, b"", len(data)
+            self._time(self._limits.body_timeout + LINGER, self._cut)
+        if not self._in_head and state.their_state is not h11.SEND_BODY:
+            self._time(None)
 
     def eof_received(self) -> bool | None:
         """The client sends no more."""
@@ -69,26 +72,49 @@ class GuardedConnection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The client has gone."""
-        self._stop_clock()
+        self._time(None)
+        self.resume_writing()
         self._inner.connection_lost(exc)
 
     def pause_writing(self) -> None:
         """The client reads slower than it is written to."""
+        if self._writing is None:
+            self._writing = self._loop.call_later(self._limits.send_timeout, self._cut)
         self._inner.pause_writing()
 
     def resume_writing(self) -> None:
         """It has caught up."""
+        if self._writing is not None:
+            self._writing.cancel()
+        self._writing = None
         self._inner.resume_writing()
 
-    def _expect_headers(self) -> None:
-        self._head = b""
-        self._timer = self._loop.call_later(self._limits.header_timeout, self._late)
+    def _fits(self, data: bytes) -> bool:
+        """Count new data; what is too much ends the connection."""
+        if not self._in_head:
+            self._body += len(data)
+            if self._body > DISCARDED * self._limits.max_body:
+                self._cut()
+            return not self._refused
+        before = len(self._head)
+        self._head += data
+        end = _END.search(self._head, max(0, before - 2))
+        if (end.start() if end else len(self._head)) > self._limits.header_bytes:
+            limit = f"{self._limits.header_bytes:,} bytes"
+            self._refuse(431, "headers_too_large", f"the headers have more than {limit}")
+        return not self._refused
 
-    def _stop_clock(self) -> None:
-        self._head = b""
-        if self._timer is not None:
-            self._timer.cancel()
-        self._timer = None
+    def _expect_headers(self) -> None:
+        self._head, self._in_head = b"", True
+        self._time(self._limits.header_timeout, self._late)
+
+    def _time(self, seconds: float | None, late: Callable[[], None] | None = None) -> None:
+        """Set the one clock for what is read, or stop it."""
+        if self._reading is not None:
+            self._reading.cancel()
+        self._reading = None
+        if seconds is not None and late is not None:
+            self._reading = self._loop.call_later(seconds, late)
 
     def _late(self) -> None:
         if self._head:
@@ -97,15 +123,31 @@ class GuardedConnection(asyncio.Protocol):
         elif self._transport is not None:
             self._transport.close()
 
+    def _malformed(self, _: str) -> None:
+        told = "the request is not HTTP/1.1 as the standard writes it: use another client"
+        self._refuse(400, "malformed_request", told)
+
     def _refuse(self, status: int, code: str, message: str) -> None:
+        """Answer in uvicorn's place, unless it has begun to answer, and read nothing more."""
         assert self._transport is not None
+        if self._inner.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
+            self._cut()
+            return
         response = ApiError(status, code, message).response
-        reason = {408: b"Request Timeout", 431: b"Request Header Fields Too Large"}[status]
-        lines = [b"HTTP/1.1 %d %s" % (status, reason), b"connection: close"]
+        lines = [b"HTTP/1.1 %d %s" % (status, _REASONS[status]), b"connection: close"]
         lines += [name + b": " + value for name, value in response.raw_headers]
-        self._transport.write(b"\r\n".join(lines) + _END + bytes(response.body))
-        self._stop_clock()
-        self._transport.close()
+        self._transport.write(b"\r\n".join(lines) + b"\r\n\r\n" + bytes(response.body))
+        self._refused = True
+        self._inner.connection_lost(ConnectionAbortedError())  # it writes nothing more
+        # Closed at once, what the client still sends would be answered by a reset, and it might
+        # never read why.
+        self._transport.write_eof()
+        self._time(LINGER, self._cut)
+
+    def _cut(self) -> None:
+        self._refused = True
+        if self._transport is not None:
+            self._transport.abort()
 
 
 def guarded(limits: Limits) -> Any:

@@ -27,6 +27,8 @@ KINDS = {
     504: "timeout_error",
 }
 """OpenAI's `type` of each status that is used."""
+CLIENT_LEFT = 499
+"""Status that nobody reads, for logs and metrics: nginx's number."""
 
 
 class ApiError(Exception):

@@ -13,13 +13,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from sse_starlette.sse import SendTimeoutError
-from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from vl2.logs import get_logger
 from vl2.serve.admission import Rates
 from vl2.serve.config import LOCAL_NAMES, ServeConfig
-from vl2.serve.errors import ApiError, ClientGone, shown
+from vl2.serve.errors import CLIENT_LEFT, ApiError, ClientGone, shown
 from vl2.serve.metrics import Metrics
 
 log = get_logger(__name__)
@@ -69,12 +68,8 @@ class Guard:
             if error.status == 429:
                 self.metrics.rejected.labels(error.code).inc()
             await error.response(scope, receive, answer)
-        except (
-            ClientGone,
-            ClientDisconnect,
-            SendTimeoutError,
-        ):  # or it reads nothing: uvicorn closes what is open
-            status = 499
+        except (ClientGone, SendTimeoutError):  # or it reads nothing: uvicorn closes what is open
+            status = CLIENT_LEFT
         finally:
             route = getattr(scope.get("route"), "path", "unknown")
             self.metrics.requests.labels(route, str(status)).inc()

@@ -63,6 +63,17 @@ def fit_inside(size: Resolution, canvas: Resolution) -> Resolution:
     return int(size[0] * scale), int(size[1] * scale)
 
 
+def padded_area(size: Resolution, canvas: Resolution) -> tuple[int, int, int, int]:
+    """Where a picture lies on a canvas: x1, y1, x2, y2, as `ImageOps.pad` fits and centres it."""
+    wide, high = canvas
+    if size[0] * high > size[1] * wide:
+        high = round(size[1] / size[0] * wide)
+    elif size[0] * high < size[1] * wide:
+        wide = round(size[0] / size[1] * high)
+    x, y = round((canvas[0] - wide) * 0.5), round((canvas[1] - high) * 0.5)
+    return x, y, x + wide, y + high
+
+
 def select_resolution(size: Resolution, candidates: Sequence[Resolution]) -> Resolution:
     """Choose the canvas of the local view as the released code does (LLaVA-NeXT's rule).
 

@@ -18,6 +18,7 @@ from vl2.engine.pictures import pictures_of
 from vl2.engine.sampling_state import SamplingState
 from vl2.engine.sequence import Prompt, Sequence
 from vl2.engine.text_stream import TextStream
+from vl2.engine.trace import TraceShape
 from vl2.model.vl2 import VL2Model
 from vl2.out_of_memory import is_out_of_memory
 from vl2.processing.inputs import ModelInputs, check_inputs
@@ -35,6 +36,7 @@ class Admission:
     grammar: GrammarCompiler
     context: int
     counted: Bool[Tensor, " v"]
+    trace: TraceShape
 
     def sequences(
         self,
@@ -63,6 +65,8 @@ class Admission:
                 "EngineConfig.max_model_len"
             )
         form = params.structured_outputs
+        if params.trace:
+            self.trace.check()
         return [
             Sequence(
                 request_id=request_id,
@@ -81,6 +85,7 @@ class Admission:
                     seed_offset=answer,
                 ),
                 deadline=deadline,
+                record=prompt.record(self.trace) if params.trace else None,
             )
             for answer in range(params.n)
         ]

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, no_type_check
 
+from vl2.engine.trace import Trace
 from vl2.processing.grounding import Box
 from vl2.ranges import plain_number
 
@@ -175,6 +176,7 @@ class SamplingParams:
         n: answers to each conversation.
         logprobs: likeliest tokens to report beside each chosen one; None reports none.
         structured_outputs: the form that the answer must have.
+        trace: whether to record how the answer was made, for `Completion.trace`.
     """
 
     max_tokens: int = 512
@@ -194,6 +196,7 @@ class SamplingParams:
     n: int = 1
     logprobs: int | None = None
     structured_outputs: StructuredOutputsParams | None = None
+    trace: bool = False
 
     def __post_init__(self) -> None:
         """Check the ranges; a single stop string becomes a tuple of one."""
@@ -222,6 +225,7 @@ class SamplingParams:
             raise ValueError(
                 f"min_tokens is {self.min_tokens}: expected at most max_tokens, {self.max_tokens}"
             )
+        _flag("trace", self.trace)
         _flag("ignore_eos", self.ignore_eos)
         if self.ignore_eos and self.structured_outputs is not None:
             raise ValueError(
@@ -281,6 +285,7 @@ class Completion:
             None if `SamplingParams.logprobs` is None.
         error: what failed, in one line; None unless `finish_reason` is "error".
         guard_fired: tokens in whose place the repetition guard forbade the likeliest one.
+        trace: experts and attention, if `SamplingParams.trace` asked for them and the answer ended.
     """
 
     index: int
@@ -293,6 +298,7 @@ class Completion:
     top_logprobs: list[tuple[TokenLogprob, ...]] | None = None
     error: str | None = None
     guard_fired: int = 0
+    trace: Trace | None = None
 
 
 def _shown(value: object) -> str:

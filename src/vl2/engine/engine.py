@@ -35,6 +35,7 @@ from vl2.engine.prompt_lookup import PromptLookup
 from vl2.engine.sampler import Choice, sample
 from vl2.engine.scheduler import Scheduled, Scheduler
 from vl2.engine.sequence import Sequence
+from vl2.engine.trace import TraceShape
 from vl2.logs import get_logger
 from vl2.model.vl2 import VL2Model
 from vl2.processing.processor import Processor
@@ -74,6 +75,7 @@ class Engine:
             grammar=GrammarCompiler(processor.tokenizer, language.vocab_size),
             context=context,
             counted=torch.tensor(counted, device=model.image_newline.device),
+            trace=TraceShape.of(model.config, processor.layout.side),
         )
         vision = VisionEncoder(
             model=model,
@@ -347,7 +349,7 @@ class Engine:
         """Guess at the tokens behind the next one."""
         room = sequence.max_tokens - len(sequence.token_ids) - 1
         count = min(self.config.speculative_tokens, room)
-        if count < 1 or not sequence.sampling.plain:
+        if count < 1 or not sequence.sampling.plain or sequence.record:
             return
         if sequence.lookup is None:
             sequence.lookup = PromptLookup(self.config.prompt_lookup, self._barred)

@@ -13,6 +13,7 @@ from torch import Tensor
 from vl2.engine.block_manager import slot_runs
 from vl2.engine.decode_batch import SPARE_SLOTS, DecodeBatch, decodes
 from vl2.engine.pictures import Picture, VisionEncoder
+from vl2.engine.recording import note, watch
 from vl2.engine.scheduler import Scheduled
 from vl2.model.language import ABSORB_UP_TO
 from vl2.model.vl2 import VL2Model
@@ -95,9 +96,11 @@ class ModelRunner:
         """Run items of any number of tokens, attention from one to the next."""
         self._see([item for item in plan if not item.sequence.drafts])
         items = sorted(plan, key=lambda item: item.tokens > ABSORB_UP_TO)
-        hidden = self.model.language.step(
-            self._embed(items), self._positions(items), self._pages(items)
-        )
+        pages = self._pages(items)
+        record = watch(items, pages.spans)
+        hidden = self.model.language.step(self._embed(items), self._positions(items), pages, record)
+        if record is not None:
+            note(items, record)
         known, rows, first = [], [], 0
         for item in items:
             end = first + item.tokens

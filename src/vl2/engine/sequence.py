@@ -18,6 +18,7 @@ from vl2.engine.prompt_lookup import PromptLookup
 from vl2.engine.sampler import Choice
 from vl2.engine.sampling_state import SamplingState
 from vl2.engine.text_stream import TextStream
+from vl2.engine.trace import Record, Trace, TraceShape, Viewed
 from vl2.processing.grounding import Box
 from vl2.processing.inputs import ModelInputs
 
@@ -46,15 +47,28 @@ class Prompt:
         low, high = self.placeholders_between(first, end)
         return [p for p in self.pictures if p.first < high and p.first + p.tokens > low]
 
+    def record(self, shape: TraceShape) -> Record:
+        """An empty record of an answer."""
+        sizes = self.inputs.image_sizes
+        pictures = tuple(
+            Viewed(
+                grid=picture.grid,
+                sent=sizes[number] if sizes else None,
+                places=self.places[picture.first : picture.first + picture.tokens],
+            )
+            for number, picture in enumerate(self.pictures)
+        )
+        return Record(shape=shape, pictures=pictures, places=self.places)
+
 
 @dataclass(kw_only=True, slots=True, eq=False)
 class Sequence:
     """State of one answer.
 
     The rows of its first `computed` tokens are in the cache, in `blocks`; `names` are those of its
-    full blocks and `published` says how many of them others can find. `drafts` are guesses at the
-    next tokens. `max_tokens` is already bounded by the context. `deadline` and `begin_by` are of
-    `time.monotonic()`.
+    full blocks and `published` says how many of them others can find; with a `record`, to which
+    every row must come, blocks have no names. `drafts` are guesses at the next tokens. `max_tokens`
+    is already bounded by the context. `deadline` and `begin_by` are of `time.monotonic()`.
     """
 
     request_id: Hashable
@@ -81,6 +95,7 @@ class Sequence:
     drafts: list[int] = field(default_factory=list)
     lookup: PromptLookup | None = None
     features: dict[bytes, Tensor] = field(default_factory=dict)
+    record: Record | None = None
 
     @property
     def length(self) -> int:
@@ -112,6 +127,8 @@ class Sequence:
 
     def name_blocks(self, block_size: int) -> None:
         """Name the blocks that have become full."""
+        if self.record is not None:
+            return
         for block in range(len(self.names), self.length // block_size):
             first, end = block * block_size, (block + 1) * block_size
             before = self.names[-1] if self.names else b""
@@ -174,4 +191,14 @@ class Sequence:
             top_logprobs=None if self.params.logprobs is None else self.tops,
             error=self.error,
             guard_fired=self.guard_fired,
+            trace=self._trace() if ended else None,
         )
+
+    def _trace(self) -> Trace | None:
+        if self.record is None:
+            return None
+        text = len(self.stream.text)
+        ends = [min(end, text) for end in self.stream.ends[:-1]]  # what was held back is the last's
+        ends += [text] * (len(self.token_ids) - len(ends))  # a token that ends it adds no text
+        spans = list(zip([0, *ends], ends, strict=False))
+        return self.record.trace(len(self.prompt.token_ids), spans)

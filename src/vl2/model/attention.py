@@ -8,7 +8,7 @@ few queries over a long cache.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Float
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from vl2.config import LanguageConfig
 from vl2.model.quant_layers import outputs
-from vl2.ops.attention import attention, head_product
+from vl2.ops.attention import attention, attention_weights, head_product
 from vl2.ops.kv_cache import KVCache
 from vl2.ops.norm import rms_norm
 from vl2.ops.paged import (
@@ -33,11 +33,23 @@ LATENT_NORM_EPS = 1e-6
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Watched:
+    """A row of a paged step, the last one of its span, of which is kept where it attends.
+
+    `weights` gets one tensor from each layer, over the rows that the span reads.
+    """
+
+    row: int
+    span: Span
+    weights: list[Tensor] = field(default_factory=list)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class AttentionContext:
     """What every layer of one forward pass shares.
 
     Past tokens come from a rectangular `cache`, or from `pages`, whose spans or tables then replace
-    mask, causal and absorbed.
+    mask, causal and absorbed; rows of spans can be `watched`.
     """
 
     cos: Tensor
@@ -47,6 +59,7 @@ class AttentionContext:
     cache: KVCache | None = None
     absorbed: bool = False
     pages: PagedStep | None = None
+    watched: tuple[Watched, ...] = ()
 
 
 class RMSNorm(nn.Module):
@@ -85,6 +98,10 @@ class MultiHeadAttention(nn.Module):
         q, k = both.split([q.shape[2], k.shape[2]], dim=2)
         if context.pages is not None:
             out = self._attend_pages(q, torch.cat((k, v), dim=2).flatten(2), context.pages)
+            for one in context.watched:
+                rows = one.span.read(context.pages.pools[self.layer]).unflatten(-1, (-1, width))
+                key = rows.chunk(2, dim=1)[0]
+                one.weights.append(attention_weights(q[0, one.row], key, scale=self.scale))
             return self.o_proj(out)
         if context.cache is not None:
             rows = context.cache.append(self.layer, torch.cat((k, v), dim=2).flatten(2))
@@ -153,6 +170,11 @@ class LatentAttention(nn.Module):
         rows = self._latent(latent, context)
         if context.pages is not None:
             out = self._attend_pages(q_nope, q_rope, rows, context.pages)
+            for one in context.watched:
+                lifted = self._lift(q_nope[:, one.row : one.row + 1])[0, 0]
+                query = torch.cat((lifted, q_rope[0, one.row]), dim=-1)
+                key = one.span.read(context.pages.pools[self.layer])[:, None]
+                one.weights.append(attention_weights(query, key, scale=self.scale))
             return self.o_proj(out.flatten(2))
         if context.cache is not None:
             rows = context.cache.append(self.layer, rows)

@@ -9,7 +9,13 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from vl2.config import LanguageConfig
-from vl2.model.attention import AttentionContext, LatentAttention, MultiHeadAttention, RMSNorm
+from vl2.model.attention import (
+    AttentionContext,
+    LatentAttention,
+    MultiHeadAttention,
+    RMSNorm,
+    Watched,
+)
 from vl2.model.moe import Mlp, MoE
 from vl2.ops.attention import decoder_mask
 from vl2.ops.kv_cache import KVCache
@@ -29,6 +35,14 @@ class LanguageOutput:
     hidden: Tensor  # [b, t, h]
     hidden_states: tuple[Tensor, ...] | None  # embeddings, each layer's output, last one normed
     routing: tuple[Routing, ...]  # one per MoE layer
+
+
+@dataclass(kw_only=True, slots=True)
+class StepRecord:
+    """What is kept of a step beside its result: `routing` of all rows, attention of some."""
+
+    watched: tuple[Watched, ...]
+    routing: tuple[Routing, ...] = ()  # one per MoE layer
 
 
 class DecoderLayer(nn.Module):
@@ -152,10 +166,19 @@ class Language(nn.Module):
         embeds: Float[Tensor, "1 n h"],
         position_ids: Int[Tensor, "1 n"],
         pages: PagedStep,
+        record: StepRecord | None = None,
     ) -> Float[Tensor, "1 n h"]:
-        """Hidden states of n new tokens of several sequences, whose past lies in paged pools."""
+        """Hidden states of n new tokens of several sequences, whose past lies in paged pools.
+
+        A `record` is filled.
+        """
         cos, sin = rope_tables(position_ids, self.config)
-        return self.model(embeds, AttentionContext(cos=cos, sin=sin, pages=pages)).hidden
+        watched = () if record is None else record.watched
+        context = AttentionContext(cos=cos, sin=sin, pages=pages, watched=watched)
+        out = self.model(embeds, context)
+        if record is not None:
+            record.routing = out.routing
+        return out.hidden
 
     def _context(
         self,

@@ -102,6 +102,18 @@ def attention(
     return out[..., :width]
 
 
+def attention_weights(
+    query: Float[Tensor, "h d"], key: Float[Tensor, "s k d"], *, scale: float
+) -> Float[Tensor, " s"]:
+    """Where one row attends: softmax over all keys in float32, mean over its heads.
+
+    Heads of the query follow each other by the key head that they share.
+    """
+    grouped = query.float().unflatten(0, (key.shape[1], -1))  # (k, groups, d)
+    scores = grouped @ key.float().permute(1, 2, 0) * scale  # (k, groups, s)
+    return scores.softmax(dim=-1).mean(dim=(0, 1))
+
+
 def patch_attention(
     query: Float[Tensor, "n h p d"], key: Float[Tensor, "n h p d"], value: Float[Tensor, "n h p d"]
 ) -> Float[Tensor, "n h p d"]:

@@ -91,6 +91,8 @@ class Reply:
             text += answer.plain.finish()
             boxes = end["boxes"][len(answer.boxes) :]
             answer.end = end
+            if trace := end.get("trace"):
+                trace["tokens"] = [list(answer.plain.span(*span)) for span in trace["tokens"]]
         placed = [self._placed(box, answer.plain) for box in boxes]
         answer.boxes += placed
         answer.waiting += news.get("tokens", [])
@@ -160,12 +162,14 @@ class Reply:
         choice: Json = {"index": index, **_ending(answer.end), "logprobs": None}
         if self.kind != "chat.completion":
             return {**choice, "text": answer.plain.text}
-        message = {
+        message: Json = {
             "role": "assistant",
             "content": answer.plain.text,
             "refusal": None,
             "boxes": answer.boxes,
         }
+        if trace := answer.end.get("trace"):
+            message["trace"] = trace
         if self.logprobs:
             choice["logprobs"] = {"content": answer.logprobs, "refusal": None}
         return {**choice, "message": message}
@@ -184,7 +188,8 @@ class Reply:
         more = _ending(piece.end)
         if self.kind != "chat.completion":
             more["text"] = ""
-        return self._chunk(piece.index, {}, **more)
+        trace = piece.end.get("trace")
+        return self._chunk(piece.index, {"trace": trace} if trace else {}, **more)
 
     def _chunk(self, index: int, delta: Json, **more: Any) -> str:
         choice: Json = {"index": index, "finish_reason": None, "logprobs": None, **more}

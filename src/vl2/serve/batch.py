@@ -251,7 +251,7 @@ class Batch:
         updates = self._answers.stream(conversation, ask["params"], timeout=asked.timeout)
         async with aclosing(updates):
             async for update in updates:
-                reply.take(news_of(update, processor.tokenizer))
+                reply.take(news_of(update, processor))
         whole = reply.whole()
         self._figures.prompt_tokens += whole["usage"]["prompt_tokens"]
         self._figures.completion_tokens += whole["usage"]["completion_tokens"]

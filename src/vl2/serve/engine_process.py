@@ -34,6 +34,7 @@ from vl2.logs import get_logger
 from vl2.processing.processor import Processor
 from vl2.processing.tiling import Views
 from vl2.processing.tokenizer import Tokenizer
+from vl2.serve.trace import trace_json
 from vl2.serve.wire import Link, Message, from_memory, inherited_link
 
 log = get_logger(__name__)
@@ -156,7 +157,7 @@ class EngineProcess:
         )
         async with contextlib.aclosing(updates):
             async for update in updates:
-                self._tell({"id": message["id"], **news_of(update, processor.tokenizer)})
+                self._tell({"id": message["id"], **news_of(update, processor)})
 
     async def _tokenize(self, message: Message, descriptors: list[int]) -> None:
         """Ids of a text, or of a conversation as the model gets it."""
@@ -213,8 +214,9 @@ def conversation_of(message: Message, descriptors: list[int], processor: Process
     ]
 
 
-def news_of(update: Update, tokenizer: Tokenizer) -> Message:
+def news_of(update: Update, processor: Processor) -> Message:
     """An update as JSON; what is empty is left out."""
+    tokenizer = processor.tokenizer
     told: Message = {"answer": update.answer}
     if update.delta:
         told["delta"] = update.delta
@@ -225,6 +227,8 @@ def news_of(update: Update, tokenizer: Tokenizer) -> Message:
         told["tokens"] = [_token(token, tokenizer) for token in texts]
     if update.completion:
         told["end"] = end_of(update.completion)
+        if update.completion.trace:
+            told["end"]["trace"] = trace_json(update.completion.trace, processor.layout)
     return told
 
 

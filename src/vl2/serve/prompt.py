@@ -94,8 +94,9 @@ def params_of(
     n = request.n or 1
     if n > limits.max_n:
         raise refused("n", f"n is {n}: expected at most {limits.max_n}")
-    logprobs = request.logprobs
+    logprobs, trace = request.logprobs, False
     if isinstance(request, schema.ChatRequest):
+        trace = request.trace
         if request.top_logprobs is not None and not request.logprobs:
             raise refused("top_logprobs", "top_logprobs is given without logprobs: set it to true")
         logprobs = (request.top_logprobs or 0) if request.logprobs else None
@@ -116,6 +117,7 @@ def params_of(
             n=n,
             logprobs=logprobs,
             structured_outputs=form,
+            trace=trace,
         )
     except ValueError as error:
         raise refused(str(error).split(" ", 1)[0], str(error)) from None

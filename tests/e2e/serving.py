@@ -68,6 +68,25 @@ class Server:
         body = {"model": "test", "messages": list(messages), "max_tokens": 8, **fields}
         return self.post("/v1/chat/completions", body)
 
+    def children(self) -> dict[int, str]:
+        """Numbers and modules of the processes that the server started."""
+        return {
+            pid: words[words.index("-m") + 1]
+            for pid, parent, words in _processes()
+            if parent == self.process.pid and "-m" in words
+        }
+
+    @property
+    def engine(self) -> int:
+        """The number of the engine's process."""
+        [pid] = [pid for pid, module in self.children().items() if "engine" in module]
+        return pid
+
+    def descriptors(self) -> dict[int, int]:
+        """How many files each process of the server has open."""
+        pids = [self.process.pid, *self.children()]
+        return {pid: sum(1 for _ in Path(f"/proc/{pid}/fd").iterdir()) for pid in pids}
+
     def check_log(self) -> None:
         """Nothing went wrong in our own code."""
         wrong = [line for line in self.log if "Traceback" in line]
@@ -119,6 +138,17 @@ def read_all(connection: socket.socket) -> tuple[int, bytes]:
     status = int(data[9:12]) if data.startswith(b"HTTP/1.1 ") else 0
     assert status < 400 or not LEAK.search(data), data
     return status, data
+
+
+def _processes() -> Iterator[tuple[int, int, list[str]]]:
+    """Number, parent and command line of each process."""
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+            words = (folder / "cmdline").read_text().split("\0")
+        except OSError:  # it has ended meanwhile
+            continue
+        yield int(folder.name), parent, words
 
 
 def _check_error(answer: httpx2.Response) -> None:

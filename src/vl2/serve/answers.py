@@ -12,7 +12,7 @@ from typing import Any
 
 from vl2.logs import get_logger
 from vl2.processing.plain_text import PlainText
-from vl2.serve.engine_client import engine_error
+from vl2.serve.engine_client import engine_error, timed_out
 from vl2.serve.errors import ApiError, ClientGone, refused, server_error
 from vl2.serve.wire import Message
 
@@ -228,12 +228,7 @@ def _check(end: Message) -> None:
                 retry_after=5,
             )
         case "timeout":
-            raise ApiError(
-                504,
-                "timeout",
-                "the answer took longer than its time limit: ask for fewer tokens, or raise "
-                '"timeout"',
-            )
+            raise timed_out()
         case "abort":
             raise engine_error()
 

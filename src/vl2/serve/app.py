@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from base64 import b64encode
+from contextlib import closing
 from functools import cache, partial
 from importlib.resources import files
 from typing import Any
@@ -25,7 +27,7 @@ from vl2.serve.chat import Service, answer, told
 from vl2.serve.errors import CLIENT_LEFT, ApiError, refused, server_error
 from vl2.serve.guard import Guard
 from vl2.serve.media import Pictures
-from vl2.serve.prompt import plan_chat, source_of
+from vl2.serve.prompt import check_length, plan_chat, source_of
 from vl2.serve.wire import Message
 
 log = get_logger(__name__)
@@ -44,7 +46,9 @@ TYPES = {
 
 def build(service: Service) -> ASGIApp:
     """The application of a running server."""
-    app = FastAPI(title="vl2", version=__version__, docs_url=None, redoc_url=None)
+    app = FastAPI(
+        title="vl2", version=__version__, docs_url=None, redoc_url=None, redirect_slashes=False
+    )
     app.add_exception_handler(ApiError, _refused)
     app.add_exception_handler(HTTPException, _unknown)
     app.add_exception_handler(ClientDisconnect, _left)
@@ -80,11 +84,11 @@ def _add_model_routes(app: FastAPI, service: Service) -> None:
     @app.post("/tokenize", openapi_extra=_takes(schema.TokenizeRequest))
     async def tokenize(request: Request) -> Response:
         """Ids of a text, or of a conversation as the model gets it."""
-        service.check_ready()
-        asked = schema.validated(schema.TokenizeRequest, await _json(service, request))
-        if asked.model is not None:
-            service.check_model(asked.model)
-        ids = await _ids(service, asked)
+        with closing(service.enter()):
+            asked = schema.validated(schema.TokenizeRequest, await _json(service, request))
+            if asked.model is not None:
+                service.check_model(asked.model)
+            ids = await _ids(service, asked)
         return JSONResponse(
             {"tokens": ids, "count": len(ids), "max_model_len": service.facts.context}
         )
@@ -107,20 +111,22 @@ def _add_page_routes(app: FastAPI, service: Service) -> None:
     @app.post("/v1/layout", openapi_extra=_takes(schema.LayoutRequest))
     async def layout(request: Request) -> Response:
         """How both rules would cut a picture; nothing is answered."""
-        asked = schema.validated(schema.LayoutRequest, await _json(service, request))
-        source = source_of(asked.image_url.url, "image_url.url", service.config.limits)
-        cut = await service.media.layouts(source, service.facts, asked.pictures)
-        return JSONResponse(cut)
+        with closing(service.enter()):
+            asked = schema.validated(schema.LayoutRequest, await _json(service, request))
+            source = source_of(asked.image_url.url, "image_url.url", service.config.limits)
+            return JSONResponse(await service.media.layouts(source, service.facts, asked.pictures))
 
     @app.post("/v1/pages", openapi_extra=_takes(schema.PagesRequest))
     async def pages(request: Request) -> Response:
         """Pages of a PDF as PNG data URLs."""
-        file = schema.validated(schema.PagesRequest, await _json(service, request)).file
         limits = service.config.limits
-        if file.dpi > limits.max_dpi:
-            raise refused("file.dpi", f"file.dpi is {file.dpi}: expected at most {limits.max_dpi}")
-        source = source_of(file.file_data, "file.file_data", limits, file)
-        found, drawn = await service.media.pages(source)
+        with closing(service.enter()):
+            file = schema.validated(schema.PagesRequest, await _json(service, request)).file
+            if file.dpi > limits.max_dpi:
+                told = f"file.dpi is {file.dpi}: expected at most {limits.max_dpi}"
+                raise refused("file.dpi", told)
+            source = source_of(file.file_data, "file.file_data", limits, file)
+            found, drawn = await service.media.pages(source)
         listed = [
             {"page": page, "width": wide, "height": high, "url": _data_url(png)}
             for page, (wide, high), png in zip(found["pages"], found["sizes"], drawn, strict=True)
@@ -165,13 +171,22 @@ def _add_watch_routes(app: FastAPI, service: Service) -> None:
 
 
 async def _ids(service: Service, asked: schema.TokenizeRequest) -> list[int]:
-    message: Message = {"kind": "tokenize", "prompt": asked.prompt, "messages": [], "views": []}
+    limits, context = service.config.limits, service.facts.context
+    message: Message = {
+        "kind": "tokenize",
+        "prompt": asked.prompt,
+        "messages": [],
+        "views": [],
+        "timeout": limits.request_timeout,
+    }
     pictures = Pictures(views=[], counts=[], pages=[], memory=None)
     if (asked.prompt is None) == (asked.messages is None):
         raise refused("prompt", "prompt and messages: expected exactly one of them")
+    if asked.prompt is not None:
+        check_length([asked.prompt], context, "prompt")
     if asked.messages is not None:
         request = schema.ChatRequest(model=service.model, messages=asked.messages)
-        plan = plan_chat(request, service.config.limits, service.facts.context)
+        plan = await asyncio.to_thread(plan_chat, request, limits, context)
         pictures = await service.media.gather(plan, service.facts)
         message |= {"messages": told(plan, pictures), "views": pictures.views}
     ids: list[int] = []

@@ -21,10 +21,10 @@ from vl2.serve.answers import Reply
 from vl2.serve.body import gone, read_json
 from vl2.serve.config import ServeConfig
 from vl2.serve.engine_client import EngineClient, Facts
-from vl2.serve.errors import CLIENT_LEFT, ApiError, ClientGone, shown
+from vl2.serve.errors import CLIENT_LEFT, ApiError, ClientGone, shown, shutting_down
 from vl2.serve.media import Media, Pictures, read_as
 from vl2.serve.metrics import Metrics
-from vl2.serve.prompt import Plan, Source, params_of, plan_chat
+from vl2.serve.prompt import Plan, Source, check_length, params_of, plan_chat
 from vl2.serve.wire import Message
 
 
@@ -58,6 +58,19 @@ class Service:
                 retry_after=5,
             )
 
+    def enter(self) -> Place:
+        """A place for a request, to be closed at its end.
+
+        Raises:
+            ApiError: nothing could answer it now, or all places are taken.
+        """
+        self.check_ready()
+        try:
+            return self.gate.enter()
+        except ApiError as error:
+            self.metrics.rejected.labels(error.code).inc()
+            raise
+
     def check_model(self, name: str) -> None:
         """Refuse a model that is not served."""
         if name != self.model:
@@ -70,8 +83,7 @@ async def answer(service: Service, request: Request, kind: type[schema.Sampling]
     Raises:
         ApiError: it is refused or fails; a stream that has begun ends with an error event.
     """
-    service.check_ready()
-    exchange = Exchange(service, request, _enter(service))
+    exchange = Exchange(service, request, service.enter())
     request.state.cleanup.callback(exchange.close)
     try:
         return await exchange.answer(kind)
@@ -132,6 +144,7 @@ class Exchange:
         """What the engine is sent, and the reply to be filled."""
         service, limits = self._service, self._service.config.limits
         if isinstance(asked, schema.CompletionRequest):
+            check_length([asked.prompt], service.facts.context, "prompt")
             params = params_of(asked, limits)
             self._place.more(params.n - 1)
             ask = self._ask(asked, params, prompt=asked.prompt)
@@ -228,16 +241,6 @@ def unknown_model(name: str, served: Sequence[str]) -> ApiError:
     """Another model is asked for than those that are there."""
     told = f"model is {shown(name)}: this server has {', '.join(served)}"
     return ApiError(404, "model_not_found", told, param="model")
-
-
-def shutting_down() -> ApiError:
-    """The server is being stopped."""
-    return ApiError(
-        503,
-        "shutting_down",
-        "the server is being stopped: send the request to another one, or later",
-        retry_after=5,
-    )
 
 
 def _enter(service: Service) -> Place:

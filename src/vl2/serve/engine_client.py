@@ -27,13 +27,16 @@ from vl2.serve.wire import Link, Message, start_process
 
 log = get_logger(__name__)
 
-MAX_DELAY = 30.0
-"""Seconds before another start, at most; the first waits half a second."""
+FIRST_DELAY = 0.25
+"""Seconds before another start, doubled for each death without an answer between them."""
 DEATHS, DEATHS_WITHIN = 5, 60.0
 """So many deaths within so many seconds without an answer between them end the server."""
 HANG, LOOK = 300.0, 1.0
 """Seconds of silence after which the process is killed, and between two looks at it. One step of a
 large model on a CPU may take many seconds."""
+LATE = 5.0
+"""Seconds beyond a request's own limit after which an engine that does not tell its end is not
+waited for."""
 TRIES = 2
 """How often a request is sent: the second time it may be the one that kills the engine."""
 
@@ -156,6 +159,9 @@ class EngineClient:
         watch = asyncio.create_task(gone) if gone else None
         if watch:
             watch.add_done_callback(lambda _: job.inbox.put_nowait(ClientGone()))
+        late = asyncio.get_running_loop().call_later(
+            message["timeout"] + LATE, job.inbox.put_nowait, timed_out()
+        )
         try:
             if not self._ready.is_set():
                 raise ApiError(
@@ -176,6 +182,7 @@ class EngineClient:
                     del self._jobs[number]
                 yield news
         finally:
+            late.cancel()
             if watch:
                 watch.cancel()
             if self._jobs.pop(number, None) and self._ready.is_set():
@@ -210,10 +217,13 @@ class EngineClient:
 
     async def _supervise(self) -> None:
         """Run the process; start it again when it ends."""
-        delay = 0.5
         while True:
-            began = time.monotonic()
-            await self._run()
+            try:
+                await self._run()
+            except EngineFailed as error:
+                if self.facts is None:
+                    raise
+                log.error("the model cannot be loaded again: %s", error)
             log.error("the engine's process ended: %d requests were with it", len(self._jobs))
             self.restarts += 1
             self._deaths.append(time.monotonic())
@@ -225,8 +235,7 @@ class EngineClient:
                 log.error("the engine died %d times in a row: giving up", DEATHS)
                 self.gave_up.set()
                 return
-            delay = 0.5 if time.monotonic() - began > DEATHS_WITHIN else min(2 * delay, MAX_DELAY)
-            await asyncio.sleep(delay / 2)
+            await asyncio.sleep(FIRST_DELAY * 2 ** len(self._deaths))
 
     async def _run(self) -> None:
         """One life of the process, until its link ends.
@@ -322,6 +331,15 @@ def engine_error(code: str = "engine_error") -> ApiError:
     if code == "engine_restarted":
         told = "the engine ended during this answer and is being restarted: send the request again"
     return ApiError(500, code, told)
+
+
+def timed_out() -> ApiError:
+    """The request has taken as long as it may."""
+    return ApiError(
+        504,
+        "timeout",
+        'the answer took longer than its time limit: ask for fewer tokens, or raise "timeout"',
+    )
 
 
 def _read(

@@ -96,6 +96,16 @@ def server_error() -> ApiError:
     return ApiError(500, "server_error", told)
 
 
+def shutting_down() -> ApiError:
+    """The server is being stopped."""
+    return ApiError(
+        503,
+        "shutting_down",
+        "the server is being stopped: send the request to another one, or later",
+        retry_after=5,
+    )
+
+
 def shown(value: object) -> str:
     """A client's value as it may stand in a message: short, on one line."""
     text = " ".join(repr(value).split())

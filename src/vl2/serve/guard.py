@@ -6,6 +6,7 @@ opens it.
 
 from __future__ import annotations
 
+import asyncio
 import time
 import uuid
 from contextlib import AsyncExitStack
@@ -18,7 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from vl2.logs import get_logger
 from vl2.serve.admission import Rates
 from vl2.serve.config import LOCAL_NAMES, ServeConfig
-from vl2.serve.errors import CLIENT_LEFT, ApiError, ClientGone, shown
+from vl2.serve.errors import CLIENT_LEFT, ApiError, ClientGone, shown, shutting_down
 from vl2.serve.metrics import Metrics
 
 log = get_logger(__name__)
@@ -48,13 +49,13 @@ class Guard:
             await self.app(scope, receive, send)
             return
         assert scope["type"] == "http", scope["type"]  # uvicorn is told to know no other
-        began, number, status = time.monotonic(), uuid.uuid4().hex, 500
+        began, number, status, begun = time.monotonic(), uuid.uuid4().hex, 500, False
         scope["state"]["request_id"] = number
 
         async def answer(message: Message) -> None:
-            nonlocal status
+            nonlocal status, begun
             if message["type"] == "http.response.start":
-                status = message["status"]
+                status, begun = message["status"], True
                 told = (*message.get("headers", ()), *HEADERS, (b"x-request-id", number.encode()))
                 message = {**message, "headers": told}
             await send(message)
@@ -70,6 +71,9 @@ class Guard:
             await error.response(scope, receive, answer)
         except (ClientGone, SendTimeoutError):  # or it reads nothing: uvicorn closes what is open
             status = CLIENT_LEFT
+        except asyncio.CancelledError:  # uvicorn's last means at the end of a drain
+            if not begun:
+                await shutting_down().response(scope, receive, answer)
         finally:
             route = getattr(scope.get("route"), "path", "unknown")
             self.metrics.requests.labels(route, str(status)).inc()

@@ -78,7 +78,7 @@ class Media:
             views=[view for told, _ in cut for view in told["views"]],
             counts=counts,
             pages=pages,
-            memory=_joined([memory for _, memory in cut]),
+            memory=await asyncio.to_thread(_joined, [memory for _, memory in cut]),
         )
 
     async def layouts(self, source: Source, facts: Facts, pictures: int) -> Message:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vl2.engine.config import RepetitionGuard, SamplingParams, StructuredOutputsParams
+from vl2.engine.schema import checked_schema, checked_size
 from vl2.processing.grounding_request import grounding_parts
 from vl2.serve import schema
 from vl2.serve.config import Limits
@@ -70,7 +71,7 @@ def plan_chat(request: schema.ChatRequest, limits: Limits, context: int) -> Plan
     if request.modalities not in (None, ["text"]):
         raise _unsupported("modalities")
     messages = [_message(m, f"messages[{n}]", limits) for n, m in enumerate(request.messages)]
-    _check_length(messages, context)
+    check_length(_texts(messages), context, "messages")
     if request.grounding:
         _ask_to_locate(messages)
     return Plan(
@@ -187,8 +188,25 @@ def _part(part: schema.Part, param: str, limits: Limits) -> dict[str, Any] | Sou
             return part.model_dump()
 
 
-def _check_length(messages: list[dict[str, Any]], context: int) -> None:
-    texts = [
+def check_length(texts: list[str], context: int, param: str) -> None:
+    """Refuse texts that are too long for any tokenizer to make them fit.
+
+    Raises:
+        ApiError: they are; it names `param`.
+    """
+    size, limit = sum(len(text.encode()) for text in texts), BYTES_PER_TOKEN * context
+    if size > limit:
+        raise ApiError(
+            400,
+            "context_length_exceeded",
+            f"{param}: {size:,} bytes of text, and the context of {context:,} tokens takes at most "
+            f"{limit:,}; send less",
+            param=param,
+        )
+
+
+def _texts(messages: list[dict[str, Any]]) -> list[str]:
+    return [
         text
         for message in messages
         for part in _parts(message)
@@ -196,15 +214,6 @@ def _check_length(messages: list[dict[str, Any]], context: int) -> None:
         for text in (part.get("text"), part.get("query"))
         if text
     ]
-    size, limit = sum(len(text.encode()) for text in texts), BYTES_PER_TOKEN * context
-    if size > limit:
-        raise ApiError(
-            400,
-            "context_length_exceeded",
-            f"the messages hold {size:,} bytes of text: the context of {context:,} tokens takes at "
-            f"most {limit:,}; send less",
-            param="messages",
-        )
 
 
 def _parts(message: dict[str, Any]) -> list[Any]:
@@ -234,12 +243,14 @@ def _form(asked: schema.Format | None) -> StructuredOutputsParams | None:
             case schema.JsonFormat():
                 return StructuredOutputsParams(json={"type": "object"})
             case schema.SchemaFormat(json_schema=found):
+                checked_schema(found.schema_)
                 return StructuredOutputsParams(json=found.schema_)
             case schema.GroundingFormat():
                 return StructuredOutputsParams(grounding=True)
             case schema.RegexFormat(regex=pattern):
-                return StructuredOutputsParams(regex=pattern)
+                return StructuredOutputsParams(regex=checked_size("regex", pattern))
             case schema.ChoiceFormat(choice=texts):
+                checked_size("choice", "".join(texts))
                 return StructuredOutputsParams(choice=texts)
     except ValueError as error:
         raise refused("response_format", str(error), "invalid_schema") from None

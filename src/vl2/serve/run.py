@@ -16,10 +16,11 @@ from sse_starlette.sse import AppStatus
 from vl2.logs import get_logger
 from vl2.serve.admission import Gate
 from vl2.serve.app import build
-from vl2.serve.chat import Service, shutting_down
+from vl2.serve.chat import Service
 from vl2.serve.config import ServeConfig
 from vl2.serve.connection import guarded
 from vl2.serve.engine_client import EngineClient, EngineFailed, Facts
+from vl2.serve.errors import shutting_down
 from vl2.serve.fetch import fetcher
 from vl2.serve.media import Media
 from vl2.serve.metrics import Metrics

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import socket
 import subprocess
 import sys
@@ -89,8 +90,19 @@ def start_process(
 
 
 def inherited_link(number: str) -> Link:
-    """The end that `start_process` gave to this process."""
-    return Link(socket.socket(fileno=int(number)))
+    """The end that `start_process` gave to this process, which ends with the other one."""
+    end = socket.socket(fileno=int(number))
+    watch = threading.Thread(target=_end_with, args=(end.fileno(),), name="vl2-watch", daemon=True)
+    watch.start()
+    return Link(end)
+
+
+def _end_with(descriptor: int) -> None:
+    """End this process when the other end is closed, whatever it is doing."""
+    poll = select.poll()
+    poll.register(descriptor, 0)  # hanging up is always told
+    poll.poll()
+    os._exit(0)
 
 
 def to_memory(data: bytes | memoryview) -> int:

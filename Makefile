@@ -16,7 +16,7 @@ QUESTION := Locate the red circle.
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo serve test test-compiled test-others check check-all check-types check-long format bench-gpu clean
+.PHONY: help demo serve test test-compiled test-others check check-all check-types check-long browser format bench-gpu clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/'
@@ -56,6 +56,12 @@ check-types: $(DEV)
 
 check-long: $(DEV) ## full counts, kills, soaks and latencies, for hours; rerun to resume
 	$(BIN)/python scripts/check_long.py
+
+browser: ## install Chromium from Debian's packages if there is none; the tests of the page need it
+	@exec >&2; [ -n "$$CHROMIUM" ] || command -v chromium || command -v chromium-browser || command -v google-chrome || { \
+	echo "Installing chromium, which the tests of the page need ..."; \
+	apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium; } || { \
+	echo "chromium is missing and cannot be installed here: install it, or set CHROMIUM to its path" >&2; exit 1; }
 
 format: $(DEV) ## rewrite the code in the one format and sort imports
 	$(BIN)/ruff check --select I --fix $(CODE)

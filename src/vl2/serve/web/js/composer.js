@@ -1,0 +1,91 @@
+// Where questions are written, and what is suggested.
+
+import { ask, stop } from "./ask.js";
+import { $, h } from "./dom.js";
+import { t } from "./i18n.js";
+import { busy, on, rewind, state } from "./state.js";
+import { suggestions } from "./suggest.js";
+
+const field = () => $("#question");
+
+const mode = () => $("#modes input:checked").value;
+
+function setMode(value) {
+  $(`#modes input[value="${value}"]`).checked = true;
+}
+
+function grow() {
+  field().style.height = "auto";
+  field().style.height = `${Math.min(field().scrollHeight, 180)}px`;
+}
+
+/** Ask what is written, if something is. */
+async function send() {
+  const question = field().value.trim();
+  if (!question || busy()) return;
+  field().value = "";
+  grow();
+  await ask(question, { mode: mode() });
+}
+
+/** Ask one of the suggestions: of the picture that is looked at alone, which it is made for. */
+export async function askThis(question, kind) {
+  if (busy()) return;
+  setMode(kind);
+  await ask(question, { mode: kind, about: [state.picture] });
+}
+
+/** Put a question back to be edited; it and what follows it are taken back. */
+export function rewindTo(turn) {
+  if (busy()) return;
+  const gone = rewind(turn.id);
+  field().value = gone.question;
+  setMode(gone.mode);
+  grow();
+  field().focus();
+}
+
+/** Ask the same once more. */
+export async function askAgain(turn) {
+  if (busy()) return;
+  const { question, mode, about, pictures } = rewind(turn.id);
+  const part = pictures.some((one) => state.pictures.get(one)?.origin);
+  if (part) state.pending = state.pending.filter((one) => !pictures.includes(one));
+  await ask(question, { mode, about, pictures: part ? pictures : null });
+}
+
+function drawState() {
+  const working = busy();
+  $("#send").hidden = working;
+  $("#stop").hidden = !working;
+  $("#new").hidden = !state.turns.length && !state.pictures.size;
+  $("#export").hidden = !state.turns.some((turn) => turn.answer.text);
+}
+
+async function drawIdeas() {
+  const picture = state.pictures.get(state.picture);
+  const found = picture && !busy() ? await suggestions(picture) : [];
+  if (picture !== (state.pictures.get(state.picture) ?? undefined)) return; // another one meanwhile
+  $("#ideas").replaceChildren(...found.map((one) => h("button", {
+    type: "button", class: "idea", "data-mode": one.mode, onclick: () => askThis(one.text, one.mode),
+  }, one.mode === "find" ? h("span", { class: "kind" }, t("modeFind")) : null, one.text)));
+}
+
+/** Begin to listen. */
+export function listen() {
+  $("#composer").addEventListener("submit", (event) => {
+    event.preventDefault();
+    send();
+  });
+  field().addEventListener("keydown", (event) => {
+    // While a word is being composed, Enter chooses its characters.
+    if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
+    event.preventDefault();
+    send();
+  });
+  field().addEventListener("input", grow);
+  $("#stop").addEventListener("click", stop);
+  addEventListener("keydown", (event) => event.key === "Escape" && !document.querySelector("dialog[open]") && stop());
+  on("turns pictures look", drawState);
+  on("turns pictures look language", drawIdeas);
+}

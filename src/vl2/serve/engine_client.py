@@ -31,6 +31,9 @@ FIRST_DELAY = 0.25
 """Seconds before another start, doubled for each death without an answer between them."""
 DEATHS, DEATHS_WITHIN = 5, 60.0
 """So many deaths within so many seconds without an answer between them end the server."""
+ENVIRONMENT = {"JAXTYPING_DISABLE": "1", "MALLOC_ARENA_MAX": "2"}
+"""Of the engine's process. Its threads pass tensors on, and glibc's arena of each thread keeps what
+the others free."""
 HANG, LOOK = 300.0, 1.0
 """Seconds of silence after which the process is killed, and between two looks at it. One step of a
 large model on a CPU may take many seconds."""
@@ -244,7 +247,7 @@ class EngineClient:
             EngineFailed: it says that the model cannot be loaded.
         """
         gone, failures = asyncio.Event(), list[str]()
-        self._process, link = start_process(self._module, {"JAXTYPING_DISABLE": "1"})
+        self._process, link = start_process(self._module, ENVIRONMENT)
         self._outbox = queue.SimpleQueue()
         self._outbox.put((self._start, None))
         hear = partial(self._hear, failures)

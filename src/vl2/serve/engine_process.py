@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import os
 import signal
 import sys
@@ -41,6 +42,10 @@ log = get_logger(__name__)
 
 BEAT = 0.5
 """Seconds between signs of life."""
+
+TRIM = 10.0
+"""Seconds between two times that the C library gives back what it holds for reuse: prompts of many
+lengths leave gaps of many sizes, which grow to gigabytes."""
 
 TOGETHER = 0.02
 """Seconds between two messages of news under load: a small model makes a token in less, and each
@@ -99,7 +104,7 @@ class EngineProcess:
         self._link = link
         self._tasks: dict[int, asyncio.Task[None]] = {}
         self._news: dict[tuple[int, int | None], Message] = {}
-        self._told_at = 0.0
+        self._told_at = self._trimmed_at = 0.0
 
     async def serve(self) -> int:
         """Obey until the link or the engine ends; returns the exit code."""
@@ -114,6 +119,9 @@ class EngineProcess:
             reader.start()
             while not gone.is_set() and answers.ended is None:
                 self._send(self._beat())
+                if time.monotonic() > self._trimmed_at + TRIM:
+                    self._trimmed_at = time.monotonic()
+                    await asyncio.to_thread(trim_memory)
                 try:
                     await asyncio.wait_for(gone.wait(), BEAT)
                 except TimeoutError:
@@ -192,6 +200,13 @@ class EngineProcess:
             self._link.send(message)
         except OSError:  # the server has gone; the reader notices, too
             os._exit(0)
+
+
+def trim_memory() -> None:
+    """Give free memory back to the system, where the C library is one that keeps it (glibc)."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 def joined(earlier: Message, later: Message) -> Message:

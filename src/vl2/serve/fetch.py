@@ -24,13 +24,10 @@ CONNECT_SECONDS, TOTAL_SECONDS = 5.0, 10.0
 CHUNK = 2**16
 
 _UNSAFE = re.compile(r"[^\x21-\x7e]|[\\@]")
-_TRANSLATED = tuple(
-    map(
-        ipaddress.IPv6Network,
-        ("2002::/16", "64:ff9b::/96", "64:ff9b:1::/48", "2001::/32", "::ffff:0:0/96", "::/96"),
-    )
-)
-"""IPv6 addresses that stand for IPv4 ones: 6to4, NAT64, Teredo, mapped, compatible."""
+_UNICAST = ipaddress.IPv6Network("2000::/3")
+"""All IPv6 addresses that are given to hosts of the internet."""
+_TRANSLATED = (ipaddress.IPv6Network("2002::/16"), ipaddress.IPv6Network("2001::/32"))
+"""Those among them that stand for IPv4 addresses: 6to4 and Teredo."""
 
 Resolve = Callable[[str, int], Awaitable[Sequence[str]]]
 Dial = Callable[[str, int, str], Awaitable[tuple[asyncio.StreamReader, asyncio.StreamWriter]]]
@@ -145,7 +142,7 @@ class Fetcher:
                 body += event.data
                 if len(body) > self.max_bytes:
                     raise self._too_large(param)
-            else:
+            elif isinstance(event, h11.EndOfMessage):
                 return bytes(body), None
 
     def _too_large(self, param: str) -> ApiError:
@@ -179,7 +176,9 @@ def is_public(address: str) -> bool:
         found = ipaddress.ip_address(address.partition("%")[0])
     except ValueError:
         return False
-    if isinstance(found, ipaddress.IPv6Address) and any(found in net for net in _TRANSLATED):
+    if isinstance(found, ipaddress.IPv6Address) and (
+        found not in _UNICAST or any(found in net for net in _TRANSLATED)
+    ):
         return False
     return found.is_global and not found.is_multicast
 

@@ -129,13 +129,36 @@ def test_a_part_is_chosen_with_keys(page: Page, wide: Path):
     page.focus("#select")
     page.keyboard.press("Enter")
     expect(page.locator(".selection")).to_be_visible()
+    page.keyboard.press("Escape")
+    expect(page.locator("#select")).to_be_focused()
+    page.keyboard.press("Enter")
     before = page.get_attribute(".selection", "x")
     page.keyboard.press("ArrowLeft")
     assert page.get_attribute(".selection", "x") != before
-    page.focus("#region .primary")
+    expect(page.locator("#region .primary")).to_be_focused()
     page.keyboard.press("Enter")
     expect(page.locator(".turn .text")).to_have_text("it")
-    assert len(asked) == 1
+    expect(page.locator("#question")).to_be_focused()  # the button that was pressed is gone
+    page.focus("#select")
+    page.keyboard.press("Enter")
+    ask(page, "the corner", "find")  # a question of one's own about the part
+    parts = [request["messages"][0]["content"] for request in asked]
+    assert [len(messages["messages"]) for messages in asked] == [1, 1]
+    assert parts[0][1] == {"type": "text", "text": "What is this?"}
+    assert parts[1][1] == {"type": "grounding", "query": "the corner"}
+    assert parts[0][0] != parts[1][0]
+
+
+def test_a_cleared_conversation_can_be_had_back(page: Page, wide: Path):
+    answer_with(page, stream({"content": "a red one", "boxes": [box("red", RED, (2, 5))]}))
+    page.set_input_files("#files", wide)
+    ask(page, "What?")
+    page.click("#new")
+    expect(page.locator(".headline")).to_be_visible()
+    expect(page.locator(".turn")).to_have_count(0)
+    page.click(".notice .act")
+    expect(page.locator(".phrase")).to_have_text("red")
+    expect(page.locator(".box")).to_have_count(1)
 
 
 def test_pictures_are_pasted_and_get_suggestions(page: Page, wide: Path):

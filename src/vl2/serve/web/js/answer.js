@@ -69,6 +69,7 @@ export function figures({ answer }) {
   if (usage) found.push(t("outTokens", { n: number(usage.completion_tokens) }));
   if (answer.total !== null) found.push(t("inSeconds", { s: seconds(answer.total) }));
   if (answer.first !== null) found.push(t("firstWord", { s: seconds(answer.first) }));
+  if (answer.state === "error" && !answer.text) return "";
   const made = (answer.total - answer.first) / 1000;
   if (usage?.completion_tokens > 1 && answer.first !== null && made > 0.02) {
     found.push(t("speed", { n: number(Math.round((usage.completion_tokens - 1) / made)) }));
@@ -86,5 +87,6 @@ export function remarks({ answer }) {
   if (answer.finish === "length") found.push(t("cut"));
   if (answer.guard) found.push(t("guard"));
   for (const image of answer.usage?.images ?? []) found.push(...image.notes);
+  found.push(...new Set(answer.boxes.map((box) => box.note).filter(Boolean)));
   return found;
 }

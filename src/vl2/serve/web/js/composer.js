@@ -3,6 +3,7 @@
 import { ask, stop } from "./ask.js";
 import { $, h } from "./dom.js";
 import { t } from "./i18n.js";
+import { askAbout, selected } from "./region.js";
 import { busy, on, rewind, state } from "./state.js";
 import { suggestions } from "./suggest.js";
 
@@ -25,7 +26,8 @@ async function send() {
   if (!question || busy()) return;
   field().value = "";
   grow();
-  await ask(question, { mode: mode() });
+  if (selected()) await askAbout(question, mode());
+  else await ask(question, { mode: mode() });
 }
 
 /** Ask one of the suggestions: of the picture that is looked at alone, which it is made for. */
@@ -54,12 +56,19 @@ export async function askAgain(turn) {
   await ask(question, { mode, about, pictures: part ? pictures : null });
 }
 
+/** Where the keys go when a button that had them is gone; a telephone's keyboard stays away. */
+function keepFocus() {
+  const lost = document.activeElement === document.body || !document.activeElement.checkVisibility();
+  if (lost && matchMedia("(pointer: fine)").matches) field().focus({ preventScroll: true });
+}
+
 function drawState() {
   const working = busy();
   $("#send").hidden = working;
   $("#stop").hidden = !working;
   $("#new").hidden = !state.turns.length && !state.pictures.size;
   $("#export").hidden = !state.turns.some((turn) => turn.answer.text);
+  if (state.turns.length) keepFocus();
 }
 
 async function drawIdeas() {
@@ -69,6 +78,7 @@ async function drawIdeas() {
   $("#ideas").replaceChildren(...found.map((one) => h("button", {
     type: "button", class: "idea", "data-mode": one.mode, onclick: () => askThis(one.text, one.mode),
   }, one.mode === "find" ? h("span", { class: "kind" }, t("modeFind")) : null, one.text)));
+  if (state.turns.length) keepFocus();
 }
 
 /** Begin to listen. */

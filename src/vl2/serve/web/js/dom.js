@@ -39,12 +39,18 @@ export function pressable(act) {
 /** Tell screen readers. */
 export const say = (text) => ($("#say").textContent = text);
 
-/** Show a line that goes away by itself; errors stay longer. */
-export function notify(text, kind = "note") {
-  const line = h("p", { class: `notice ${kind}` }, text);
+/** Show a line that goes away by itself; errors stay longer. `action` is {text, act}. */
+export function notify(text, kind = "note", action = null) {
+  const line = h("p", { class: `notice ${kind}` }, h("span", {}, text));
+  if (action) {
+    line.append(h("button", { type: "button", class: "act", onclick: () => {
+      line.remove();
+      action.act();
+    } }, action.text));
+  }
   line.append(h("button", { type: "button", "aria-label": "×", onclick: () => line.remove() }, "×"));
   $("#notices").append(line);
-  setTimeout(() => line.remove(), kind === "error" ? 12000 : 4000);
+  setTimeout(() => line.remove(), kind === "error" || action ? 12000 : 4000);
 }
 
 const loaded = new Map();

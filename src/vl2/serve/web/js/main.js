@@ -8,7 +8,7 @@ import { save } from "./export.js";
 import { shown, switchLanguage, t, translate } from "./i18n.js";
 import * as pictures from "./pictures.js";
 import * as region from "./region.js";
-import { busy, changed, clear, keep, look, on, removePicture, restore, state } from "./state.js";
+import { busy, changed, clear, keep, look, on, removePicture, restore, state, written } from "./state.js";
 import * as tiles from "./tiles.js";
 import * as turns from "./turns.js";
 import * as viewer from "./viewer.js";
@@ -80,8 +80,13 @@ function listen() {
   $("#export").addEventListener("click", save);
   $("#new").addEventListener("click", () => {
     if (busy()) return;
+    const before = written();
     clear();
     keep();
+    notify(t("cleared"), "note", { text: t("undo"), act: () => {
+      restore(before);
+      keep();
+    } });
     $("#pick-first").focus();
   });
 }
@@ -101,7 +106,7 @@ async function start() {
     notify(failure.message, "error");
   }
   changed("model");
-  setInterval(drawModel, 15000);
+  setInterval(() => document.hidden || drawModel(), 15000);
 }
 
 start();

@@ -24,7 +24,7 @@ function between(a, b) {
 function draw({ menu }) {
   const stage = $("#stage");
   stage.querySelector(".selection")?.remove();
-  $("#region").hidden = true;
+  $("#region").hidden = !(part && menu);
   if (!part) return;
   const rect = s("rect", { class: "selection", ...part });
   stage.append(rect);
@@ -33,12 +33,13 @@ function draw({ menu }) {
 
 function place(rect) {
   const menu = $("#region");
+  const focused = [...menu.children].indexOf(document.activeElement);
   menu.replaceChildren(
     ...["whatIsThis", "readThis", "describeThis"].map((key, at) => h("button", {
       type: "button", class: at ? "plain small" : "primary small", onclick: () => askAbout(t(key)),
     }, t(key))),
     h("button", { type: "button", class: "plain small", "aria-label": t("cancel"), onclick: close }, "×"));
-  menu.hidden = false;
+  if (focused >= 0) menu.children[focused].focus({ preventScroll: true });
   const frame = $("#frame").getBoundingClientRect();
   const at = rect.getBoundingClientRect();
   const left = limit(at.left - frame.left, frame.width - menu.offsetWidth - 8);
@@ -46,6 +47,9 @@ function place(rect) {
   menu.style.left = `${left}px`;
   menu.style.top = `${Math.min(below, frame.height - menu.offsetHeight - 8)}px`;
 }
+
+/** Whether a part is selected. */
+export const selected = () => part !== null;
 
 /** End the selection. */
 export function close() {
@@ -56,13 +60,14 @@ export function close() {
   draw({ menu: false });
 }
 
-async function askAbout(question) {
+/** Ask about the selected part. */
+export async function askAbout(question, mode = "text") {
   if (!part || busy()) return;
   const crop = await cropOf(seen(), part);
   close();
   state.pictures.set(crop.id, crop);
   changed("pictures");
-  await ask(question, { pictures: [crop.id], about: [crop.id] });
+  await ask(question, { mode, pictures: [crop.id], about: [crop.id] });
 }
 
 function down(event) {
@@ -95,6 +100,7 @@ function byKeys() {
   $("#select").setAttribute("aria-pressed", "true");
   $("#frame").classList.add("selecting");
   draw({ menu: true });
+  $("#region button").focus({ preventScroll: true });
   say(t("regionHelp"));
 }
 
@@ -115,9 +121,7 @@ function press(event) {
   const wide = event.shiftKey ? Math.max(4, part.width + dx) : part.width;
   const high = event.shiftKey ? Math.max(4, part.height + dy) : part.height;
   part = between(from, { x: from.x + wide, y: from.y + high });
-  const focused = [...$("#region").children].indexOf(document.activeElement);
   draw({ menu: true });
-  if (focused >= 0) $("#region").children[focused].focus();
 }
 
 /** Begin to listen. */

@@ -97,19 +97,21 @@ export function rewind(turn) {
   return gone[0];
 }
 
+/** The conversation as text. */
+export const written = () => JSON.stringify({
+  pictures: [...state.pictures.values()],
+  files: [...state.files],
+  turns: state.turns,
+  pending: state.pending,
+  picture: state.picture,
+  turn: state.turn,
+  tiling: state.tiling,
+});
+
 /** Keep the conversation for a reload of this tab; says false where it is too large. */
 export function keep() {
-  const kept = {
-    pictures: [...state.pictures.values()],
-    files: [...state.files],
-    turns: state.turns,
-    pending: state.pending,
-    picture: state.picture,
-    turn: state.turn,
-    tiling: state.tiling,
-  };
   try {
-    sessionStorage.setItem(PLACE, JSON.stringify(kept));
+    sessionStorage.setItem(PLACE, written());
     return true;
   } catch {
     sessionStorage.removeItem(PLACE); // half of a conversation would be worse than none
@@ -117,9 +119,8 @@ export function keep() {
   }
 }
 
-/** What was kept before a reload. */
-export function restore() {
-  const text = sessionStorage.getItem(PLACE);
+/** Take up a written conversation, by default what was kept before a reload. */
+export function restore(text = sessionStorage.getItem(PLACE)) {
   if (!text) return;
   const kept = JSON.parse(text);
   state.pictures = new Map(kept.pictures.map((picture) => [picture.id, picture]));

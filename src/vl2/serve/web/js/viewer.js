@@ -9,6 +9,8 @@ import { canvasOf, tileLines } from "./tiles.js";
 
 const still = matchMedia("(prefers-reduced-motion: reduce)");
 
+const MANY = 14; // boxes whose labels would hide the picture: they show one by one
+
 let view = null; // [x, y, width, height] that is seen
 let moving = 0; // the animation that runs
 let drawn = null; // id of the picture in the SVG
@@ -137,6 +139,7 @@ function drawBoxes() {
     made.unshift(s("rect", { class: "part", x: part.origin.x, y: part.origin.y,
       width: part.width, height: part.height }));
   }
+  group.classList.toggle("many", made.length > MANY);
   // A box that stands there already stays, so that it is not animated again.
   const standing = new Map([...group.children].map((one) => [one.dataset.key, one]));
   group.replaceChildren(...made.map((one) => standing.get(one.dataset.key) ?? one));

@@ -13,21 +13,13 @@ from vl2.checkpoint.hf import load_model, save_model
 from vl2.checkpoint.skeleton import build_skeleton
 from vl2.config import VL2Config
 from vl2.geometry import TileGrid, image_tokens
+from vl2.model.lora import LoraExperts, LoraLinear, lora_layers
 from vl2.model.vl2 import VL2Model
 from vl2.ops.kv_cache import KVCache
 from vl2.ops.moe import ExpertChange, LowRank, Routing, expert_mlp, expert_mlp_ref
 from vl2.overrides import override
 from vl2.recipes.stages import RECIPES
-from vl2.train.lora import (
-    TARGETS,
-    LoraConfig,
-    LoraExperts,
-    LoraLinear,
-    apply_lora,
-    lora_layers,
-    merge_lora,
-    unmerge_lora,
-)
+from vl2.train.lora import TARGETS, LoraConfig, apply_lora, merge_lora, unmerge_lora
 from vl2.train.routing_profile import profile_routing, save_profile
 from vl2.train.select import select
 

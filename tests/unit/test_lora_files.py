@@ -14,10 +14,11 @@ from torch import Tensor, nn
 
 from vl2.checkpoint.errors import CheckpointError
 from vl2.checkpoint.layout import table
+from vl2.checkpoint.lora_files import load_lora, read_adapter_config, save_lora
 from vl2.config import VL2Config
+from vl2.model.lora import lora_layers
 from vl2.model.vl2 import VL2Model
-from vl2.train.lora import TARGETS, LoraConfig, apply_lora, lora_layers, merge_lora
-from vl2.train.lora_files import load_lora, read_adapter_config, save_lora
+from vl2.train.lora import TARGETS, LoraConfig, apply_lora, merge_lora
 from vl2.train.routing_profile import profile_routing, save_profile
 
 PREFIX = "base_model.model."

@@ -10,12 +10,13 @@ from tests.unit.small_models import small_model
 from tests.unit.test_lora import EVERYTHING, batch_of, cached_logits, copied, same, train
 
 from vl2.checkpoint.hf import load_model, save_model
+from vl2.checkpoint.lora_files import adapters, load_lora, save_lora
+from vl2.model.lora import lora_layers
 from vl2.model.quantized import default_plan, quantize_modules
 from vl2.model.vl2 import VL2Model
 from vl2.recipes.stages import RECIPES
 from vl2.train.config import TrainConfig
-from vl2.train.lora import LoraConfig, adapters, apply_lora, lora_layers, merge_lora, unmerge_lora
-from vl2.train.lora_files import load_lora, save_lora
+from vl2.train.lora import LoraConfig, apply_lora, merge_lora, unmerge_lora
 from vl2.train.origin import FLOAT_IN_TRAINING
 from vl2.train.routing_profile import profile_routing, save_profile
 from vl2.train.select import check_targets

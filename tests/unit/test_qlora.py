@@ -17,9 +17,11 @@ from tests.unit.test_lora import EVERYTHING, batch_of, close, copied, same, trai
 from torch import Tensor, nn
 
 from vl2.checkpoint.hf import convert_checkpoint, load_model, save_model
+from vl2.checkpoint.lora_files import WEIGHTS, load_lora, save_lora
 from vl2.checkpoint.skeleton import build_skeleton
 from vl2.cli import main
 from vl2.config import VL2Config
+from vl2.model.lora import lora_layers
 from vl2.model.moe import Experts
 from vl2.model.quant_layers import QuantExperts, QuantLinear
 from vl2.model.quantized import default_plan, quantize_modules
@@ -32,8 +34,7 @@ from vl2.parallel.config import Layout
 from vl2.recipes.stages import RECIPES
 from vl2.train.config import TrainConfig
 from vl2.train.kept import load_kept
-from vl2.train.lora import LoraConfig, apply_lora, base_scheme, lora_layers, merge_lora
-from vl2.train.lora_files import WEIGHTS, load_lora, save_lora
+from vl2.train.lora import LoraConfig, apply_lora, base_scheme, merge_lora
 from vl2.train.origin import FLOAT_IN_TRAINING, find_origin, load_weights
 from vl2.train.setup import plan, prepare, run
 

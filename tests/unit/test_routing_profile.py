@@ -9,7 +9,8 @@ import pytest
 import torch
 from tests.unit.small_models import small_model
 
-from vl2.train.lora import LoraConfig, apply_lora, lora_layers
+from vl2.model.lora import lora_layers
+from vl2.train.lora import LoraConfig, apply_lora
 from vl2.train.routing_profile import chosen_experts, load_profile, profile_routing, save_profile
 
 

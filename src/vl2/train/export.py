@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from vl2.checkpoint.hf import save_model
+from vl2.checkpoint.lora_files import load_lora, save_lora
 from vl2.failure import WorkError
 from vl2.logs import get_logger
 from vl2.model.vl2 import VL2Model
 from vl2.train.config import TrainConfig
 from vl2.train.kept import model_at
 from vl2.train.lora import base_scheme, merge_lora
-from vl2.train.lora_files import load_lora, save_lora
 from vl2.train.origin import ADAPTER, EXPORTED, Origin, load_weights, write_history
 from vl2.train.trainer import Trainer
 

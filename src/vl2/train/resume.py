@@ -13,12 +13,12 @@ from typing import Any
 
 from vl2.checkpoint.commit import newest_state
 from vl2.checkpoint.dcp import read_extra
+from vl2.checkpoint.lora_files import CONFIG
 from vl2.data.sources import Source
 from vl2.folders import check_folder
 from vl2.overrides import to_mapping
 from vl2.processing import Processor
 from vl2.train.config import InitConfig, TrainConfig
-from vl2.train.lora_files import CONFIG
 from vl2.train.origin import (
     ADAPTER,
     CHECKPOINTS,

@@ -10,12 +10,13 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from vl2.checkpoint.causes import unwrapped
 from vl2.checkpoint.container import (
@@ -30,8 +31,9 @@ from vl2.checkpoint.errors import SaveError
 from vl2.checkpoint.layout import ours, table
 from vl2.checkpoint.skeleton import build_skeleton
 from vl2.logs import get_logger
+from vl2.model.lora import Linears, LoraLinear, attach, lora_layers
+from vl2.model.moe import Experts
 from vl2.model.vl2 import VL2Model
-from vl2.train.lora import Linears, adapters, attach, lora_layers
 
 log = get_logger(__name__)
 
@@ -75,6 +77,17 @@ class AdapterConfig:
     rank: int
     alpha: float
     base_model: str | None  # folder or hub id of the model that was adapted
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Adapter:
+    """One adapted matrix: its released module name, and views of base weight and factors."""
+
+    name: str
+    weight: Tensor | None  # [out, in]; None: there is no float one
+    a: Tensor  # [rank, in]
+    b: Tensor  # [out, rank]
+    scale: float
 
 
 def save_lora(model: VL2Model, folder: str | Path, *, base_model: str) -> None:
@@ -136,6 +149,32 @@ def load_lora(model: VL2Model, folder: str | Path) -> list[str]:
     read_tensors(file, wanted, lambda _: None)
     log.info("loaded %d adapters from %s", len(pairs), folder)
     return [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+
+
+def adapters(model: nn.Module) -> Iterator[Adapter]:
+    """Every adapted matrix of a model, experts one by one under their released names."""
+    for path, layer in lora_layers(model).items():
+        scale = layer.alpha / layer.rank
+        if isinstance(layer, LoraLinear):
+            held = layer.base.weight
+            weight = held.detach() if isinstance(held, Tensor) else None
+            a, b = layer.lora_A.detach(), layer.lora_B.detach()
+            yield Adapter(name=path, weight=weight, a=a, b=b, scale=scale)
+            continue
+        for part, stack in layer.stacks().items():
+            weights = None
+            if isinstance(layer.base, Experts):
+                weights = layer.base.get_parameter(part).detach()
+            stacked = torch.empty(stack.total, 0, device="meta")
+            released = [key for key, _ in table({f"{path}.{part}": stacked})]
+            for place, expert in enumerate(stack.experts.tolist()):
+                yield Adapter(
+                    name=released[expert].removesuffix(".weight"),
+                    weight=None if weights is None else weights[expert],
+                    a=stack.lora_A.detach()[place],
+                    b=stack.lora_B.detach()[place],
+                    scale=scale,
+                )
 
 
 def read_adapter_config(folder: Path) -> AdapterConfig:

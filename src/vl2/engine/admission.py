@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
+from vl2.engine.adapters import Adapter
 from vl2.engine.config import Completion, EngineConfig, FinishReason, SamplingParams, Usage
 from vl2.engine.grammar import GrammarCompiler
 from vl2.engine.pictures import pictures_of
@@ -38,23 +39,39 @@ class Admission:
     counted: Bool[Tensor, " v"]
     trace: TraceShape
 
+    @classmethod
+    def of(cls, model: VL2Model, processor: Processor, context: int) -> Admission:
+        """Of a model and its processor."""
+        controls = processor.tokenizer.control_ids
+        vocabulary = model.config.language_config.vocab_size
+        counted = [token not in controls for token in range(vocabulary)]
+        return cls(
+            processor=processor,
+            grammar=GrammarCompiler(processor.tokenizer, vocabulary),
+            context=context,
+            counted=torch.tensor(counted, device=model.image_newline.device),
+            trace=TraceShape.of(model.config, processor.layout.side),
+        )
+
     def sequences(
         self,
         request_id: Hashable,
         conversation: Conversation,
         params: SamplingParams,
+        adapter: Adapter | None = None,
         *,
         index: int = 0,
         deadline: float | None = None,
     ) -> list[Sequence]:
-        """The `params.n` answers to a conversation, not yet begun.
+        """The `params.n` answers to a conversation, by the base or an adapter, not yet begun.
 
         Raises:
             ValueError: the processor refuses the conversation, the prompt leaves no room in the
                 context, a stop token is none of the model, or a grammar cannot be compiled.
         """
         ready = isinstance(conversation, ModelInputs)
-        prompt = self._prompt(conversation if ready else self.processor(conversation))
+        inputs = conversation if ready else self.processor(conversation)
+        prompt = self._prompt(inputs, adapter.sight if adapter else b"")
         stop_ids = self._stop_ids(params)
         room = self.context - len(prompt.token_ids)
         if room < 1:
@@ -86,6 +103,7 @@ class Admission:
                 ),
                 deadline=deadline,
                 record=prompt.record(self.trace) if params.trace else None,
+                adapter=adapter,
             )
             for answer in range(params.n)
         ]
@@ -104,7 +122,7 @@ class Admission:
         own = () if params.ignore_eos else (self.processor.tokenizer.eos_id,)
         return frozenset(token for token in (*params.stop_token_ids, *own) if token >= 0)
 
-    def _prompt(self, inputs: ModelInputs) -> Prompt:
+    def _prompt(self, inputs: ModelInputs, sight: bytes) -> Prompt:
         side, tile = self.processor.layout.side, self.processor.layout.one_tile
         check_inputs(inputs, side=side)
         inputs = on_cpu(inputs)
@@ -121,7 +139,7 @@ class Admission:
                 f"{len(self.counted) - 1}"
             )
         places = inputs.images_seq_mask.nonzero()[:, 0].tolist()
-        pictures = pictures_of(inputs, side)
+        pictures = pictures_of(inputs, side, sight)
         turns = [place for place, token in enumerate(ids) if token == tokenizer.user_id]
         sender = [bisect(turns, places[picture.first]) for picture in pictures]
         return Prompt(
@@ -175,14 +193,23 @@ def paired(conversations: object, params: object) -> list[tuple[Conversation, Sa
             "conversations is a single conversation: expected a list of conversations, "
             "generate([messages]) for one"
         )
-    if not isinstance(params, list | tuple):
-        return [(conversation, checked_params(params)) for conversation in conversations]
-    if len(params) != len(conversations):
+    each = spread(params, len(conversations), "params")
+    return list(zip(conversations, map(checked_params, each), strict=True))
+
+
+def spread(given: Any, count: int, what: str) -> abc.Sequence[Any]:
+    """One thing for each of some conversations: the same one for all unless they are listed.
+
+    Raises:
+        ValueError: they are not as many.
+    """
+    if not isinstance(given, list | tuple):
+        return [given] * count
+    if len(given) != count:
         raise ValueError(
-            f"{len(params)} params for {len(conversations)} conversations: give one, or one for "
-            "each"
+            f"{len(given)} {what} for {count} conversations: give one, or one for each"
         )
-    return list(zip(conversations, map(checked_params, params), strict=True))
+    return given
 
 
 def checked_params(params: object) -> SamplingParams:

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
 
+from vl2.engine.adapters import chosen
 from vl2.engine.admission import Conversation, checked_params, unbegun
 from vl2.engine.config import Completion, SamplingParams, TokenLogprob
 from vl2.engine.engine import Engine
@@ -132,6 +133,7 @@ class AsyncEngine:
         conversation: Conversation,
         params: SamplingParams | None = None,
         *,
+        adapter: str | None = None,
         timeout: float | None = None,
         queue_timeout: float | None = None,
     ) -> AsyncGenerator[Update]:
@@ -143,14 +145,16 @@ class AsyncEngine:
         Args:
             conversation: messages or `ModelInputs`.
             params: None decodes greedily.
+            adapter: name of the adapter that answers; None is the base.
             timeout: seconds after which it is aborted, the time in the queue included.
             queue_timeout: seconds after which it is aborted if it was not begun.
 
         Raises:
-            ValueError: `params` or a timeout are none.
+            ValueError: `params` or a timeout are none, or there is no such adapter.
             RuntimeError: the engine is closed or has stopped.
         """
         params = checked_params(params)
+        chosen(self._engine.adapters, adapter)
         deadline, begin_by = _moment("timeout", timeout), _moment("queue_timeout", queue_timeout)
         limits = [seconds for seconds in (timeout, queue_timeout) if seconds is not None]
         try:
@@ -160,7 +164,11 @@ class AsyncEngine:
                 yield Update(answer=answer, delta="", completion=unbegun(0, "queue_timeout"))
             return
         prepare = partial(
-            self._engine.prepare, next(self._numbers), deadline=deadline, begin_by=begin_by
+            self._engine.prepare,
+            next(self._numbers),
+            deadline=deadline,
+            begin_by=begin_by,
+            adapter=adapter,
         )
         try:
             sequences = await asyncio.to_thread(prepare, conversation=conversation, params=params)
@@ -203,11 +211,12 @@ class AsyncEngine:
         conversation: Conversation,
         params: SamplingParams | None = None,
         *,
+        adapter: str | None = None,
         timeout: float | None = None,
     ) -> list[Completion]:
         """All `n` answers to a conversation, in order; see `stream`."""
         found: dict[int, Completion] = {}
-        async for update in self.stream(conversation, params, timeout=timeout):
+        async for update in self.stream(conversation, params, adapter=adapter, timeout=timeout):
             if update.completion:
                 found[update.answer] = update.completion
         return [found[answer] for answer in sorted(found)]

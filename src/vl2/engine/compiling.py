@@ -24,13 +24,15 @@ def compiled_parts(model: VL2Model) -> list[nn.Module]:
     return [*model.vision.blocks, *dense]
 
 
-def compile_parts(model: VL2Model) -> None:
+def compile_parts(model: VL2Model, *, adapted: bool = False) -> None:
     """Compile them when they first run.
 
     Raises:
-        ValueError: there is no compiler.
+        ValueError: there is no compiler, or layers of adapters will take their places.
     """
     reason = why_not_compiled(model)
+    if adapted:
+        reason = "its layers are swapped for those of adapters"
     if reason:
         raise ValueError(f"the model cannot be compiled: {reason}; leave EngineConfig.compile off")
     for part in compiled_parts(model):

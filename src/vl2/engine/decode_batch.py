@@ -27,10 +27,11 @@ SPARE_SLOTS = 2
 
 
 def decodes(item: Scheduled) -> bool:
-    """Whether an item is one token of an answer and nothing else, and nothing is recorded."""
+    """Whether an item is one token of an answer of the base, and nothing is recorded."""
     sequence = item.sequence
     answered = sequence.computed >= len(sequence.prompt.token_ids)
-    return item.tokens == 1 and item.complete and answered and sequence.record is None
+    plain = sequence.record is None and sequence.adapter is None
+    return item.tokens == 1 and item.complete and answered and plain
 
 
 class DecodeBatch:

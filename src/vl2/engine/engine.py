@@ -10,9 +10,11 @@ import math
 from collections import abc, deque
 from collections.abc import Hashable
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 
+from vl2.engine.adapters import chosen, load_adapters
 from vl2.engine.admission import (
     Admission,
     Conversation,
@@ -21,13 +23,13 @@ from vl2.engine.admission import (
     context_of,
     paired,
     reason_of,
+    spread,
     unbegun,
 )
 from vl2.engine.block_manager import BlockManager
 from vl2.engine.compiling import compile_parts
 from vl2.engine.config import Completion, EngineConfig, FinishReason, SamplingParams
-from vl2.engine.grammar import GrammarCompiler
-from vl2.engine.model_runner import NOTHING, Known, ModelRunner, join_known, split_known
+from vl2.engine.model_runner import Known, ModelRunner, split_known
 from vl2.engine.pictures import VisionEncoder
 from vl2.engine.pool_size import pool_size
 from vl2.engine.progress import EngineStats, Progress
@@ -35,7 +37,6 @@ from vl2.engine.prompt_lookup import PromptLookup
 from vl2.engine.sampler import Choice, sample
 from vl2.engine.scheduler import Scheduled, Scheduler
 from vl2.engine.sequence import Sequence
-from vl2.engine.trace import TraceShape
 from vl2.logs import get_logger
 from vl2.model.vl2 import VL2Model
 from vl2.processing.processor import Processor
@@ -50,33 +51,37 @@ class Engine:
     """Answers conversations with a model and its processor."""
 
     def __init__(
-        self, model: VL2Model, processor: Processor, config: EngineConfig | None = None
+        self,
+        model: VL2Model,
+        processor: Processor,
+        config: EngineConfig | None = None,
+        *,
+        adapters: abc.Mapping[str, str | Path] | None = None,
     ) -> None:
         """Put the parts together, and the model in evaluation mode.
 
+        Args:
+            model: the base.
+            processor: of the same model.
+            config: sizes.
+            adapters: folders of LoRA adapters, by the names by which requests ask for them.
+
         Raises:
-            ValueError: the processor is of another model, the context is longer than the model's,
-                the cache is smaller than one context, or there is nothing to compile with.
+            ValueError: the processor or an adapter is of another model, the context is longer than
+                the model's, the cache is smaller than one context, or there is nothing to compile
+                with.
         """
         check_pair(model, processor)
         self.model = model.eval()
         self.processor = processor
         self.config = config = config or EngineConfig()
-        language = model.config.language_config
         context = context_of(model, config)
         num_blocks, self.max_num_seqs = pool_size(model, config, context)
+        self.adapters = load_adapters(model, adapters or {})
         if config.compile:
-            compile_parts(model)
-        controls = processor.tokenizer.control_ids
-        counted = [token not in controls for token in range(language.vocab_size)]
-        self._barred = frozenset(controls)
-        self._admission = Admission(
-            processor=processor,
-            grammar=GrammarCompiler(processor.tokenizer, language.vocab_size),
-            context=context,
-            counted=torch.tensor(counted, device=model.image_newline.device),
-            trace=TraceShape.of(model.config, processor.layout.side),
-        )
+            compile_parts(model, adapted=bool(adapters))
+        self._barred = frozenset(processor.tokenizer.control_ids)
+        self._admission = Admission.of(model, processor, context)
         vision = VisionEncoder(
             model=model,
             capacity=int(config.vision_cache_gib * 2**30),
@@ -113,6 +118,8 @@ class Engine:
         conversations: abc.Sequence[Conversation],
         params: SamplingParams | abc.Sequence[SamplingParams] | None = None,
         on_token: OnToken | None = None,
+        *,
+        adapter: str | abc.Sequence[str | None] | None = None,
     ) -> list[Completion]:
         """Answer every conversation.
 
@@ -122,22 +129,27 @@ class Engine:
             conversations: messages or `ModelInputs`.
             params: for all conversations, or one per conversation; None decodes greedily.
             on_token: hears text while it is made; its pieces join to `Completion.text`.
+            adapter: name for all conversations, or one per conversation; None is the base.
 
         Returns:
             `params.n` completions per conversation, in order.
 
         Raises:
             ValueError: a single conversation, which is written generate([messages]), another thing
-                than a list, or params that fit neither rule.
+                than a list, params or adapters that fit neither rule, or an unknown adapter.
         """
-        queue = deque(enumerate(paired(conversations, params)))
+        pairs = paired(conversations, params)
+        names = spread(adapter, len(pairs), "adapters")
+        for name in names:
+            chosen(self.adapters, name)
+        queue = deque(enumerate(zip(pairs, names, strict=True)))
         answers: list[Completion | None] = []
         places: dict[Sequence, int] = {}
         try:
             while queue or places:
                 while queue and len(self._scheduler.waiting) < self.max_num_seqs:
-                    index, (conversation, one) = queue.popleft()
-                    added = self.prepare(index, conversation, one, index=index)
+                    index, ((conversation, one), name) = queue.popleft()
+                    added = self.prepare(index, conversation, one, index=index, adapter=name)
                     if isinstance(added, Completion):
                         answers += [added] * one.n
                         continue
@@ -165,13 +177,16 @@ class Engine:
         *,
         index: int = 0,
         deadline: float | None = None,
+        adapter: str | None = None,
     ) -> list[Sequence]:
         """`prepare` and `submit`.
 
         Raises:
             ValueError: it can never be answered; nothing is queued then.
         """
-        added = self.prepare(request_id, conversation, params, index=index, deadline=deadline)
+        added = self.prepare(
+            request_id, conversation, params, index=index, deadline=deadline, adapter=adapter
+        )
         if isinstance(added, Completion):
             raise ValueError(added.error)
         self.submit(added)
@@ -186,6 +201,7 @@ class Engine:
         index: int = 0,
         deadline: float | None = None,
         begin_by: float | None = None,
+        adapter: str | None = None,
     ) -> list[Sequence] | Completion:
         """Read pictures and text of a conversation; any thread may do it.
 
@@ -196,18 +212,19 @@ class Engine:
             index: what its completions carry.
             deadline: value of `time.monotonic()` at which it is aborted.
             begin_by: the same while it waits.
+            adapter: name of the adapter that answers; None is the base.
 
         Returns:
             One sequence per answer for `submit`; or, if the conversation can never be answered, the
             completion that says why.
 
         Raises:
-            ValueError: `params` are none.
+            ValueError: `params` are none, or there is no such adapter.
         """
-        params = checked_params(params)
+        params, adapted = checked_params(params), chosen(self.adapters, adapter)
         try:
             sequences = self._admission.sequences(
-                request_id, conversation, params, index=index, deadline=deadline
+                request_id, conversation, params, adapted, index=index, deadline=deadline
             )
             for sequence in sequences:
                 sequence.begin_by = begin_by
@@ -273,7 +290,7 @@ class Engine:
         if not plan:
             return done
         self._stats.steps += 1
-        known, failed = self._run(plan)
+        known, failed = self._runner.run_apart(plan)
         ended = {item.sequence for item in known.items} | failed.keys()
         for item in plan:
             if item.sequence not in ended:
@@ -281,21 +298,6 @@ class Engine:
                 self._scheduler.advance(item.sequence, item.tokens)
         done += [self._fail(sequence, error) for sequence, error in failed.items()]
         return done + self._choose(known)
-
-    def _run(self, plan: abc.Sequence[Scheduled]) -> tuple[Known, dict[Sequence, Exception]]:
-        """What is known now, and who cannot run, which is found by running each alone."""
-        try:
-            return self._runner.run(plan), {}
-        except Exception as error:
-            if len(plan) == 1:
-                return NOTHING, {plan[0].sequence: error}
-            log.warning("a step of %d requests failed, each runs alone: %s", len(plan), error)
-        parts, failed = [], {}
-        for item in plan:
-            known, alone = self._run([item])
-            parts.append(Known(known.items, known.logits.clone()))  # the next run may reuse them
-            failed |= alone
-        return join_known(parts), failed
 
     def _choose(self, known: Known) -> list[Progress]:
         """Sample all rows together and hand out the tokens; who fails ends alone."""

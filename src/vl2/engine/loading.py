@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -26,15 +26,16 @@ def load_engine(
     device: str = "auto",
     quantization: str | None = None,
     config: EngineConfig | None = None,
+    adapters: Mapping[str, str | Path] | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Engine:
-    """The engine of an embedded, local or hub model.
+    """The engine of an embedded, local or hub model, with LoRA adapters by name.
 
     On a CPU, matrices stay in bfloat16 where C functions multiply them, and "auto" is then float32
     if the processor would emulate products in bfloat16.
 
     Raises:
-        ValueError: there is no such model, or its files cannot be read.
+        ValueError: there is no such model, or its files or an adapter's cannot be used.
     """
     choose_threads(None)
     folder = resolve(model)
@@ -50,7 +51,7 @@ def load_engine(
         storage_dtype=storage,
         on_progress=on_progress,
     )
-    return Engine(weights, processor, config)
+    return Engine(weights, processor, config, adapters=adapters)
 
 
 def _cpu_dtypes(folder: Path, dtype: str) -> tuple[str, str | None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence as Items
+from contextlib import nullcontext
 from itertools import chain
 from typing import NamedTuple
 
@@ -10,14 +11,19 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from vl2.engine.adapters import Adapter
 from vl2.engine.block_manager import slot_runs
 from vl2.engine.decode_batch import SPARE_SLOTS, DecodeBatch, decodes
 from vl2.engine.pictures import Picture, VisionEncoder
 from vl2.engine.recording import note, watch
 from vl2.engine.scheduler import Scheduled
+from vl2.engine.sequence import Sequence
+from vl2.logs import get_logger
 from vl2.model.language import ABSORB_UP_TO
 from vl2.model.vl2 import VL2Model
 from vl2.ops.paged import PagedStep, Singles, Span, empty_pools, singles_run
+
+log = get_logger(__name__)
 
 
 class Known(NamedTuple):
@@ -78,11 +84,37 @@ class ModelRunner:
                 compiled=compiled,
             )
 
-    def run(self, plan: Items[Scheduled]) -> Known:
-        """Run one step; a second run of the same plan writes the same rows again.
+    def run_apart(self, plan: Items[Scheduled]) -> tuple[Known, dict[Sequence, Exception]]:
+        """What is known now, and who cannot run, which is found by running each alone."""
+        try:
+            return self.run(plan), {}
+        except Exception as error:
+            if len(plan) == 1:
+                return NOTHING, {plan[0].sequence: error}
+            log.warning("a step of %d requests failed, each runs alone: %s", len(plan), error)
+        parts, failed = [], {}
+        for item in plan:
+            known, alone = self.run_apart([item])
+            parts.append(Known(known.items, known.logits.clone()))  # the next run may reuse them
+            failed |= alone
+        return join_known(parts), failed
 
-        The logits hold until the next step.
+    def run(self, plan: Items[Scheduled]) -> Known:
+        """Run one step, those of each adapter together.
+
+        A second run of the same plan writes the same rows again. The logits hold until the next
+        step.
         """
+        groups: dict[Adapter | None, list[Scheduled]] = {}
+        for item in plan:
+            groups.setdefault(item.sequence.adapter, []).append(item)
+        parts = []
+        for adapter, items in groups.items():
+            with adapter.in_place() if adapter else nullcontext():
+                parts.append(self._run(items))
+        return parts[0] if len(parts) == 1 else join_known(parts)
+
+    def _run(self, plan: Items[Scheduled]) -> Known:
         if self.decoding is None:
             return self._run_spans(plan)
         single = [item for item in plan if decodes(item)]

@@ -31,8 +31,11 @@ class Picture:
     tokens: int
 
 
-def pictures_of(inputs: ModelInputs, side: int) -> tuple[Picture, ...]:
-    """The pictures of a checked sample on the CPU, in order; `side` is of a tile in tokens."""
+def pictures_of(inputs: ModelInputs, side: int, sight: bytes = b"") -> tuple[Picture, ...]:
+    """The pictures of a checked sample on the CPU, in order.
+
+    `side` is of a tile in tokens, `sight` the name of what makes other features of them.
+    """
     pictures: list[Picture] = []
     tile = place = 0
     for wide, high in inputs.images_spatial_crop.tolist():
@@ -41,7 +44,7 @@ def pictures_of(inputs: ModelInputs, side: int) -> tuple[Picture, ...]:
         grid = TileGrid(wide=wide, high=high)
         tiles = inputs.images[tile : tile + grid.tiles]
         tokens = image_tokens(side, grid)
-        digest = hashlib.sha256(f"{wide}x{high}".encode())
+        digest = hashlib.sha256(sight + f"{wide}x{high}".encode())
         digest.update(tiles.contiguous().numpy().data)
         pictures.append(
             Picture(digest=digest.digest(), tiles=tiles, grid=grid, first=place, tokens=tokens)

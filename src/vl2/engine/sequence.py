@@ -10,6 +10,7 @@ from math import inf
 
 from torch import Tensor
 
+from vl2.engine.adapters import Adapter
 from vl2.engine.block_manager import Name, block_name
 from vl2.engine.confidence import scored_boxes
 from vl2.engine.config import Completion, FinishReason, SamplingParams, TokenLogprob, Usage
@@ -96,6 +97,7 @@ class Sequence:
     lookup: PromptLookup | None = None
     features: dict[bytes, Tensor] = field(default_factory=dict)
     record: Record | None = None
+    adapter: Adapter | None = None
 
     @property
     def length(self) -> int:
@@ -129,9 +131,10 @@ class Sequence:
         """Name the blocks that have become full."""
         if self.record is not None:
             return
+        start = b"" if self.adapter is None else self.adapter.digest
         for block in range(len(self.names), self.length // block_size):
             first, end = block * block_size, (block + 1) * block_size
-            before = self.names[-1] if self.names else b""
+            before = self.names[-1] if self.names else start
             pictures = self.prompt.pictures_between(first, end)
             ids = self.tokens_between(first, end)
             self.names.append(block_name(before, ids, (p.digest for p in pictures)))

@@ -51,6 +51,7 @@ def batch(  # noqa: PLR0913 - each parameter is an option of the command
     model: options.Model = "nano",
     name: Name = None,
     as_json: Json = False,
+    adapter: options.Adapter = None,
     quantization: options.Quantization = None,
     dtype: options.Dtype = "auto",
     device: options.Device = "auto",
@@ -69,7 +70,12 @@ def batch(  # noqa: PLR0913 - each parameter is an option of the command
     chosen = override(Settings(), list(words or ()))
     total = count_requests(requests)
     engine = load_engine(
-        model, dtype=dtype, device=device, quantization=quantization, config=chosen.engine
+        model,
+        dtype=dtype,
+        device=device,
+        quantization=quantization,
+        config=chosen.engine,
+        adapters=options.adapters_of(adapter),
     )
     begun = time.monotonic()
     with progress_bar() as bar:

@@ -15,7 +15,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "serve": (
         "vl2 serve",
         "vl2 serve tiny --quantization int8 --port 8080 limits.max_images=4",
-        "vl2 serve base --host 0.0.0.0 --api-key-file keys.txt",
+        "vl2 serve base --host 0.0.0.0 --api-key-file keys.txt --adapter invoices=out/adapters",
     ),
     "batch": (
         "vl2 batch requests.jsonl -o answers.jsonl",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from vl2.cli.terminal import progress_bar
@@ -18,6 +19,7 @@ def load_engine(
     device: str,
     quantization: str | None = None,
     config: EngineConfig | None = None,
+    adapters: Mapping[str, str] | None = None,
 ) -> Engine:
     """The engine of an embedded, local or hub model; see `vl2.engine.loading`.
 
@@ -36,5 +38,6 @@ def load_engine(
             device=device,
             quantization=quantization,
             config=config,
+            adapters=adapters,
             on_progress=lambda done, total: bar.update(task, completed=done, total=total),
         )

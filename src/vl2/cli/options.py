@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from vl2.folders import expand
+
 _MODEL = "nano (the embedded model), tiny, small, base, a model folder, or a hub id."
 _SCHEMA = "Restrict the answer to JSON of this schema: a file or JSON text."
 _QUESTION = "The question, also if it looks like a file name; `-- QUESTION` does the same."
@@ -28,6 +30,14 @@ Quantization = Annotated[
 ]
 Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+Adapter = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME=FOLDER",
+        help="LoRA adapter that requests call MODEL:NAME; repeat the option.",
+        show_default=False,
+    ),
+]
 MaxTokens = Annotated[int, typer.Option(help="Maximum length of the answer in tokens.")]
 Temperature = Annotated[float, typer.Option(help="0 is deterministic; higher is more random.")]
 TopP = Annotated[
@@ -73,3 +83,20 @@ MaxPixels = Annotated[
     ),
 ]
 Strict = Annotated[bool, typer.Option("--strict", help=_STRICT)]
+
+
+def adapters_of(given: list[str] | None) -> dict[str, str]:
+    """Folders of adapters by name.
+
+    Raises:
+        ValueError: one has no name or no folder, or two have the same name.
+    """
+    found: dict[str, str] = {}
+    for text in given or ():
+        name, equals, folder = text.partition("=")
+        if not equals or not name or not folder:
+            raise ValueError(f"--adapter is {text!r}: expected NAME=FOLDER")
+        if name in found:
+            raise ValueError(f"--adapter has {name!r} twice: give each adapter its own name")
+        found[name] = str(expand(folder))
+    return found

@@ -76,6 +76,7 @@ def serve(  # noqa: PLR0913 - each parameter is an option of the command
     trusted_api_key: TrustedApiKey = None,
     allowed_host: AllowedHost = None,
     image_host: ImageHost = None,
+    adapter: options.Adapter = None,
     quantization: options.Quantization = None,
     dtype: options.Dtype = "auto",
     device: options.Device = "auto",
@@ -113,6 +114,7 @@ def serve(  # noqa: PLR0913 - each parameter is an option of the command
         "device": device,
         "quantization": quantization,
         "config": asdict(chosen.engine),
+        "adapters": options.adapters_of(adapter),
     }
     log_json_to_stderr()
     note(f"loading {model} ...")

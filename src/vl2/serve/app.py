@@ -95,14 +95,15 @@ def _add_model_routes(app: FastAPI, service: Service) -> None:
 
     @app.get("/v1/models")
     async def models() -> Response:
-        """The models that are served."""
-        return JSONResponse({"object": "list", "data": [_model(service)]})
+        """The models that are served: the base, then its adapters."""
+        names = [None, *service.facts.adapters]
+        listed = [_model(service, name) for name in names]
+        return JSONResponse({"object": "list", "data": listed})
 
     @app.get("/v1/models/{name:path}")
     async def model(name: str) -> Response:
         """One of them."""
-        service.check_model(name)
-        return JSONResponse(_model(service))
+        return JSONResponse(_model(service, service.check_model(name)))
 
 
 def _add_page_routes(app: FastAPI, service: Service) -> None:
@@ -199,10 +200,11 @@ async def _json(service: Service, request: Request) -> dict[str, Any]:
     return await read_json(request, service.config.limits)
 
 
-def _model(service: Service) -> Message:
+def _model(service: Service, adapter: str | None) -> Message:
     facts = service.facts
     return {
-        "id": service.model,
+        "id": service.model if adapter is None else f"{service.model}:{adapter}",
+        "parent": None if adapter is None else service.model,
         "object": "model",
         "created": 0,
         "owned_by": "vl2",

@@ -24,7 +24,7 @@ from vl2.failure import WorkError
 from vl2.logs import get_logger
 from vl2.serve import schema
 from vl2.serve.answers import Reply
-from vl2.serve.chat import reply_to, told, unknown_model
+from vl2.serve.chat import adapter_of, reply_to, told
 from vl2.serve.config import Limits
 from vl2.serve.engine_client import Facts
 from vl2.serve.engine_process import conversation_of, facts_of, news_of
@@ -243,12 +243,13 @@ class Batch:
         asked = schema.validated(KINDS[request.url], request.body)
         if asked.stream:
             raise refused("stream", "stream is true: a batch has whole answers; leave it out")
-        if asked.model != self._model:
-            raise unknown_model(asked.model, [self._model])
+        adapter = adapter_of(asked.model, self._model, self._facts.adapters)
         ask, reply, memory = await self._prepared(asked)
         processor = self._engine.processor
         conversation = await asyncio.to_thread(conversation_of, ask, memory, processor)
-        updates = self._answers.stream(conversation, ask["params"], timeout=asked.timeout)
+        updates = self._answers.stream(
+            conversation, ask["params"], adapter=adapter, timeout=asked.timeout
+        )
         async with aclosing(updates):
             async for update in updates:
                 reply.take(news_of(update, processor))

@@ -71,10 +71,13 @@ class Service:
             self.metrics.rejected.labels(error.code).inc()
             raise
 
-    def check_model(self, name: str) -> None:
-        """Refuse a model that is not served."""
-        if name != self.model:
-            raise unknown_model(name, [self.model])
+    def check_model(self, name: str) -> str | None:
+        """The adapter that a name means; None is the base.
+
+        Raises:
+            ApiError: no such model is served.
+        """
+        return adapter_of(name, self.model, self.facts.adapters)
 
 
 async def answer(service: Service, request: Request, kind: type[schema.Sampling]) -> Response:
@@ -174,6 +177,7 @@ class Exchange:
             "messages": [],
             "views": [],
             "params": asdict(params),
+            "adapter": self._service.check_model(asked.model),
             "timeout": max(0.0, timeout - spent),
             "queue_timeout": max(0.0, limits.queue_timeout - spent),
             **more,
@@ -237,10 +241,17 @@ def told(plan: Plan, pictures: Pictures) -> list[Message]:
     return messages
 
 
-def unknown_model(name: str, served: Sequence[str]) -> ApiError:
-    """Another model is asked for than those that are there."""
-    told = f"model is {shown(name)}: this server has {', '.join(served)}"
-    return ApiError(404, "model_not_found", told, param="model")
+def adapter_of(name: str, model: str, adapters: Sequence[str]) -> str | None:
+    """The adapter that a request's model names, "base:adapter"; None is the base.
+
+    Raises:
+        ApiError: it names neither.
+    """
+    served = {model: None, **{f"{model}:{adapter}": adapter for adapter in adapters}}
+    if name not in served:
+        told = f"model is {shown(name)}: this server has {', '.join(served)}"
+        raise ApiError(404, "model_not_found", told, param="model")
+    return served[name]
 
 
 def _enter(service: Service) -> Place:

@@ -53,6 +53,7 @@ class Facts:
     blocks: int
     tiling: str
     max_tiled_images: int
+    adapters: list[str]
     layout: TileLayout
 
     @classmethod

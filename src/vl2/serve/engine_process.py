@@ -80,6 +80,7 @@ def load(start: Message) -> Engine:
         device=start["device"],
         quantization=start["quantization"],
         config=EngineConfig(**start["config"]),
+        adapters=start["adapters"],
     )
 
 
@@ -92,6 +93,7 @@ def facts_of(engine: Engine) -> Message:
         "blocks": engine.blocks.num_blocks,
         "tiling": processor.config.tiling,
         "max_tiled_images": processor.config.max_tiled_images,
+        "adapters": list(engine.adapters),
         "layout": asdict(layout),
     }
 
@@ -160,6 +162,7 @@ class EngineProcess:
         updates = self._answers.stream(
             conversation,
             params_of(message["params"]),
+            adapter=message["adapter"],
             timeout=message["timeout"],
             queue_timeout=message["queue_timeout"],
         )

@@ -215,6 +215,9 @@ def _ending(end: Message) -> Json:
 def _check(end: Message) -> None:
     """Raise what became of an answer that has no end of its own."""
     match end["finish_reason"]:
+        case "error" if end["error"].startswith("structured output"):
+            told = f"{end['error']}: ask for a simpler form"
+            raise refused("response_format", told, "invalid_schema")
         case "error" if end["begun"]:
             raise engine_error()
         case "error":

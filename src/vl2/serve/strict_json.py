@@ -11,6 +11,8 @@ from vl2.serve.errors import ApiError
 
 MAX_DEPTH = 64
 MAX_VALUES = 100_000
+MAX_MARKS = 5
+"""Strings, brackets and commas of one value and its key, at most; more of them are no JSON."""
 MAX_DIGITS = 20
 
 _TOKENS = re.compile(rb'"[^"\\]*+(?:\\(?:.|\Z)[^"\\]*+)*+(?:"|\Z)|[\[{\]},]', re.DOTALL)
@@ -51,13 +53,13 @@ def loads(body: bytes) -> dict[str, Any]:
 def _check_shape(body: bytes) -> None:
     """Count depth and values before anything is built."""
     depth = values = 0
-    for found in _TOKENS.finditer(body):
+    for number, found in enumerate(_TOKENS.finditer(body)):
         mark = body[found.start()]
         depth += (mark in b"[{") - (mark in b"]}")
         values += mark in b","
         if depth > MAX_DEPTH:
             raise _bad(f"the body nests deeper than {MAX_DEPTH} levels: send a flatter object")
-        if values > MAX_VALUES:
+        if values > MAX_VALUES or number > MAX_MARKS * MAX_VALUES:
             raise _bad(f"the body holds more than {MAX_VALUES:,} values: send fewer")
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image, ImageDraw
-from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 from tests.browser.stub import RED
 from tests.browser.watch import Watch
 from tests.e2e.serving import Server, serving
@@ -17,6 +17,8 @@ from tests.e2e.serving import Server, serving
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 ASKED = 15_000
 """Milliseconds that the page may take for anything, on a busy machine."""
+
+expect.set_options(timeout=ASKED)
 
 
 @pytest.fixture(scope="session")

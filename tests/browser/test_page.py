@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageDraw
 from playwright.sync_api import Page, Route, expect
 from tests.browser.stub import (
     RED,
@@ -30,6 +31,7 @@ pytestmark = pytest.mark.browser
 
 WEB = Path(__file__).parents[2] / "src" / "vl2" / "serve" / "web"
 EXAMPLES = json.loads((WEB / "examples" / "examples.json").read_text(encoding="utf-8"))
+ORIENTATION = 0x0112
 Opener = Callable[..., tuple[Page, Watch]]
 
 
@@ -71,6 +73,37 @@ def test_boxes_lie_on_the_pixels_that_they_name(page: Page, wide: Path, tmp_path
             page.click("#zoom-in")
         found = place_of(page, ".box .edge")
         np.testing.assert_allclose(found, red_of(page, tmp_path), atol=1.5)
+
+
+def test_boxes_lie_right_on_photographs_that_are_turned(page: Page, tmp_path: Path):
+    # Stored lying on its side, as telephones do; the server and the page turn it upright.
+    upright = Image.new("RGB", (150, 300), (20, 30, 200))
+    place = (20, 60, 100, 140)
+    ImageDraw.Draw(upright).rectangle((20, 60, 99, 139), fill=(255, 0, 0))
+    exif = Image.Exif()
+    exif[ORIENTATION] = 6
+    file = tmp_path / "photo.jpg"
+    stored = upright.transpose(Image.Transpose.ROTATE_90)
+    stored.save(file, exif=exif, quality=95, subsampling=0)
+    answer_with(page, stream({"content": "red", "boxes": [box("red", place, (0, 3))]}))
+    page.set_input_files("#files", file)
+    expect(page.locator("#facts")).to_contain_text(re.compile("150 . 300"))
+    ask(page, "Locate it.")
+    np.testing.assert_allclose(place_of(page, ".box .edge"), red_of(page, tmp_path), atol=2)
+
+
+def test_boxes_of_several_pictures_go_to_their_own(page: Page, wide: Path, tmp_path: Path):
+    other = tmp_path / "other.png"
+    Image.new("RGB", (90, 90), "white").save(other)
+    boxes = [box("red", RED, (0, 3)), {**box("white", (5, 5, 80, 80), (8, 13)), "image_index": 1}]
+    answer_with(page, stream({"content": "red and white", "boxes": boxes}))
+    page.set_input_files("#files", [wide, other])
+    ask(page, "Locate both.")
+    expect(page.locator(".box")).to_have_count(1)
+    expect(page.locator("#facts")).to_contain_text("made.png")
+    page.locator(".phrase").nth(1).click()
+    expect(page.locator("#facts")).to_contain_text("other.png")
+    expect(page.locator(".box")).to_have_attribute("data-box", "1")
 
 
 def test_boxes_of_the_model_hold_their_things(page: Page, png_file: Callable[..., Path]):

@@ -190,6 +190,25 @@ def test_pictures_are_pasted_and_get_suggestions(page: Page, wide: Path):
     expect(page.locator(".idea").first).to_have_text("Summarise this page.", timeout=3000)
 
 
+def test_files_are_dropped(page: Page, wide: Path):
+    script = """
+        (bytes) => {
+          const data = new DataTransfer();
+          for (const name of ["one.png", "two.png"]) {
+            data.items.add(new File([Uint8Array.from(bytes)], name, { type: "image/png" }));
+          }
+          const tell = (kind) => document.body.dispatchEvent(
+            new DragEvent(kind, { dataTransfer: data, bubbles: true, cancelable: true }));
+          tell("dragenter");
+          const over = document.body.classList.contains("over");
+          tell("drop");
+          return [over, document.body.classList.contains("over")];
+        }
+    """
+    assert page.evaluate(script, list(wide.read_bytes())) == [True, False]
+    expect(page.locator("#strip li")).to_have_count(2)
+
+
 def test_the_export_works_alone(page: Page, watched: Opener, wide: Path, tmp_path: Path):
     answer_with(page, stream({"content": "a red one", "boxes": [box("red", RED, (2, 5))]}))
     page.set_input_files("#files", wide)

@@ -156,9 +156,20 @@ def test_an_answer_streams_with_its_boxes(watched: Opener, server: Server, wide:
     expect(page.locator(".box")).to_have_count(1)
     expect(page.locator("#stop")).to_be_visible()
     expect(page.locator(".phrase")).to_have_text("red")
+    page.evaluate(
+        """
+        () => {
+          window.moved = 0; // a box that is put in again would appear once more
+          const count = (changes) => { window.moved += changes.length };
+          const boxes = document.querySelector(".boxes");
+          new MutationObserver(count).observe(boxes, { childList: true });
+        }
+        """
+    )
     page.evaluate(push, rest)
     expect(page.locator("#send")).to_be_visible()
     expect(page.locator(".figures")).to_contain_text("9 tokens")
+    assert page.evaluate("() => window.moved") == 0
 
 
 def test_a_phrase_and_its_box_light_together(page: Page, wide: Path):

@@ -293,7 +293,7 @@ def test_everything_can_be_reached_and_has_a_name(page: Page, wide: Path):
         """
     )
     assert nameless == []
-    expect(page.locator("#say")).to_contain_text("with 1 boxes. a red one")
+    expect(page.locator("#say")).to_contain_text("Boxes: 1. a red one")
     reached = set()
     page.evaluate("document.activeElement?.blur()")
     for _ in range(45):

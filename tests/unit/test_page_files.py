@@ -47,7 +47,8 @@ def test_every_text_is_used_and_every_used_text_is_there():
     assert english is not None
     there = set(re.findall(r'(?:^|[\s,])(\w+): "', english[1]))
     texts = [file.read_text(encoding="utf-8") for file in SCRIPTS if file.name != "i18n.js"]
-    page = "\n".join([*texts, (WEB / "index.html").read_text(encoding="utf-8")])
+    html = (WEB / "index.html").read_text(encoding="utf-8")
+    page = "\n".join([*texts, *re.findall(r'data-i18n[\w-]*="\w+"', html)])
     asked = set(re.findall(r'\bt\("(\w+)"', page)) | set(
         re.findall(r'data-i18n[\w-]*="(\w+)"', page)
     )

@@ -74,9 +74,10 @@ export function figures({ answer }) {
   if (usage?.completion_tokens > 1 && answer.first !== null && made > 0.02) {
     found.push(t("speed", { n: number(Math.round((usage.completion_tokens - 1) / made)) }));
   }
-  const pictures = usage?.prompt_tokens_details?.image_tokens;
-  if (usage) found.push(t("promptTokens", { n: number(usage.prompt_tokens) }));
-  if (pictures) found.push(t("pictureTokens", { n: number(pictures) }));
+  if (usage) {
+    const pictures = number(usage.prompt_tokens_details?.image_tokens ?? 0);
+    found.push(t("promptTokens", { n: number(usage.prompt_tokens), pictures }));
+  }
   return found.join(" · ");
 }
 

@@ -136,13 +136,15 @@ function drawBoxes() {
     .map((at) => boxOf(turn.id, placed(turn, at), at, colours[at]));
   const part = state.pictures.get(turn?.about?.[0]);
   if (part?.origin?.picture === picture.id) {
-    made.unshift(s("rect", { class: "part", x: part.origin.x, y: part.origin.y,
+    made.unshift(s("rect", { class: "part", "data-key": part.id, x: part.origin.x, y: part.origin.y,
       width: part.width, height: part.height }));
   }
   group.classList.toggle("many", made.length > MANY);
-  // A box that stands there already stays, so that it is not animated again.
-  const standing = new Map([...group.children].map((one) => [one.dataset.key, one]));
-  group.replaceChildren(...made.map((one) => standing.get(one.dataset.key) ?? one));
+  // A box that stands there already stays untouched: put in again, it would appear once more.
+  const wanted = new Set(made.map((one) => one.dataset.key));
+  for (const one of [...group.children]) if (!wanted.has(one.dataset.key)) one.remove();
+  const standing = new Set([...group.children].map((one) => one.dataset.key));
+  group.append(...made.filter((one) => !standing.has(one.dataset.key)));
   drawTags();
 }
 
@@ -164,20 +166,22 @@ function boxOf(turn, box, at, tone) {
     s("rect", { class: "plate" }), s("text", {}, `${box.label} `, s("tspan", {}, `${score} %`))));
 }
 
-/** Labels keep their size on the screen however far the picture is zoomed. */
+/** Labels keep their size on the screen however far the picture is zoomed, and stay on it. */
 function drawTags() {
   if (!view || !stage().isConnected) return;
   const unit = scale();
-  const size = 12.5 * unit;
+  const screen = stage().getBoundingClientRect();
+  const [wide, high] = [screen.width * unit, screen.height * unit]; // around the view is more
+  const [left, top] = [view[0] + (view[2] - wide) / 2, view[1] + (view[3] - high) / 2];
+  stage().classList.toggle("narrow", screen.width < 480);
   for (const tag of stage().querySelectorAll(".tag")) {
     const [plate, text] = tag.children;
-    text.setAttribute("font-size", size);
-    const { width } = text.getBBox();
-    const [wide, high] = [width + 10 * unit, 19 * unit];
-    const x = Math.max(view[0], Math.min(Number(tag.dataset.x) - unit, view[0] + view[2] - wide));
-    const above = Number(tag.dataset.y) - high - 2 * unit;
-    const y = above < view[1] ? Number(tag.dataset.y) + 2 * unit : above;
-    for (const [name, value] of Object.entries({ x, y, width: wide, height: high, rx: 4 * unit })) {
+    text.setAttribute("font-size", 12.5 * unit);
+    const [width, height] = [text.getBBox().width + 10 * unit, 19 * unit];
+    const x = Math.max(left, Math.min(Number(tag.dataset.x) - unit, left + wide - width));
+    const above = Number(tag.dataset.y) - height - 2 * unit;
+    const y = above < top ? Number(tag.dataset.y) + 2 * unit : above;
+    for (const [name, value] of Object.entries({ x, y, width, height, rx: 4 * unit })) {
       plate.setAttribute(name, value);
     }
     text.setAttribute("x", x + 5 * unit);
@@ -188,6 +192,10 @@ function drawTags() {
 /** Begin to draw. */
 export function listen() {
   on("look pictures", drawPicture);
+  on("language", () => {
+    stage().querySelector(".boxes")?.replaceChildren(); // their names are words
+    drawPicture();
+  });
   on("answer", (turn) => turn.id === state.turn && drawBoxes());
   on("layout", () => {
     drawPicture();

@@ -8,6 +8,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 RUNTIME := $(VENV)/.installed-runtime
 DEV := $(VENV)/.installed-dev
 SERVE := $(VENV)/.installed-serve
+RAY := .venv-scale
 INPUTS := pyproject.toml constraints.txt
 
 CODE := $(wildcard src tests examples bench scripts)
@@ -16,7 +17,8 @@ QUESTION := Locate the red circle.
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo serve test test-compiled test-others check check-all check-types check-long browser format bench-gpu clean
+.PHONY: help demo serve test test-compiled test-others check check-all check-types check-long browser \
+	scale scale-ray format bench-gpu clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/'
@@ -63,6 +65,11 @@ browser: ## install Chromium from Debian's packages if there is none; the tests 
 	apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium; } || { \
 	echo "chromium is missing and cannot be installed here: install it, or set CHROMIUM to its path" >&2; exit 1; }
 
+scale: scale-ray ## servers under Ray, in an environment of its own
+
+scale-ray: $(DEV) $(RAY)/.installed
+	$(BIN)/pytest -m scale tests/scale/test_ray_serve.py
+
 format: $(DEV) ## rewrite the code in the one format and sort imports
 	$(BIN)/ruff check --select I --fix $(CODE)
 	$(BIN)/ruff format $(CODE)
@@ -70,8 +77,8 @@ format: $(DEV) ## rewrite the code in the one format and sort imports
 bench-gpu: $(DEV) ## speed on a GPU and the same answers as on the CPU, in less than ten minutes
 	$(BIN)/python bench/gpu.py
 
-clean: ## remove the virtual environment, caches and outputs
-	rm -rf $(VENV) out build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache src/*.egg-info
+clean: ## remove the virtual environments, caches and outputs
+	rm -rf $(VENV) $(RAY) out build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache src/*.egg-info
 	find $(CODE) -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(BIN)/python:
@@ -91,3 +98,9 @@ $(DEV): $(INPUTS) | $(BIN)/python
 	@echo "Installing vl2 and its development tools into $(VENV), once ..."
 	$(PIP) -e ".[dev]"
 	@touch $@ $(RUNTIME) $(SERVE)
+
+$(RAY)/.installed: $(INPUTS)
+	@echo "Installing vl2 and Ray into $(RAY), once ..."
+	$(PYTHON) -m venv $(RAY)
+	$(RAY)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[ray]"
+	@touch $@

@@ -33,9 +33,13 @@ def pytest_configure(config: pytest.Config) -> None:
     It is asked for by `-m gpu`. PyTorch looks for cards when it is first asked about CUDA, which
     importing it is not, and processes that tests start inherit the environment.
     """
-    marks = str(config.getoption("markexpr"))
-    if not re.search(r"(?<!not )\bgpu\b", marks):
+    if not asked_for(config, "gpu"):
         os.environ["CUDA_VISIBLE_DEVICES"] = "-1"  # Windows takes an empty value for none
+
+
+def asked_for(config: pytest.Config, mark: str) -> bool:
+    """Whether tests of a mark were asked for by `-m`."""
+    return bool(re.search(rf"(?<!not )\b{mark}\b", str(config.getoption("markexpr"))))
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -47,7 +51,10 @@ def compiled_kernels() -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Skip tests marked `gpu` where no card is seen, and draw more examples under `long`."""
+    """Skip tests that need what is not here, and draw more examples under `long`.
+
+    Tests marked `scale` run, and fail where their environments are missing, if they are asked for.
+    """
     tests = [item for item in items if isinstance(item, pytest.Function)]
     for item in tests:
         if "full" in item.fixturenames:
@@ -56,12 +63,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         # Cases of one test share its function.
         for test in filter(is_hypothesis_test, {item.function for item in tests}):
             draw_more(test)
-    if torch.cuda.is_available():
-        return
-    without_gpu = pytest.mark.skip(reason="needs a CUDA device and -m gpu")
+    absent = {}
+    if not torch.cuda.is_available():
+        absent["gpu"] = pytest.mark.skip(reason="needs a CUDA device and -m gpu")
+    if not asked_for(config, "scale"):
+        absent["scale"] = pytest.mark.skip(reason="needs Ray or vLLM: run make scale")
     for item in items:
-        if item.get_closest_marker("gpu"):  # keywords hold the names of cases, too
-            item.add_marker(without_gpu)
+        for mark, skip in absent.items():
+            if item.get_closest_marker(mark):  # keywords hold the names of cases, too
+                item.add_marker(skip)
 
 
 @pytest.fixture

@@ -26,8 +26,10 @@ from vl2.ops.moe import (
     sort_by_expert,
     update_bias,
 )
-from vl2.ops.padded_experts import capacity, padded_expert_mlp
+from vl2.ops.padded_experts import padded_expert_mlp
 from vl2.ops.rope import apply_rope, deinterleave, inverse_frequencies, rope_tables
+from vl2.ops.row_sizes import filled_up, next_size
+from vl2.ops.stored import stored_linears, stored_linears_ref
 
 BASE = VL2Config.base().language_config
 
@@ -269,10 +271,29 @@ def test_padded_experts_equal_the_loop_forward_and_backward(tokens: int, changed
         assert torch.allclose(got, want, atol=1e-4 * float(want.abs().max() + 1))
 
 
-def test_capacities_are_few_and_close():
-    sizes = {capacity(rows) for rows in range(1, 5000)}
+@pytest.mark.parametrize("rows", [1, 16, 17, 100, 513])
+def test_products_of_few_sizes_are_those_of_the_rows(rows: int, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
+    x = torch.randn(rows, 24, dtype=torch.bfloat16)
+    weight, bias = torch.randn(8, 24).bfloat16(), torch.randn(8).bfloat16()
+    routing = Routing(torch.randint(0, 4, (rows, 2)), torch.rand(rows, 2), torch.zeros(rows, 4))
+    experts = [torch.randn(4, *shape).bfloat16() for shape in ((8, 24), (8, 24), (24, 8))]
+    assert filled_up(x) is x  # training has sizes of its own
+    with torch.inference_mode():
+        filled = filled_up(x)
+        assert filled.shape == (next_size(rows), 24)
+        assert torch.equal(filled[:rows], x)
+        assert not filled[rows:].any()
+        got, want = stored_linears(x, [weight], bias), stored_linears_ref(x, [weight], bias)
+        assert torch.allclose(got, want, atol=0.1)
+        got, want = (mlp(x, routing, *experts) for mlp in (chosen_expert_mlp, expert_mlp_ref))
+        assert torch.allclose(got, want, atol=0.05 * float(want.abs().max()))
+
+
+def test_sizes_are_few_and_close():
+    sizes = {next_size(rows) for rows in range(1, 5000)}
     assert len(sizes) < 40
-    assert all(rows <= capacity(rows) <= max(16, 1.25 * rows + 1) for rows in range(1, 5000))
+    assert all(rows <= next_size(rows) <= max(16, 1.25 * rows + 1) for rows in range(1, 5000))
 
 
 def test_copies_go_to_their_experts_and_back():

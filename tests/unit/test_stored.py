@@ -14,7 +14,7 @@ from tests.unit.small_engines import MIXED
 import vl2
 from vl2.checkpoint.hf import convert_checkpoint, load_model, save_model
 from vl2.cli.loading import load_engine
-from vl2.engine import cores
+from vl2.engine import loading
 from vl2.engine.quantize import quantize_model
 from vl2.engine.self_check import SelfCheck
 from vl2.model.stored_linear import StoredLinear
@@ -194,7 +194,7 @@ def test_commands_load_what_suits_the_processor(
     asked: str, emulated: bool, compiled: bool, dtype: str, kept: str | None,
     monkeypatch: pytest.MonkeyPatch,
 ):  # fmt: skip
-    monkeypatch.setattr(cores, "emulates_bfloat16", lambda: emulated)
+    monkeypatch.setattr(loading, "emulates_bfloat16", lambda: emulated)
     monkeypatch.setattr(kernels, "functions", lambda: object() if compiled else None)
     model = load_engine("nano", dtype=asked, device="cpu").model
     assert model.image_newline.dtype == getattr(torch, dtype)
@@ -203,7 +203,7 @@ def test_commands_load_what_suits_the_processor(
 
 
 def test_commands_load_other_files_as_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(cores, "emulates_bfloat16", lambda: True)
+    monkeypatch.setattr(loading, "emulates_bfloat16", lambda: True)
     convert_checkpoint("nano", tmp_path / "int8", quantization="int8")
     model = load_engine(str(tmp_path / "int8"), dtype="auto", device="cpu").model
     assert model.image_newline.dtype == torch.bfloat16

@@ -18,6 +18,7 @@ from vl2.config import LanguageConfig
 from vl2.ops.cards import has_grouped_matmul
 from vl2.ops.native import kernels, small
 from vl2.ops.native.kernels import Groups
+from vl2.ops.row_sizes import filled_up
 
 COLUMN_ROWS = range(9, 65)
 """Numbers of rows that a CPU multiplies faster as columns: w @ x.T instead of x @ w.T."""
@@ -170,10 +171,13 @@ def _swiglu(
     down: Float[Tensor, "h i"],
 ) -> Float[Tensor, "m h"]:
     """One expert, in the orientation that is faster for so many rows."""
-    if len(x) in COLUMN_ROWS:
-        columns = x.T
-        return (down @ (F.silu(gate @ columns) * (up @ columns))).T
-    return F.linear(F.silu(F.linear(x, gate)) * F.linear(x, up), down)
+    rows = filled_up(x)
+    if len(rows) in COLUMN_ROWS:
+        columns = rows.T
+        out = (down @ (F.silu(gate @ columns) * (up @ columns))).T
+    else:
+        out = F.linear(F.silu(F.linear(rows, gate)) * F.linear(rows, up), down)
+    return out[: len(x)]
 
 
 def sort_by_expert(

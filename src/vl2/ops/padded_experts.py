@@ -15,9 +15,7 @@ from torch import Tensor
 
 from vl2.ops.batched_experts import batched_swiglu
 from vl2.ops.moe import ExpertChange, Routing, combine_experts, sort_by_expert
-
-STEPS_PER_OCTAVE = 4
-SMALLEST = 16
+from vl2.ops.row_sizes import next_size
 
 
 def pads_experts(x: Float[Tensor, "n h"]) -> bool:
@@ -25,15 +23,6 @@ def pads_experts(x: Float[Tensor, "n h"]) -> bool:
     trains = torch.is_grad_enabled() and not torch.compiler.is_compiling()
     wanted = trains and x.device.type == "cpu" and x.dtype == torch.bfloat16
     return wanted and torch.cpu._is_amx_tile_supported()
-
-
-def capacity(rows: int) -> int:
-    """The next of the sizes 16, 20, 24, 28, 32, 40 ...: at most a quarter more than `rows`."""
-    size = SMALLEST
-    while size < rows:
-        octave = 1 << (size.bit_length() - 1)
-        size += max(1, octave // STEPS_PER_OCTAVE)
-    return size
 
 
 def padded_expert_mlp(
@@ -50,7 +39,7 @@ def padded_expert_mlp(
     """
     total, k = len(gate), routing.experts.shape[1]
     order, counts = sort_by_expert(routing.experts, total)
-    room = capacity(int(counts.max()))
+    room = next_size(int(counts.max()))
     places = torch.empty_like(order).scatter_(0, order, _places(counts, room))  # of each choice
     copies = x[:, None].expand(-1, k, -1).flatten(0, 1)
     padded = x.new_zeros(total * room, x.shape[1]).index_copy(0, places, copies)

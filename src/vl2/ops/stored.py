@@ -16,6 +16,7 @@ from torch import Tensor
 
 from vl2.ops.native import kernels, small
 from vl2.ops.quant import DEQUANTIZE_NUMBERS
+from vl2.ops.row_sizes import filled_up
 
 
 def stored_linears(
@@ -54,7 +55,7 @@ def _widened(
     """The product with a matrix of which some rows are widened at a time."""
     bias = None if bias is None else bias.to(rows.dtype)
     if weight.dtype == rows.dtype:
-        return F.linear(rows, weight, bias)
+        return F.linear(filled_up(rows), weight, bias)[: len(rows)]
     count = max(1, DEQUANTIZE_NUMBERS // weight.shape[1])
     parts = weight.split(count)
     shifts = [None] * len(parts) if bias is None else bias.split(count)

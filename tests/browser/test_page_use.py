@@ -49,6 +49,7 @@ def test_history_and_pictures_are_sent_again_and_edited(page: Page, wide: Path):
     asked = answer_with(page, stream({"content": "one"}), stream({"content": "two"}))
     page.set_input_files("#files", [wide, WEB / "examples" / "ring.png"])
     ask(page, "First?", "find")
+    page.click("#history")  # the embedded model is asked without by default
     ask(page, "Second?", "boxes")
     roles = [message["role"] for message in asked[1]["messages"]]
     assert roles == ["user", "assistant", "user"]
@@ -89,6 +90,26 @@ def test_the_layouts_and_their_tiles_are_shown(page: Page, wide: Path):
     expect(page.locator(".tile")).to_have_count(1)
     ask(page, "What?")
     assert asked[0]["tiling"] == "content"
+
+
+def test_a_question_can_go_without_the_conversation(page: Page, wide: Path):
+    asked = answer_with(page, stream({"content": "one"}))
+    page.set_input_files("#files", wide)
+    ask(page, "First?")
+    expect(page.locator("#history")).to_have_attribute("aria-pressed", "false")
+    page.set_input_files("#files", WEB / "examples" / "ring.png")
+    ask(page, "Second?")
+    page.locator(".thumb").first.click()
+    ask(page, "Third?")
+    [first], [second], [third] = (one["messages"] for one in asked)
+    pictures = [message["content"][0]["image_url"]["url"] for message in (first, second, third)]
+    assert pictures[0] == pictures[2] != pictures[1]
+    assert {len(message["content"]) for message in (first, second, third)} == {2}
+    page.click("#history")
+    ask(page, "Fourth?")
+    assert [message["role"] for message in asked[3]["messages"]] == ["user", "assistant"] * 3 + [
+        "user"
+    ]
 
 
 def test_a_part_of_the_picture_is_asked_about(page: Page, wide: Path):

@@ -4,7 +4,7 @@ import { ask, stop } from "./ask.js";
 import { $, h } from "./dom.js";
 import { t } from "./i18n.js";
 import { askAbout, selected } from "./region.js";
-import { busy, on, rewind, state } from "./state.js";
+import { busy, changed, on, remembers, rewind, state } from "./state.js";
 import { suggestions } from "./suggest.js";
 
 const field = () => $("#question");
@@ -20,6 +20,12 @@ function grow() {
   field().style.height = `${Math.min(field().scrollHeight, 180)}px`;
 }
 
+/** What a question is about that goes alone: what is new, else what is seen. */
+function lookedAt() {
+  if (state.pending.length) return [...state.pending];
+  return state.picture ? [state.picture] : [];
+}
+
 /** Ask what is written, if something is. */
 async function send() {
   const question = field().value.trim();
@@ -27,7 +33,7 @@ async function send() {
   field().value = "";
   grow();
   if (selected()) await askAbout(question, mode());
-  else await ask(question, { mode: mode() });
+  else await ask(question, { mode: mode(), about: remembers() ? null : lookedAt() });
 }
 
 /** Ask one of the suggestions: of the picture that is looked at alone, which it is made for. */
@@ -66,6 +72,8 @@ function drawState() {
   const working = busy();
   $("#send").hidden = working;
   $("#stop").hidden = !working;
+  $("#history").hidden = !state.turns.length;
+  $("#history").setAttribute("aria-pressed", String(remembers()));
   $("#new").hidden = !state.turns.length && !state.pictures.size;
   $("#export").hidden = !state.turns.some((turn) => turn.answer.text);
   if (state.turns.length) keepFocus();
@@ -95,7 +103,11 @@ export function listen() {
   });
   field().addEventListener("input", grow);
   $("#stop").addEventListener("click", stop);
+  $("#history").addEventListener("click", () => {
+    state.history = !remembers();
+    changed("model");
+  });
   addEventListener("keydown", (event) => event.key === "Escape" && !document.querySelector("dialog[open]") && stop());
-  on("turns pictures look", drawState);
+  on("turns pictures look model", drawState);
   on("turns pictures look language", drawIdeas);
 }

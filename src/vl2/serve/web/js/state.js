@@ -20,6 +20,7 @@ export const state = {
   turn: null, // id of the turn whose boxes are drawn
   model: null, // what /v1/models told
   tiling: null, // rule that the next question asks for; null is the model's own
+  history: null, // whether questions go with what was said before; null is the model's habit
   grid: null, // rule whose tiles are drawn
 };
 
@@ -41,6 +42,9 @@ export const id = () => crypto.getRandomValues(new Uint32Array(2)).join("-");
 export const turnOf = (turn) => state.turns.find((one) => one.id === turn) ?? null;
 
 export const busy = () => state.turns.some((turn) => turn.answer.state === "streaming");
+
+/** Whether questions go with what was said before. The embedded model has learnt single ones. */
+export const remembers = () => state.history ?? state.model?.id !== "nano";
 
 /** Look at a picture, and at the boxes of a turn. */
 export function look(picture, turn = state.turn) {
@@ -106,6 +110,7 @@ export const written = () => JSON.stringify({
   picture: state.picture,
   turn: state.turn,
   tiling: state.tiling,
+  history: state.history,
 });
 
 /** Keep the conversation for a reload of this tab; says false where it is too large. */
@@ -131,6 +136,7 @@ export function restore(text = sessionStorage.getItem(PLACE)) {
   }
   state.pending = kept.pending;
   state.tiling = kept.tiling;
+  state.history = kept.history;
   look(kept.picture, kept.turn);
   changed("pictures");
   changed("turns");

@@ -1,0 +1,93 @@
+"""Pictures that other processes cut and pass on in shared memory are the processor's own views."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from tests.unit.picture_files import picture, to_bytes
+
+from vl2.model_folder import resolve
+from vl2.processing.image_gate import admit
+from vl2.processing.processor import Processor
+from vl2.processing.tiling import views_of
+from vl2.serve.config import Limits
+from vl2.serve.engine_client import Facts
+from vl2.serve.engine_process import read_views
+from vl2.serve.errors import ApiError
+from vl2.serve.fetch import fetcher
+from vl2.serve.media import Media
+from vl2.serve.prompt import Plan, Source, params_of
+from vl2.serve.schema import ChatRequest
+from vl2.serve.workers import Workers
+
+PROCESSOR = Processor.from_pretrained(resolve("nano"))
+LIMITS = Limits(workers=1, max_images=5, max_pixels=500_000, max_request_pixels=900_000)
+
+
+@pytest.fixture(scope="module")
+def media() -> Iterator[Media]:
+    workers = Workers(LIMITS)
+    yield Media(workers=workers, fetcher=fetcher((), LIMITS.max_image), limits=LIMITS)
+    workers.close()
+
+
+def facts(context: int = 4096) -> Facts:
+    return Facts(
+        context=context,
+        max_num_seqs=2,
+        blocks=9,
+        tiling=PROCESSOR.config.tiling,
+        max_tiled_images=PROCESSOR.config.max_tiled_images,
+        adapters=[],
+        layout=PROCESSOR.layout,
+    )
+
+
+def plan(images: list[Image.Image], **fields: Any) -> Plan:
+    request = ChatRequest(model="m", messages=[{"role": "user", "content": "x"}])  # type: ignore[list-item]
+    parts = [Source(param=f"{n}", data=to_bytes(i, "PNG")) for n, i in enumerate(images)]
+    chosen = {"tiling": None, "max_tiles": None, **fields}
+    messages = [{"role": "user", "content": parts}]
+    return Plan(messages=messages, params=params_of(request, LIMITS), **chosen)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+@pytest.mark.parametrize("tiling", ["released", "content"])
+def test_pictures_are_cut_as_the_processor_cuts_them(media: Media, count: int, tiling: str):
+    draw = random.Random(count)
+    images = [picture(draw.randrange(5, 400), draw.randrange(5, 400)) for _ in range(count)]
+    files = len(os.listdir("/proc/self/fd"))  # noqa: PTH208
+    found = asyncio.run(media.gather(plan(images, tiling=tiling), facts()))
+    assert found.memory is not None
+    views = read_views(found.views, [found.memory])
+    whole = count > PROCESSOR.config.max_tiled_images
+    for view, image in zip(views, images, strict=True):
+        own = views_of(admit(image), PROCESSOR.layout, tiling, whole=whole)  # type: ignore[arg-type]
+        assert np.array_equal(view.tiles, own.tiles)
+        assert (view.canvas, view.sent) == (own.canvas, own.sent)
+    assert len(os.listdir("/proc/self/fd")) <= files + 2  # noqa: PTH208 - a worker's link
+
+
+@pytest.mark.parametrize(
+    ("sizes", "context", "code"),
+    [
+        ([(9, 9)] * 6, 4096, "too_many_images"),
+        ([(700, 700)] * 2, 4096, "too_many_pixels"),
+        ([(800, 800)], 4096, "invalid_image"),
+        ([(300, 300)] * 5, 30, "context_length_exceeded"),
+    ],
+)
+def test_budgets_are_checked_before_anything_is_cut(
+    media: Media, sizes: list[tuple[int, int]], context: int, code: str
+):
+    images = [Image.new("L", size) for size in sizes]
+    with pytest.raises(ApiError) as refused:
+        asyncio.run(media.gather(plan(images), facts(context)))
+    assert refused.value.code == code

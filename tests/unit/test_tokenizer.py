@@ -220,6 +220,23 @@ def test_saved_file_is_the_same_tokenizer(tokenizer: Tokenizer, tmp_path: Path):
     assert json.loads((tmp_path / "tokenizer.json").read_text(encoding="utf-8")) == DATA
 
 
+def test_other_engines_know_the_tokens_of_a_saved_file(tokenizer: Tokenizer, tmp_path: Path):
+    from transformers import AutoTokenizer
+
+    tokenizer.save(tmp_path)
+    theirs = AutoTokenizer.from_pretrained(tmp_path)
+    ours = [tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id]
+    assert [theirs.bos_token_id, theirs.eos_token_id, theirs.pad_token_id] == ours
+    text = "<|User|>: <image>\nHow many 天空 x = [1, 2]?\n\n<|Assistant|>:"
+    assert theirs.encode(text, add_special_tokens=False) == tokenizer.encode_trusted(text)
+
+
+def test_saving_keeps_the_companion_that_is_there(tokenizer: Tokenizer, tmp_path: Path):
+    (tmp_path / "tokenizer_config.json").write_text("{}", encoding="utf-8")
+    tokenizer.save(tmp_path)
+    assert (tmp_path / "tokenizer_config.json").read_text(encoding="utf-8") == "{}"
+
+
 def test_a_vocabulary_that_merges_into_a_control_is_refused():
     model = {"type": "BPE", "vocab": {"<": 0, ":": 1, "<:": 2, ">": 3, "<:>": 4}}
     model["merges"] = [["<", ":"], ["<:", ">"]]

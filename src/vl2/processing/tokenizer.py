@@ -37,6 +37,14 @@ SPECIAL_TOKENS: dict[str, str] = {
 }
 """Short name to the released string; the bars are full-width in the first three, else ASCII."""
 
+_COMPANION: dict[str, Any] = {
+    "tokenizer_class": "LlamaTokenizerFast",
+    "add_bos_token": True,
+    "add_eos_token": False,
+    "clean_up_tokenization_spaces": False,
+}
+"""What the released tokenizer_config.json say that is not a token's name."""
+
 GROUNDING_TOKENS = ("ref", "ref_end", "det", "det_end", "grounding")
 """The tokens that `allow_grounding_tokens` lets text from outside use."""
 
@@ -122,9 +130,19 @@ class Tokenizer:
         return cls(data, add_missing=add_missing, names=names)
 
     def save(self, folder: str | Path) -> None:
-        """Write `tokenizer.json` into `folder`."""
+        """Write `tokenizer.json` into `folder`, and its companion unless there is one.
+
+        `tokenizer_config.json` tells other engines which tokens begin, end and pad.
+        """
+        file = Path(folder) / FILE
         text = json.dumps(self._data, ensure_ascii=False, indent=2) + "\n"
-        (Path(folder) / FILE).write_text(text, encoding="utf-8")
+        file.write_text(text, encoding="utf-8")
+        companion = file.with_name("tokenizer_config.json")
+        if not companion.exists():
+            ids = {"bos_token": self.bos_id, "eos_token": self.eos_id, "pad_token": self.pad_id}
+            told = {**_COMPANION, **{name: self._tokens[i] for name, i in ids.items()}}
+            text = json.dumps(told, ensure_ascii=False, indent=2) + "\n"
+            companion.write_text(text, encoding="utf-8")
 
     def encode(self, text: str) -> list[int]:
         """Ids of text from outside. A control string in it stays text.

@@ -62,14 +62,23 @@ ALLOWED = {
 
 @pytest.fixture
 def page(watched: Callable[..., tuple[Page, Watch]], server: Server) -> Iterator[Page]:
-    """The page; its policy may complain of what a parser without effects has read."""
-    opened, watch = watched()
+    """The page without its content policy: what is shown must be harmless by itself."""
+    opened, watch = watched(bypass_csp=True)
     opened.goto(server.url)
     opened.wait_for_selector(".model.ready")
     yield opened
     assert watch.foreign == []
     assert watch.dialogs == []
-    assert [error for error in watch.errors if "Content Security Policy" not in error] == []
+    assert watch.errors == []
+
+
+def test_what_would_get_through_is_seen(watched: Callable[..., tuple[Page, Watch]], server: Server):
+    page, watch = watched(bypass_csp=True)
+    page.goto(server.url)
+    page.evaluate("() => { document.querySelector('h1').innerHTML = '<img src=//evil.example/>' }")
+    page.evaluate("() => fetch('https://evil.example/x').catch(() => alert(1))")
+    assert sorted(watch.foreign) == ["http://evil.example/", "https://evil.example/x"]
+    assert watch.dialogs == ["1"]
 
 
 def told(page: Page) -> dict[str, list[str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 
 from playwright.sync_api import ConsoleMessage, Page, Route
@@ -20,15 +21,12 @@ class Watch:
         """Watch a page that is about to be opened."""
         watch = cls()
 
-        def decide(route: Route) -> None:
-            address = route.request.url
-            if address.startswith((f"{origin}/", "data:", "blob:")):
-                route.fallback()
-            else:
-                watch.foreign.append(address)
-                route.abort()
+        def refuse(route: Route) -> None:
+            watch.foreign.append(route.request.url)
+            route.abort()
 
-        page.context.route("**/*", decide)
+        # By a pattern: the page's own requests need not pass through this process.
+        page.context.route(re.compile(f"^(?!{re.escape(origin)}/|data:|blob:)"), refuse)
         page.on("console", lambda m: watch._take(m))
         page.on("pageerror", lambda error: watch.errors.append(str(error)))
 

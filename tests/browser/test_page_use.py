@@ -208,7 +208,7 @@ def test_pictures_are_pasted_and_get_suggestions(page: Page, wide: Path):
         """,
         url,
     )
-    expect(page.locator(".idea").first).to_have_text("Summarise this page.", timeout=3000)
+    expect(page.locator(".idea").first).to_have_text("Summarise this page.")
 
 
 def test_files_are_dropped(page: Page, wide: Path):

@@ -2,7 +2,7 @@
 
 import { h, pressable } from "./dom.js";
 import { number, t } from "./i18n.js";
-import { light, tones } from "./light.js";
+import { light, tones, unlight } from "./light.js";
 import { render } from "./markdown.js";
 import { phrases, unsure } from "./marks.js";
 import { peek, unpeek } from "./peek.js";
@@ -21,7 +21,7 @@ function wrapper(turn) {
       if (word) peek(event.currentTarget, word, box);
     };
     const hide = () => {
-      light(turn.id, []);
+      unlight(turn.id, boxes);
       unpeek();
     };
     const told = word && t("sure", { p: Math.round(100 * word.p) });

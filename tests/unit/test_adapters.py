@@ -97,8 +97,13 @@ def test_base_and_adapters_in_one_batch_answer_as_each_alone(model, folders, exp
 def test_adapters_run_beside_a_batch_that_decodes_on_a_card(model, folders, expected, monkeypatch):
     monkeypatch.setattr(model_runner, "decodes_together", lambda device: True)
     engine = served(model, folders)
+    decoding, together = engine._runner.decoding, []
+    run = decoding.run
+    monkeypatch.setattr(decoding, "run", lambda items: together.extend(items) or run(items))
     names = [None, "words", None, "sight"]
     answers = engine.generate(MIXED, PARAMS, adapter=names)
+    # What was recorded on a card holds the base's layers.
+    assert {item.sequence.adapter for item in together} == {None}
     for number, (name, answer) in enumerate(zip(names, answers, strict=True)):
         assert answer.token_ids == expected[name][number]
 

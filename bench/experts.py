@@ -20,7 +20,8 @@ import torch
 
 from vl2.benchmarks.timing import middle, ratio, seconds, take_turns
 from vl2.config import VL2Config
-from vl2.ops.moe import chosen_expert_mlp, expert_mlp, route
+from vl2.ops.chosen_experts import chosen_expert_mlp
+from vl2.ops.moe import expert_mlp, route
 
 TOKENS = (1, 8, 480)
 LAYERS = 5

@@ -22,8 +22,9 @@ from vl2.benchmarks.machine import describe_machine
 from vl2.benchmarks.timing import middle, ratio, seconds, take_turns
 from vl2.config import LanguageConfig, VL2Config
 from vl2.ops.attention import attention, head_product
+from vl2.ops.chosen_experts import chosen_expert_mlp
 from vl2.ops.logits import row_peaks
-from vl2.ops.moe import chosen_expert_mlp, combine_experts, route, router_logits
+from vl2.ops.moe import combine_experts, route, router_logits
 from vl2.ops.native import kernels
 from vl2.ops.norm import rms_norm
 from vl2.ops.paged import Singles, Span, paged_single_attention

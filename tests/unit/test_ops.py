@@ -6,6 +6,7 @@ import torch
 
 from vl2.config import LanguageConfig, RopeScaling, VL2Config
 from vl2.ops.attention import attention, attention_ref, decoder_mask, patch_attention
+from vl2.ops.chosen_experts import chosen_expert_mlp
 from vl2.ops.kv_cache import KVCache
 from vl2.ops.loss import next_token_loss, next_token_loss_ref
 from vl2.ops.moe import (
@@ -13,7 +14,6 @@ from vl2.ops.moe import (
     LowRank,
     Routing,
     balance_loss,
-    chosen_expert_mlp,
     combine_experts,
     expert_load,
     expert_mlp,
@@ -212,13 +212,21 @@ def test_grouped_experts_equal_the_loop_forward_and_backward(tokens):
         torch.testing.assert_close(got, want, atol=2e-4, rtol=1e-4)  # worst measured 6e-5 of 300
 
 
+def low_ranks(weights: list[torch.Tensor]) -> ExpertChange:
+    sizes = [weight.shape for weight in weights]
+    factors = ((torch.randn(e, 2, i) / 4, torch.randn(e, o, 2) / 4) for e, o, i in sizes)
+    return ExpertChange(*(LowRank(a, b) for a, b in factors))
+
+
+@pytest.mark.parametrize("changed", [False, True])
 @pytest.mark.parametrize("tokens", [1, 7, 64, 200])  # of 8 experts, in rows and in columns
-def test_chosen_experts_equal_the_loop_over_all(tokens):
+def test_chosen_experts_equal_the_loop_over_all(tokens, changed):
     weights = [torch.randn(8, 16, 12), torch.randn(8, 16, 12), torch.randn(8, 12, 16)]
     logits = torch.randn(tokens, 8)
     logits[:, 5] = -9.0  # an expert that nobody chooses
     x, routing = torch.randn(tokens, 12), route(logits, moe_config())
-    got, want = (f(x, routing, *weights) for f in (chosen_expert_mlp, expert_mlp_ref))
+    change = low_ranks(weights) if changed else None
+    got, want = (f(x, routing, *weights, change) for f in (chosen_expert_mlp, expert_mlp_ref))
     torch.testing.assert_close(got, want, atol=2e-4, rtol=1e-4)
 
 

@@ -19,7 +19,8 @@ from vl2.engine.quantize import quantize_model
 from vl2.engine.self_check import SelfCheck
 from vl2.model.stored_linear import StoredLinear
 from vl2.ops import stored
-from vl2.ops.moe import Routing, chosen_expert_mlp, expert_mlp_ref
+from vl2.ops.chosen_experts import chosen_expert_mlp
+from vl2.ops.moe import ExpertChange, LowRank, Routing, expert_mlp_ref
 from vl2.ops.native import kernels
 from vl2.ops.stored import stored_linears, stored_linears_ref
 
@@ -63,16 +64,25 @@ def test_a_row_of_a_product_depends_on_that_row_alone(path: str):
 
 @pytest.mark.parametrize("tokens", [1, 2, 8, 9, 40, 200])
 @pytest.mark.parametrize(("hidden", "inner"), [(64, 48), (50, 31), (300, 24)])
-def test_stored_experts_equal_their_twin(tokens: int, hidden: int, inner: int, path: str):
+@pytest.mark.parametrize("changed", [False, True])
+def test_stored_experts_equal_their_twin(
+    tokens: int, hidden: int, inner: int, changed: bool, path: str
+):
     shapes = (4, inner, hidden), (4, inner, hidden), (4, hidden, inner)
     weights = [(torch.randn(shape) * 0.1).bfloat16() for shape in shapes]
     chosen = torch.stack([torch.randperm(3)[:2] for _ in range(tokens)])
     chosen[0] = torch.tensor([0, 3])
     routing = Routing(chosen, torch.rand(tokens, 2), torch.rand(tokens, 4))
     x = torch.randn(tokens, hidden)
+    change = None
+    if changed:
+        change = ExpertChange(
+            *(LowRank(torch.randn(4, 2, i) * 0.1, torch.randn(4, o, 2)) for _, o, i in shapes)
+        )
     with torch.inference_mode():
-        found = chosen_expert_mlp(x, routing, *weights)
-    twin = expert_mlp_ref(x.double(), routing, *(weight.double() for weight in weights))
+        found = chosen_expert_mlp(x, routing, *weights, change)
+    double = change and ExpertChange(*(LowRank(low.a.double(), low.b.double()) for low in change))
+    twin = expert_mlp_ref(x.double(), routing, *(weight.double() for weight in weights), double)
     assert relative(found, twin) < 1e-6
 
 

@@ -1,6 +1,7 @@
 """Adapters served beside their base: one model, whose layers are swapped between parts of a step.
 
-The adapted layers hold the base's own modules, so an adapter costs the memory of its factors.
+The adapted layers hold the base's own modules, so an adapter costs the memory of its factors, and
+once more of those of experts in the form in which they are multiplied.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from pathlib import Path
 from torch import nn
 
 from vl2.checkpoint.lora_files import CONFIG, WEIGHTS, load_lora
-from vl2.model.lora import lora_layers
+from vl2.model.lora import LoraExperts, lora_layers
 from vl2.model.vl2 import VL2Model
 
 SIGHT = ("vision", "projector")
@@ -110,6 +111,8 @@ def _load(model: VL2Model, name: str, folder: Path) -> Adapter:
         parent = model.get_submodule(above)
         setattr(parent, child, layer.base)
         layer.eval().requires_grad_(False)
+        if isinstance(layer, LoraExperts):
+            layer.keep_change(model.image_newline.dtype)
         swaps.append(Swap(parent=parent, child=child, base=layer.base, layer=layer))
     return Adapter(
         name=name,

@@ -87,15 +87,23 @@ class LoraExperts(nn.Module):
     ) -> None:
         super().__init__()
         self.base, self.rank, self.alpha = base, rank, alpha
+        self._kept: ExpertChange | None = None
         self.gate_proj = LoraStack(base.gate_proj, experts, rank)
         self.up_proj = LoraStack(base.up_proj, experts, rank)
         self.down_proj = LoraStack(base.down_proj, experts, rank)
 
     def forward(self, x: Float[Tensor, "n h"], routing: Routing) -> Float[Tensor, "n h"]:
         """Weighted sum over each token's experts, changed ones among them."""
+        change = self._kept or self._change(matmul_dtype(x))
+        return self.base(x, routing, change)
+
+    def keep_change(self, dtype: torch.dtype) -> None:
+        """Spread the factors once and for all, for answering in a dtype; training is not seen."""
+        self._kept = self._change(dtype)
+
+    def _change(self, dtype: torch.dtype) -> ExpertChange:
         scale = self.alpha / self.rank
-        factors = (stack(scale, matmul_dtype(x)) for stack in self.stacks().values())
-        return self.base(x, routing, ExpertChange(*factors))
+        return ExpertChange(*(stack(scale, dtype) for stack in self.stacks().values()))
 
     def stacks(self) -> dict[str, LoraStack]:
         """The adapters by the name of the matrix that they change, in the order of the MLP."""

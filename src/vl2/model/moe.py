@@ -12,10 +12,10 @@ from vl2.config import LanguageConfig
 from vl2.model.quant_layers import outputs
 from vl2.ops.activations import silu
 from vl2.ops.batched_experts import batched_expert_mlp, batches_experts
+from vl2.ops.chosen_experts import chosen_expert_mlp
 from vl2.ops.moe import (
     ExpertChange,
     Routing,
-    chosen_expert_mlp,
     expert_mlp,
     matmul_dtype,
     route,
@@ -83,8 +83,8 @@ class Experts(nn.Module):
         """Weighted sum over each token's experts, whose matrices a low-rank `change` may shift."""
         dtype = matmul_dtype(x)
         weights = (self.gate_proj, self.up_proj, self.down_proj)
-        if x.device.type == "cpu" and change is None and not _traced():
-            return chosen_expert_mlp(x.to(dtype), routing, *weights).to(x.dtype)
+        if x.device.type == "cpu" and not _traced():
+            return chosen_expert_mlp(x.to(dtype), routing, *weights, change).to(x.dtype)
         gate, up, down = (weight.to(dtype) for weight in weights)
         rows = x.to(dtype)
         mlp = expert_mlp

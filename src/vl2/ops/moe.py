@@ -18,10 +18,6 @@ from vl2.config import LanguageConfig
 from vl2.ops.cards import has_grouped_matmul
 from vl2.ops.native import kernels, small
 from vl2.ops.native.kernels import Groups
-from vl2.ops.row_sizes import filled_up
-
-COLUMN_ROWS = range(9, 65)
-"""Numbers of rows that a CPU multiplies faster as columns: w @ x.T instead of x @ w.T."""
 
 
 class Routing(NamedTuple):
@@ -123,61 +119,6 @@ def expert_mlp(
     rows = x[order // routing.experts.shape[1]]  # (N*k, H) sorted by expert
     out = expert_swiglu(rows, counts, gate, up, down, change)
     return combine_experts(out, order, routing.weights).to(x.dtype)
-
-
-def chosen_expert_mlp(
-    x: Float[Tensor, "n h"],
-    routing: Routing,
-    gate: Float[Tensor, "e i h"],
-    up: Float[Tensor, "e i h"],
-    down: Float[Tensor, "e h i"],
-) -> Float[Tensor, "n h"]:
-    """As `expert_mlp`, one chosen expert after the other: for inference on a CPU.
-
-    The grouped matmul there is a loop, too, but over all experts; and a few dozen rows are
-    multiplied a fifth faster as columns. Few tokens that meet weights in bfloat16, and more of them
-    in float32, go through C, which reads each weight where it lies. The twin is `expert_mlp_ref`.
-    """
-    order, groups = group_rows(routing, gate.shape[0])
-    native = _takes_experts(x, gate, up, down)
-    if native and len(x) <= kernels.FEW_ROWS and gate.dtype == torch.bfloat16:
-        both = kernels.wide_linear(x, (gate, up), groups=groups)
-        out = kernels.wide_linear(both, (down,), activation="swiglu", groups=in_order(groups))
-    elif (
-        native and len(x) > kernels.FEW_ROWS and x.dtype == torch.float32 and kernels.has_experts()
-    ):
-        out = kernels.float_experts(x, groups, gate, up, down)
-    else:
-        parts = split_rows(x, groups)
-        out = torch.cat(
-            [_swiglu(rows, *(w[e].to(x.dtype) for w in (gate, up, down))) for rows, e in parts]
-        )
-    return combine_experts(out, order, routing.weights).to(x.dtype)
-
-
-def _takes_experts(x: Tensor, *weights: Tensor) -> bool:
-    """Whether experts in C take these: in inference mode only, and weights of one dtype.
-
-    They round otherwise than the grouped matmul of training, on which adapters run.
-    """
-    alike = len({weight.dtype for weight in weights}) == 1
-    return alike and torch.is_inference_mode_enabled() and small.takes(x, *weights)
-
-
-def _swiglu(
-    x: Float[Tensor, "m h"],
-    gate: Float[Tensor, "i h"],
-    up: Float[Tensor, "i h"],
-    down: Float[Tensor, "h i"],
-) -> Float[Tensor, "m h"]:
-    """One expert, in the orientation that is faster for so many rows."""
-    rows = filled_up(x)
-    if len(rows) in COLUMN_ROWS:
-        columns = rows.T
-        out = (down @ (F.silu(gate @ columns) * (up @ columns))).T
-    else:
-        out = F.linear(F.silu(F.linear(rows, gate)) * F.linear(rows, up), down)
-    return out[: len(x)]
 
 
 def sort_by_expert(

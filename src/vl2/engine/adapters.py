@@ -1,7 +1,7 @@
 """Adapters served beside their base: one model, whose layers are swapped between parts of a step.
 
 The adapted layers hold the base's own modules, so an adapter costs the memory of its factors, and
-once more of those of experts in the form in which they are multiplied.
+once more of those of experts in the form in which they are multiplied, and of each `kv_b_proj`.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from vl2.model.vl2 import VL2Model
 
 SIGHT = ("vision", "projector")
 """What makes a picture's features; paths of its modules begin so."""
+READ = ("kv_b_proj",)
+"""Matrices that absorbed attention reads in every step."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -113,6 +115,8 @@ def _load(model: VL2Model, name: str, folder: Path) -> Adapter:
         layer.eval().requires_grad_(False)
         if isinstance(layer, LoraExperts):
             layer.keep_change(model.image_newline.dtype)
+        elif child in READ:
+            layer.keep_weight()
         swaps.append(Swap(parent=parent, child=child, base=layer.base, layer=layer))
     return Adapter(
         name=name,

@@ -41,6 +41,7 @@ class LoraLinear(nn.Module):
     ) -> None:
         super().__init__()
         self.base, self.rank, self.alpha = base, rank, alpha
+        self._kept: Tensor | None = None
         device = next(itertools.chain(base.parameters(), base.buffers())).device
         self.lora_A = nn.Parameter(torch.zeros(rank, base.in_features, device=device))
         self.lora_B = nn.Parameter(torch.zeros(base.out_features, rank, device=device))
@@ -48,9 +49,16 @@ class LoraLinear(nn.Module):
     @property
     def weight(self) -> Float[Tensor, "o i"]:
         """The changed weight, for those who need the matrix itself (absorbed attention)."""
+        if self._kept is not None:
+            return self._kept
         weight = self.base.weight
         assert isinstance(weight, Tensor), "layers that are read as matrices stay floats"
         return changed(weight, self.lora_A, self.lora_B, self.alpha / self.rank)
+
+    @torch.no_grad()
+    def keep_weight(self) -> None:
+        """Multiply the change out once and for all, for answering; training is not seen."""
+        self._kept = self.weight
 
     def forward(self, x: Float[Tensor, "*lead i"]) -> Float[Tensor, "*lead o"]:
         """The layer's output with the change."""

@@ -27,7 +27,7 @@ from vl2.serve.answers import Reply
 from vl2.serve.chat import adapter_of, reply_to, told
 from vl2.serve.config import Limits
 from vl2.serve.engine_client import Facts
-from vl2.serve.engine_process import conversation_of, facts_of, news_of
+from vl2.serve.engine_process import conversation_of, facts_of, news_of, read_views
 from vl2.serve.errors import ApiError, refused, server_error
 from vl2.serve.fetch import fetcher
 from vl2.serve.media import Media
@@ -246,7 +246,8 @@ class Batch:
         adapter = adapter_of(asked.model, self._model, self._facts.adapters)
         ask, reply, memory = await self._prepared(asked)
         processor = self._engine.processor
-        conversation = await asyncio.to_thread(conversation_of, ask, memory, processor)
+        views = await asyncio.to_thread(read_views, ask["views"], memory)
+        conversation = await asyncio.to_thread(conversation_of, ask, views, processor)
         updates = self._answers.stream(
             conversation, ask["params"], adapter=adapter, timeout=asked.timeout
         )

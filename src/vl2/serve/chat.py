@@ -123,7 +123,7 @@ class Exchange:
             usage = options is not None and options.include_usage
             events = self._events(reply.events(first, timed, usage=usage), reply)
             self._request.state.cleanup.push_async_callback(timed.aclose)
-            return EventSourceResponse(events, ping=15, send_timeout=limits.send_timeout)
+            return EventSourceResponse(events, ping=15)
         async with aclosing(timed):
             reply.take(first)
             async for one in timed:
@@ -199,8 +199,11 @@ class Exchange:
 
     async def _events(self, events: AsyncIterator[str], reply: Reply) -> AsyncIterator[str]:
         """The events of a stream; at its end it is known how it ended."""
-        async for event in events:
-            yield event
+        try:
+            async for event in events:
+                yield event
+        except ClientGone:
+            return
         self.error = reply.error
         if self.error is None:
             self._finish(reply)

@@ -112,7 +112,7 @@ class EngineProcess:
         """Obey until the link or the engine ends; returns the exit code."""
         loop = asyncio.get_running_loop()
         gone = asyncio.Event()
-        obey: Callable[[Message, list[int]], None] = self._obey
+        obey: Callable[[Message, list[Views]], None] = self._obey
         reader = threading.Thread(
             target=_read, args=(self._link, loop, obey, gone), name="vl2-link", daemon=True
         )
@@ -130,12 +130,12 @@ class EngineProcess:
                     continue
             return 0 if gone.is_set() else 1
 
-    def _obey(self, message: Message, descriptors: list[int]) -> None:
+    def _obey(self, message: Message, views: list[Views]) -> None:
         match message["kind"]:
             case "ask":
-                self._begin(message["id"], self._ask(message, descriptors))
+                self._begin(message["id"], self._ask(message, views))
             case "tokenize":
-                self._begin(message["id"], self._tokenize(message, descriptors))
+                self._begin(message["id"], self._tokenize(message, views))
             case "abort":
                 if task := self._tasks.get(message["id"]):
                     task.cancel()
@@ -155,10 +155,10 @@ class EngineProcess:
             log.warning("request %d failed", number, exc_info=True)
             self._tell({"id": number, "failed": reason_of(error)})
 
-    async def _ask(self, message: Message, descriptors: list[int]) -> None:
+    async def _ask(self, message: Message, views: list[Views]) -> None:
         """Answer a request."""
         processor = self._engine.processor
-        conversation = await asyncio.to_thread(conversation_of, message, descriptors, processor)
+        conversation = await asyncio.to_thread(conversation_of, message, views, processor)
         updates = self._answers.stream(
             conversation,
             params_of(message["params"]),
@@ -170,16 +170,16 @@ class EngineProcess:
             async for update in updates:
                 self._tell({"id": message["id"], **news_of(update, processor)})
 
-    async def _tokenize(self, message: Message, descriptors: list[int]) -> None:
+    async def _tokenize(self, message: Message, views: list[Views]) -> None:
         """Ids of a text, or of a conversation as the model gets it."""
-        ids = await asyncio.to_thread(self._ids, message, descriptors)
+        ids = await asyncio.to_thread(self._ids, message, views)
         self._tell({"id": message["id"], "tokens": ids})
 
-    def _ids(self, message: Message, descriptors: list[int]) -> list[int]:
+    def _ids(self, message: Message, views: list[Views]) -> list[int]:
         processor = self._engine.processor
         if message["prompt"] is not None:
             return processor.tokenizer.encode(message["prompt"])
-        return processor(conversation_of(message, descriptors, processor)).input_ids.tolist()
+        return processor(conversation_of(message, views, processor)).input_ids.tolist()
 
     def _beat(self) -> Message:
         stats = asdict(self._answers.stats)
@@ -221,9 +221,8 @@ def joined(earlier: Message, later: Message) -> Message:
     return both
 
 
-def conversation_of(message: Message, descriptors: list[int], processor: Processor) -> Any:
+def conversation_of(message: Message, views: list[Views], processor: Processor) -> Any:
     """The messages of an `ask` with their pictures, or the inputs of its raw prompt."""
-    views = read_views(message["views"], descriptors)
     if message["prompt"] is not None:
         return processor.from_document(message["prompt"], inference_mode=True)
     return [
@@ -320,13 +319,18 @@ def _with_pictures(content: Any, views: list[Views]) -> Any:
 def _read(
     link: Link,
     loop: asyncio.AbstractEventLoop,
-    obey: Callable[[Message, list[int]], None],
+    obey: Callable[[Message, list[Views]], None],
     gone: asyncio.Event,
 ) -> None:
-    """Hand messages to the loop until the server has gone."""
+    """Hand messages to the loop until the server has gone.
+
+    Pictures are read here: a request may be aborted before its own work begins.
+    """
     try:
         while True:
-            loop.call_soon_threadsafe(obey, *link.receive())
+            message, descriptors = link.receive()
+            views = read_views(message.get("views", []), descriptors)
+            loop.call_soon_threadsafe(obey, message, views)
     except (EOFError, OSError, RuntimeError):  # RuntimeError: the loop is closed
         loop.call_soon_threadsafe(gone.set)
 

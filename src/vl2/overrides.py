@@ -156,7 +156,9 @@ def _hints(cls: type) -> dict[str, Any]:
 def _check_key(name: str, hints: Mapping[str, Any], place: str) -> None:
     if name in hints:
         return
-    close = difflib.get_close_matches(name, hints, n=1)
+    sections = {k: _section_of(kind) for k, kind in hints.items() if get_origin(kind) is not tuple}
+    close = [f"{key}.{name}" for key, found in sections.items() if found and name in _hints(found)]
+    close = close or difflib.get_close_matches(name, hints, n=1)
     hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(hints)}"
     raise ValueError(f"{place}: there is no setting {name!r}; {hint}")
 

@@ -118,6 +118,7 @@ def test_pages_of_elsewhere_may_not_ask(open_server: Server, server: Server, ori
             status, data = running.raw(request("/v1/models", body, origin=origin, **more))
             assert status == 403, data
             assert b"forbidden_origin" in data
+            assert b"pass on the Host header" in data
             assert b"access-control" not in data.lower()
 
 

@@ -266,6 +266,7 @@ def test_numbers_are_text_where_text_is_asked_for():
         ("=3", "not an override"),
         ("step=3", "no setting 'step'; did you mean 'steps'"),
         ("zzz=3", "known: steps, rate"),
+        ("path=x", "no setting 'path'; did you mean 'one.path'"),
         ("steps=many", "steps is 'many': expected a whole number"),
         ("steps=1.5", "expected a whole number"),
         ("steps=true", "expected a whole number"),

@@ -90,11 +90,11 @@ class Keys:
             ValueError: a key is too short to be one, or holds what no header can.
         """
         keys = list(keys)
-        for key in keys:
+        for number, key in enumerate(keys, 1):
             if len(key) < 8 or not key.isascii() or not key.isprintable() or " " in key:
                 raise ValueError(
-                    "an API key is unfit: expected at least 8 visible ASCII characters without "
-                    "spaces"
+                    f"API key {number} of {len(keys)} is unfit: expected at least 8 visible ASCII "
+                    "characters without spaces"
                 )
         return cls(tuple(_digest(key) for key in keys))
 

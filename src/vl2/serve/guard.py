@@ -90,7 +90,10 @@ class Guard:
             self._check_host(host)
         if origin is not None and origin.partition("://")[2].lower() != host.lower():
             raise ApiError(
-                403, "forbidden_origin", "pages of other origins may not use this server"
+                403,
+                "forbidden_origin",
+                f"origin is {shown(origin)}: expected that of host {shown(host)}; behind a proxy, "
+                "let it pass on the Host header",
             )
         path, method = scope["path"], scope["method"]
         if method in ("GET", "HEAD") and (path in OPEN or path.startswith(OPEN_FOLDER)):
@@ -117,8 +120,8 @@ class Guard:
             raise ApiError(
                 403,
                 "forbidden_host",
-                "the server is called by a name that is not its own: use localhost, or start it "
-                "with --allowed-host",
+                f"host is {shown(host)}: expected a name of this server; use localhost, or start "
+                "it with --allowed-host",
             )
 
     def _client(self, authorization: str, state: dict[str, Any]) -> str:

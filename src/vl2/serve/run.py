@@ -171,8 +171,13 @@ def _listener(config: ServeConfig) -> socket.socket:
             (config.host.strip("[]"), config.port), family=family, backlog=2048
         )
     except (OSError, OverflowError) as error:
-        taken = isinstance(error, OSError) and error.errno == errno.EADDRINUSE
-        why = "is taken: choose another --port" if taken else "cannot be listened at: give --host"
+        why = {
+            errno.EADDRINUSE: "is taken: choose another --port",
+            errno.EACCES: "may not be listened at by this user: choose a --port of 1024 or more",
+        }.get(
+            getattr(error, "errno", 0),
+            "cannot be listened at: give an address of this machine with --host",
+        )
         raise ValueError(f"{config.host}:{config.port} {why}") from None
 
 

@@ -27,9 +27,13 @@ def server() -> Iterator[Server]:
         yield running
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    """Debian's Chromium, or the one that the variable CHROMIUM names; none is a failure."""
+    """Debian's Chromium, or the one that the variable CHROMIUM names; none is a failure.
+
+    It ends with the module: playwright keeps an event loop running in this thread meanwhile, in
+    which tests of other modules could not start their own.
+    """
     path = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, NAMES)), None)
     if path is None:
         pytest.fail(

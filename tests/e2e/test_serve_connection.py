@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 
 import pytest
 from tests.e2e.serving import Server, asks, read_all, request, serving
@@ -98,11 +98,16 @@ def test_slow_headers_are_cut(server: Server, begin: bytes):
 
 
 def test_a_second_request_s_headers_are_timed_too(server: Server):
-    with server.dial() as connection:
-        connection.sendall(request("/health/live", connection="keep-alive"))
-        assert connection.recv(65536).startswith(b"HTTP/1.1 200")
-        connection.sendall(b"GET / HTTP/1.1\r\n")
-        assert read_all(connection)[0] == 408
+    status = 0
+    for _ in range(5):  # a busy machine may hold this client up until its connection is closed
+        with server.dial() as connection, suppress(ConnectionError):
+            connection.sendall(request("/health/live", connection="keep-alive"))
+            assert connection.recv(65536).startswith(b"HTTP/1.1 200")
+            connection.sendall(b"GET / HTTP/1.1\r\n")
+            status = read_all(connection)[0]
+        if status:
+            break
+    assert status == 408
 
 
 def test_line_ends_alone_end_headers_too(server: Server):

@@ -11,7 +11,6 @@ from vl2.serve.wire import inherited_link
 READY = {
     "context": 64,
     "max_num_seqs": 2,
-    "blocks": 9,
     "tiling": "released",
     "max_tiled_images": 2,
     "adapters": [],

@@ -37,10 +37,6 @@ Answers = Annotated[
         "--output", "-o", metavar="ANSWERS", help="Gets a line for each; continued if it is there."
     ),
 ]
-Name = Annotated[
-    str | None,
-    typer.Option(help="What requests call the model; MODEL by default.", show_default=False),
-]
 Json = Annotated[bool, typer.Option("--json", help="Print the figures at the end as JSON.")]
 
 
@@ -49,7 +45,7 @@ def batch(  # noqa: PLR0913 - each parameter is an option of the command
     output: Answers,
     words: Words = None,
     model: options.Model = "nano",
-    name: Name = None,
+    name: options.Name = None,
     as_json: Json = False,
     adapter: options.Adapter = None,
     quantization: options.Quantization = None,

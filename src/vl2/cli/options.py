@@ -21,6 +21,10 @@ Words = Annotated[
     typer.Argument(metavar="IMAGE... QUESTION", help="Picture files, then the question."),
 ]
 Model = Annotated[str, typer.Option("--model", "-m", metavar="MODEL", help=_MODEL)]
+Name = Annotated[
+    str | None,
+    typer.Option(help="What requests call the model; MODEL by default.", show_default=False),
+]
 Question = Annotated[
     str | None, typer.Option("--question", "-q", help=_QUESTION, show_default=False)
 ]

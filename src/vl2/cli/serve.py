@@ -27,10 +27,6 @@ Words = Annotated[
         "limits.max_images=32 or engine.max_num_seqs=4, see docs/serving.md.",
     ),
 ]
-Name = Annotated[
-    str | None,
-    typer.Option(help="What clients call the model; MODEL by default.", show_default=False),
-]
 Host = Annotated[str, typer.Option(help="Address; others than this machine's need a key.")]
 Port = Annotated[int, typer.Option(help="0 takes a free one.")]
 ApiKey = Annotated[
@@ -68,7 +64,7 @@ ImageHost = Annotated[
 
 def serve(  # noqa: PLR0913 - each parameter is an option of the command
     words: Words = None,
-    name: Name = None,
+    name: options.Name = None,
     host: Host = "127.0.0.1",
     port: Port = 8000,
     api_key: ApiKey = None,

@@ -20,7 +20,7 @@ from vl2.serve.admission import Gate, Place
 from vl2.serve.answers import Reply
 from vl2.serve.body import gone, read_json
 from vl2.serve.config import ServeConfig
-from vl2.serve.engine_client import EngineClient, Facts
+from vl2.serve.engine_client import EngineClient, Facts, engine_unavailable
 from vl2.serve.errors import CLIENT_LEFT, ApiError, ClientGone, shown, shutting_down
 from vl2.serve.media import Media, Pictures, read_as
 from vl2.serve.metrics import Metrics
@@ -51,12 +51,7 @@ class Service:
         if why == "shutting_down":
             raise shutting_down()
         if why == "loading":
-            raise ApiError(
-                503,
-                "engine_unavailable",
-                "the engine is being started: try again later",
-                retry_after=5,
-            )
+            raise engine_unavailable()
 
     def enter(self) -> Place:
         """A place for a request, to be closed at its end.
@@ -105,6 +100,7 @@ class Exchange:
         self._request = request
         self.error: ApiError | None = None
         self._place = place
+        self._adapter: str | None = None
         self._done = False  # the whole answer was made
         self._began = time.monotonic()
         self._heard = 0.0  # when text last came
@@ -114,7 +110,7 @@ class Exchange:
         """The response; a stream's begins when the engine has said a first word."""
         service, limits = self._service, self._service.config.limits
         asked = schema.validated(kind, await read_json(self._request, limits))
-        service.check_model(asked.model)
+        self._adapter = service.check_model(asked.model)
         ask, reply, memory = await self._prepared(asked)
         timed = self._timed(service.engine.request(ask, memory, gone(self._request)))
         first = await anext(timed)
@@ -177,7 +173,7 @@ class Exchange:
             "messages": [],
             "views": [],
             "params": asdict(params),
-            "adapter": self._service.check_model(asked.model),
+            "adapter": self._adapter,
             "timeout": max(0.0, timeout - spent),
             "queue_timeout": max(0.0, limits.queue_timeout - spent),
             **more,
@@ -255,11 +251,3 @@ def adapter_of(name: str, model: str, adapters: Sequence[str]) -> str | None:
         told = f"model is {shown(name)}: this server has {', '.join(served)}"
         raise ApiError(404, "model_not_found", told, param="model")
     return served[name]
-
-
-def _enter(service: Service) -> Place:
-    try:
-        return service.gate.enter()
-    except ApiError as error:
-        service.metrics.rejected.labels(error.code).inc()
-        raise

@@ -50,7 +50,6 @@ class Facts:
 
     context: int
     max_num_seqs: int
-    blocks: int
     tiling: str
     max_tiled_images: int
     adapters: list[str]
@@ -131,11 +130,6 @@ class EngineClient:
         assert self.facts is not None
         return self.facts
 
-    @property
-    def pid(self) -> int | None:
-        """Of the engine's process."""
-        return self._process.pid if self._process else None
-
     def ready(self, stall_seconds: float) -> str | None:
         """Why no request is answered now; None if they are."""
         if self.draining:
@@ -168,12 +162,7 @@ class EngineClient:
         )
         try:
             if not self._ready.is_set():
-                raise ApiError(
-                    503,
-                    "engine_unavailable",
-                    "the engine is being started: try again later",
-                    retry_after=5,
-                )
+                raise engine_unavailable()
             self._jobs[number] = job
             self._submit(job)
             left = message["params"]["n"] if message["kind"] == "ask" else 1
@@ -335,6 +324,12 @@ def engine_error(code: str = "engine_error") -> ApiError:
     if code == "engine_restarted":
         told = "the engine ended during this answer and is being restarted: send the request again"
     return ApiError(500, code, told)
+
+
+def engine_unavailable() -> ApiError:
+    """The model is being loaded, for the first time or again."""
+    told = "the engine is being started: try again later"
+    return ApiError(503, "engine_unavailable", told, retry_after=5)
 
 
 def timed_out() -> ApiError:

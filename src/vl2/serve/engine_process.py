@@ -90,7 +90,6 @@ def facts_of(engine: Engine) -> Message:
     return {
         "context": engine.context,
         "max_num_seqs": engine.max_num_seqs,
-        "blocks": engine.blocks.num_blocks,
         "tiling": processor.config.tiling,
         "max_tiled_images": processor.config.max_tiled_images,
         "adapters": list(engine.adapters),

@@ -129,13 +129,18 @@ async def _started(engine: EngineClient, stop: Stop) -> Facts | None:
 async def _drain(service: Service) -> None:
     """Wait for what was begun, then tell the rest that it is cut off."""
     service.engine.draining = True
-    loop, limits = asyncio.get_running_loop(), service.config.limits
-    for deadline in (loop.time() + limits.drain_timeout, None):
-        if deadline is None:
-            service.engine.end_all(shutting_down())
-            deadline = loop.time() + LAST_WORDS
-        while service.gate.taken and loop.time() < deadline:
-            await asyncio.sleep(0.02)
+    if not await _emptied(service, service.config.limits.drain_timeout):
+        service.engine.end_all(shutting_down())
+        await _emptied(service, LAST_WORDS)
+
+
+async def _emptied(service: Service, seconds: float) -> bool:
+    """Wait at most so long for the end of every request; returns whether it came."""
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + seconds
+    while service.gate.taken and loop.time() < deadline:
+        await asyncio.sleep(0.02)
+    return not service.gate.taken
 
 
 def _server(service: Service) -> uvicorn.Server:

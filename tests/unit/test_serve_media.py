@@ -42,7 +42,6 @@ def facts(context: int = 4096) -> Facts:
     return Facts(
         context=context,
         max_num_seqs=2,
-        blocks=9,
         tiling=PROCESSOR.config.tiling,
         max_tiled_images=PROCESSOR.config.max_tiled_images,
         adapters=[],

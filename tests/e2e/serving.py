@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from http.client import HTTPResponse
 from pathlib import Path
 from typing import Any
 
@@ -126,9 +127,12 @@ def request(path: str, body: object = None, **headers: str) -> bytes:
     return "\r\n".join([*lines, "", ""]).encode() + data
 
 
-def read_all(connection: socket.socket) -> tuple[int, bytes]:
-    """Status and bytes of an answer, until the server closes; status 0 if there is none."""
-    parts = []
+def read_all(connection: socket.socket, read: bytes = b"") -> tuple[int, bytes]:
+    """Status and bytes of an answer, until the server closes; status 0 if there is none.
+
+    ``read`` are the bytes of it that were received before.
+    """
+    parts = [read]
     try:
         while part := connection.recv(65536):
             parts.append(part)
@@ -138,6 +142,17 @@ def read_all(connection: socket.socket) -> tuple[int, bytes]:
     status = int(data[9:12]) if data.startswith(b"HTTP/1.1 ") else 0
     assert status < 400 or not LEAK.search(data), data
     return status, data
+
+
+def read_one(connection: socket.socket) -> int:
+    """Status of one answer, read to its end, on a connection that stays open.
+
+    Headers and body may arrive apart: one ``recv`` can leave the body to the next answer.
+    """
+    answer = HTTPResponse(connection)
+    answer.begin()
+    answer.read()
+    return answer.status
 
 
 def _processes() -> Iterator[tuple[int, int, list[str]]]:

@@ -266,7 +266,7 @@ BAD = {
                 "json_schema": {"schema": {"type": "object", "required": 3}},
             }
         },
-        "invalid_request",
+        "invalid_schema",
         "json",
     ),
 }

@@ -213,11 +213,18 @@ def test_a_place_where_no_file_can_be_written_is_wrong_use(
     assert list(tmp_path.iterdir()) == [tmp_path / "file"]
 
 
-def test_memory_that_ran_out_inside_a_request_is_told():
-    failed = SimpleNamespace(error="RuntimeError: could not create a primitive")
-    engine = SimpleNamespace(generate=lambda *_, **__: [failed])
-    with pytest.raises(MemoryError):
-        answer_one(engine, None, None)  # pyright: ignore[reportArgumentType]
+def test_the_kind_of_a_failed_answer_is_its_code_s():
+    for code, kind in (
+        ("out_of_memory", MemoryError),
+        ("engine_error", WorkError),
+        ("invalid_request", ValueError),
+        ("invalid_form", ValueError),
+        ("context_length_exceeded", ValueError),
+    ):
+        failed = SimpleNamespace(error="what went wrong", error_code=code)
+        engine = SimpleNamespace(generate=lambda *_, answer=failed, **__: [answer])
+        with pytest.raises(kind, match="what went wrong"):
+            answer_one(engine, None, None)  # pyright: ignore[reportArgumentType]
 
 
 @pytest.mark.slow

@@ -192,7 +192,7 @@ def test_min_tokens_without_a_token_that_goes_on_are_refused(engine, temperature
     params = replace(sampled, min_tokens=least, stop_token_ids=[*range(TOKENIZER.vocab_size)])
     plain = SamplingParams(max_tokens=4)
     [stuck, other] = engine.generate([MIXED[0], MIXED[1]], [params, plain])
-    assert stuck.finish_reason == "error"
+    assert (stuck.finish_reason, stuck.error_code) == ("error", "invalid_request")
     assert stuck.error == (
         f"min_tokens is {least}, but after 0 tokens every token that may come ends the answer: "
         "give fewer min_tokens or fewer stop_token_ids"
@@ -373,6 +373,7 @@ def test_scores_that_are_no_numbers_are_an_error(engine, monkeypatch):
     monkeypatch.setattr(engine.model.language, "logits", lambda hidden: broken)
     [answer] = engine.generate([MIXED[0]])
     assert (answer.finish_reason, answer.token_ids) == ("error", [])
+    assert answer.error_code == "engine_error"
     assert answer.error.startswith("the model's scores are not numbers after 0 tokens")
 
 

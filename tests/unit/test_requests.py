@@ -93,6 +93,7 @@ def test_a_wrong_conversation_is_an_error_of_its_own(engine, name):
     for before, bad, after in both(engine, [MIXED[0], wrong, MIXED[0]]):
         assert before.token_ids == after.token_ids == alone
         assert (bad.finish_reason, bad.text, bad.token_ids) == ("error", "", [])
+        assert bad.error_code == "invalid_request"
         assert re.search(message, bad.error)
         assert "\n" not in bad.error
     assert engine.blocks.free == engine.blocks.num_blocks
@@ -103,6 +104,7 @@ def test_a_prompt_beyond_the_context_is_refused_with_numbers(model):
     small = engine_of(model, max_model_len=tokens)
     fits, refused = small.generate(MIXED[:2], SamplingParams(max_tokens=3))
     assert (refused.index, refused.finish_reason, refused.token_ids) == (1, "error", [])
+    assert (refused.error_code, fits.error_code) == ("context_length_exceeded", None)
     assert re.match(rf"conversation 1 has {tokens} prompt tokens.*{tokens} ", refused.error)
     assert (
         fits.token_ids
@@ -192,6 +194,7 @@ def test_a_stop_token_of_another_vocabulary_is_an_error_of_its_own(engine, stop,
         [answer] = engine.generate([talk], odd)
         if fails and not -size <= token < size:
             assert (answer.finish_reason, answer.token_ids) == ("error", [])
+            assert answer.error_code == "invalid_request"
             assert answer.error == (
                 f"stop_token_ids has {token}: expected tokens of the model, 0 to {size - 1}"
             )
@@ -231,6 +234,7 @@ def test_whatever_breaks_for_one_request_ends_it_alone(model, monkeypatch, place
     first, failed, last = engine.generate([good, bad, good], params)
     assert first.token_ids == last.token_ids == alone
     assert (failed.finish_reason, failed.error) == ("error", r"KeyError: 'of this\nrequest'")
+    assert failed.error_code == "engine_error"
     assert engine.blocks.free == engine.blocks.num_blocks
 
     async def run() -> list[Completion]:
@@ -265,6 +269,7 @@ def test_memory_that_runs_out_in_a_step_is_told_with_the_remedy(engine, monkeypa
     good, bad = engine.generate([MIXED[0], MIXED[1]], SHORT)
     assert good.token_ids == alone
     assert bad.finish_reason == "error"
+    assert bad.error_code == "out_of_memory"
     assert bad.error.startswith("out of memory: send fewer or smaller pictures")
     assert "\n" not in bad.error
 

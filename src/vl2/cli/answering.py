@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 from vl2.cli.terminal import show, show_remarks, streaming
 from vl2.failure import WorkError
-from vl2.out_of_memory import is_out_of_memory
 from vl2.processing.grounding_request import grounding_parts
 
 if TYPE_CHECKING:
@@ -83,10 +82,9 @@ def answer_one(
     """
     [answer] = engine.generate([inputs], params, on_token=on_token)
     if answer.error is not None:
-        if is_out_of_memory(answer.error):
+        if answer.error_code == "out_of_memory":
             raise MemoryError(answer.error)
-        # What is refused has no tokens: it was never counted.
-        raise (WorkError if answer.usage.prompt_tokens else ValueError)(answer.error)
+        raise (WorkError if answer.error_code == "engine_error" else ValueError)(answer.error)
     return answer
 
 

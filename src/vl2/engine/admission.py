@@ -13,8 +13,16 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from vl2.engine.adapters import Adapter
-from vl2.engine.config import Completion, EngineConfig, FinishReason, SamplingParams, Usage
-from vl2.engine.grammar import GrammarCompiler
+from vl2.engine.config import (
+    Completion,
+    EngineConfig,
+    ErrorCode,
+    FinishReason,
+    Refusal,
+    SamplingParams,
+    Usage,
+)
+from vl2.engine.grammar import GrammarCompiler, Matcher
 from vl2.engine.pictures import pictures_of
 from vl2.engine.sampling_state import SamplingState
 from vl2.engine.sequence import Prompt, Sequence
@@ -75,13 +83,13 @@ class Admission:
         stop_ids = self._stop_ids(params)
         room = self.context - len(prompt.token_ids)
         if room < 1:
-            raise ValueError(
+            raise Refusal(
+                "context_length_exceeded",
                 f"conversation {index} has {len(prompt.token_ids)} prompt tokens, "
                 f"{len(prompt.places)} of them for pictures: the context of {self.context} leaves "
                 "no room for an answer; send less text or fewer or smaller pictures, or set "
-                "EngineConfig.max_model_len"
+                "EngineConfig.max_model_len",
             )
-        form = params.structured_outputs
         if params.trace:
             self.trace.check()
         return [
@@ -98,7 +106,7 @@ class Admission:
                     prompt.inputs.input_ids,
                     self.counted,
                     stop_ids,
-                    self.grammar.compile(form) if form else None,
+                    self._form(params),
                     seed_offset=answer,
                 ),
                 deadline=deadline,
@@ -107,6 +115,14 @@ class Admission:
             )
             for answer in range(params.n)
         ]
+
+    def _form(self, params: SamplingParams) -> Matcher | None:
+        """The form that the answer must have, compiled."""
+        form = params.structured_outputs
+        try:
+            return self.grammar.compile(form) if form else None
+        except ValueError as error:
+            raise Refusal("invalid_form", str(error)) from None
 
     def _stop_ids(self, params: SamplingParams) -> frozenset[int]:
         """The tokens that end the answer; a negative id, as files write for "none", is none."""
@@ -228,18 +244,23 @@ def checked_params(params: object) -> SamplingParams:
     return params
 
 
-def reason_of(error: Exception) -> str:
-    """What went wrong, and for memory that ran out what to do."""
-    told = f"{type(error).__name__}: {error}"
+def reason_of(error: Exception) -> tuple[ErrorCode, str]:
+    """What went wrong, in one line, and for memory that ran out what to do."""
+    if isinstance(error, Refusal):
+        return error.code, " ".join(str(error).split())
+    told = " ".join(f"{type(error).__name__}: {error}".split())
     if not is_out_of_memory(error):
-        return told
+        return "engine_error", told
     return (
+        "out_of_memory",
         "out of memory: send fewer or smaller pictures or less text, or give a smaller "
-        f"EngineConfig.max_num_batched_tokens, max_num_seqs or num_blocks ({told[:200]})"
+        f"EngineConfig.max_num_batched_tokens, max_num_seqs or num_blocks ({told[:200]})",
     )
 
 
-def unbegun(index: int, reason: FinishReason, error: str | None = None) -> Completion:
+def unbegun(
+    index: int, reason: FinishReason, code: ErrorCode | None = None, error: str | None = None
+) -> Completion:
     """The answer to a conversation that never ran."""
     return Completion(
         index=index,
@@ -250,6 +271,7 @@ def unbegun(index: int, reason: FinishReason, error: str | None = None) -> Compl
         usage=Usage(prompt_tokens=0, image_tokens=0, completion_tokens=0),
         logprobs=[],
         error=error,
+        error_code=code,
     )
 
 

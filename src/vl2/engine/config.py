@@ -21,6 +21,19 @@ MAX_LOGPROBS = 20
 
 FinishReason = Literal["stop", "length", "abort", "queue_timeout", "timeout", "error"]
 
+ErrorCode = Literal[
+    "invalid_request", "context_length_exceeded", "invalid_form", "out_of_memory", "engine_error"
+]
+"""What kind of thing `Completion.error` tells: the first three are the request's fault."""
+
+
+class Refusal(ValueError):
+    """A request that cannot be answered as it is; `code` says why, for programs."""
+
+    def __init__(self, code: ErrorCode, message: str) -> None:
+        super().__init__(message)
+        self.code: ErrorCode = code
+
 
 @no_type_check  # it checks its own values at run time, with messages for people
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -284,6 +297,9 @@ class Completion:
         top_logprobs: for each chosen token the likeliest tokens in its place, the likeliest first;
             None if `SamplingParams.logprobs` is None.
         error: what failed, in one line; None unless `finish_reason` is "error".
+        error_code: what kind of failure it is: "invalid_request", "context_length_exceeded" and
+            "invalid_form" (of `structured_outputs`) are the request's fault, "out_of_memory" and
+            "engine_error" are not.
         guard_fired: tokens in whose place the repetition guard forbade the likeliest one.
         trace: experts and attention, if `SamplingParams.trace` asked for them and the answer ended.
     """
@@ -297,6 +313,7 @@ class Completion:
     logprobs: list[float]
     top_logprobs: list[tuple[TokenLogprob, ...]] | None = None
     error: str | None = None
+    error_code: ErrorCode | None = None
     guard_fired: int = 0
     trace: Trace | None = None
 

@@ -28,7 +28,7 @@ from vl2.engine.admission import (
 )
 from vl2.engine.block_manager import BlockManager
 from vl2.engine.compiling import compile_parts
-from vl2.engine.config import Completion, EngineConfig, FinishReason, SamplingParams
+from vl2.engine.config import Completion, EngineConfig, FinishReason, Refusal, SamplingParams
 from vl2.engine.model_runner import Known, ModelRunner, split_known
 from vl2.engine.pictures import VisionEncoder
 from vl2.engine.pool_size import pool_size
@@ -231,12 +231,15 @@ class Engine:
                 sequence.name_blocks(self.blocks.block_size)
             return sequences
         except ValueError as error:
-            reason = str(error)
+            refusal = (
+                error if isinstance(error, Refusal) else Refusal("invalid_request", str(error))
+            )
+            code, reason = reason_of(refusal)
         except Exception as error:  # whatever is wrong with a request ends it alone
             log.warning("conversation %d cannot be read", index, exc_info=True)
-            reason = reason_of(error)
+            code, reason = reason_of(error)
         log.info("conversation %d is refused: %s", index, reason)
-        return unbegun(index, "error", " ".join(reason.split()))
+        return unbegun(index, "error", code, reason)
 
     def submit(self, sequences: abc.Iterable[Sequence]) -> None:
         """Queue what `prepare` made; `step` works on it from now on."""
@@ -368,10 +371,9 @@ class Engine:
         if sequence.computed == sequence.cached_tokens:
             self._stats.cached_tokens += sequence.cached_tokens
 
-    def _fail(self, sequence: Sequence, error: Exception | str, delta: str = "") -> Progress:
+    def _fail(self, sequence: Sequence, error: Exception, delta: str = "") -> Progress:
         """End a sequence with its own error; nobody finds the rows that it computed."""
-        text = error if isinstance(error, str) else reason_of(error)
-        sequence.error = " ".join(text.split())
+        sequence.error_code, sequence.error = reason_of(error)
         log.info("request %s failed: %s", sequence.request_id, sequence.error)
         completion = self._drop(sequence, "error")
         return Progress(sequence=sequence, delta=delta, completion=completion)
@@ -389,8 +391,9 @@ class Engine:
         return [*self._scheduler.running, *self._scheduler.waiting]
 
 
-def _no_numbers(sequence: Sequence) -> str:
-    return sequence.dead_end or (
+def _no_numbers(sequence: Sequence) -> Refusal:
+    return sequence.dead_end or Refusal(
+        "engine_error",
         f"the model's scores are not numbers after {len(sequence.token_ids)} tokens; the weights "
-        "are damaged, or too large for float16: load them as bfloat16 or float32"
+        "are damaged, or too large for float16: load them as bfloat16 or float32",
     )

@@ -86,7 +86,8 @@ class Matcher:
 
     def _check(self) -> None:
         if self._matcher.is_error():
-            self.error = f"structured output: {_one_line(self._matcher.get_error())}"
+            told = _one_line(self._matcher.get_error())
+            self.error = f"structured output: {told}; ask for a simpler form"
 
 
 class GrammarCompiler:

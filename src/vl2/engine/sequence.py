@@ -13,7 +13,15 @@ from torch import Tensor
 from vl2.engine.adapters import Adapter
 from vl2.engine.block_manager import Name, block_name
 from vl2.engine.confidence import scored_boxes
-from vl2.engine.config import Completion, FinishReason, SamplingParams, TokenLogprob, Usage
+from vl2.engine.config import (
+    Completion,
+    ErrorCode,
+    FinishReason,
+    Refusal,
+    SamplingParams,
+    TokenLogprob,
+    Usage,
+)
 from vl2.engine.pictures import Picture
 from vl2.engine.prompt_lookup import PromptLookup
 from vl2.engine.sampler import Choice
@@ -88,6 +96,7 @@ class Sequence:
     guard_fired: int = 0
     finish_reason: FinishReason | None = None
     error: str | None = None
+    error_code: ErrorCode | None = None
     blocks: list[int] = field(default_factory=list)
     names: list[Name] = field(default_factory=list)
     computed: int = 0
@@ -159,14 +168,17 @@ class Sequence:
         return delta
 
     @property
-    def dead_end(self) -> str | None:
+    def dead_end(self) -> Refusal | None:
         """Why no token may come next; None if one may."""
-        allowed = None if self.sampling.error else self.sampling.allowed(len(self.token_ids))
+        if error := self.sampling.error:
+            return Refusal("invalid_form", error)
+        allowed = self.sampling.allowed(len(self.token_ids))
         if allowed is None or bool(allowed.any()):
-            return self.sampling.error
-        return (
+            return None
+        return Refusal(
+            "invalid_request",
             f"min_tokens is {self.params.min_tokens}, but after {len(self.token_ids)} tokens every "
-            "token that may come ends the answer: give fewer min_tokens or fewer stop_token_ids"
+            "token that may come ends the answer: give fewer min_tokens or fewer stop_token_ids",
         )
 
     def boxes(self) -> list[Box]:
@@ -193,6 +205,7 @@ class Sequence:
             logprobs=self.logprobs,
             top_logprobs=None if self.params.logprobs is None else self.tops,
             error=self.error,
+            error_code=self.error_code,
             guard_fired=self.guard_fired,
             trace=self._trace() if ended else None,
         )

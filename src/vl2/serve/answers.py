@@ -87,7 +87,7 @@ class Reply:
         end = news.get("end")
         boxes = news.get("boxes", [])
         if end is not None:
-            _check(end)
+            _check(end, "messages" if self.kind == "chat.completion" else "prompt")
             text += answer.plain.finish()
             boxes = end["boxes"][len(answer.boxes) :]
             answer.end = end
@@ -212,17 +212,15 @@ def _ending(end: Message) -> Json:
     return told
 
 
-def _check(end: Message) -> None:
-    """Raise what became of an answer that has no end of its own."""
-    match end["finish_reason"]:
-        case "error" if end["error"].startswith("structured output"):
-            told = f"{end['error']}: ask for a simpler form"
-            raise refused("response_format", told, "invalid_schema")
-        case "error" if end["begun"]:
+def _check(end: Message, param: str) -> None:
+    """Raise what became of an answer that has no end of its own; `param` held the question."""
+    match end["error_code"] or end["finish_reason"]:
+        case "invalid_form":
+            raise refused("response_format", end["error"], "invalid_schema")
+        case "context_length_exceeded" | "invalid_request" as code:
+            raise refused(param, end["error"], code)
+        case "out_of_memory" | "engine_error":
             raise engine_error()
-        case "error":
-            code = "context_length_exceeded" if "context of" in end["error"] else "invalid_request"
-            raise refused("messages", end["error"], code)
         case "queue_timeout":
             raise ApiError(
                 503,

@@ -152,7 +152,7 @@ class EngineProcess:
             self._tell({"id": number, "refused": " ".join(str(error).split())})
         except Exception as error:  # whatever is wrong with a request ends it alone
             log.warning("request %d failed", number, exc_info=True)
-            self._tell({"id": number, "failed": reason_of(error)})
+            self._tell({"id": number, "failed": reason_of(error)[1]})
 
     async def _ask(self, message: Message, views: list[Views]) -> None:
         """Answer a request."""
@@ -286,7 +286,7 @@ def end_of(completion: Completion) -> Message:
     return {
         "finish_reason": completion.finish_reason,
         "error": completion.error,
-        "begun": completion.usage.prompt_tokens > 0,
+        "error_code": completion.error_code,
         "guard_fired": completion.guard_fired,
         "boxes": [asdict(box) for box in completion.boxes],
         "usage": asdict(completion.usage),

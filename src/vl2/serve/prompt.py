@@ -101,27 +101,28 @@ def params_of(
         if request.top_logprobs is not None and not request.logprobs:
             raise refused("top_logprobs", "top_logprobs is given without logprobs: set it to true")
         logprobs = (request.top_logprobs or 0) if request.logprobs else None
-    try:
-        return SamplingParams(
-            max_tokens=_max_tokens(request),
-            min_tokens=request.min_tokens,
-            temperature=request.temperature or 0.0,
-            top_p=1.0 if request.top_p is None else request.top_p,
-            top_k=request.top_k,
-            min_p=request.min_p,
-            repetition_penalty=request.repetition_penalty,
-            presence_penalty=request.presence_penalty or 0.0,
-            frequency_penalty=request.frequency_penalty or 0.0,
-            repetition_guard=RepetitionGuard() if request.repetition_guard else None,
-            stop=request.stop or (),
-            seed=request.seed,
-            n=n,
-            logprobs=logprobs,
-            structured_outputs=form,
-            trace=trace,
-        )
-    except ValueError as error:
-        raise refused(str(error).split(" ", 1)[0], str(error)) from None
+    most = _max_tokens(request)
+    if request.min_tokens > most:
+        told = f"min_tokens is {request.min_tokens}: expected at most max_tokens, {most}"
+        raise refused("min_tokens", told)
+    return SamplingParams(
+        max_tokens=most,
+        min_tokens=request.min_tokens,
+        temperature=request.temperature or 0.0,
+        top_p=1.0 if request.top_p is None else request.top_p,
+        top_k=request.top_k,
+        min_p=request.min_p,
+        repetition_penalty=request.repetition_penalty,
+        presence_penalty=request.presence_penalty or 0.0,
+        frequency_penalty=request.frequency_penalty or 0.0,
+        repetition_guard=RepetitionGuard() if request.repetition_guard else None,
+        stop=request.stop or (),
+        seed=request.seed,
+        n=n,
+        logprobs=logprobs,
+        structured_outputs=form,
+        trace=trace,
+    )
 
 
 def source_of(url: str, param: str, limits: Limits, pdf: schema.FileData | None = None) -> Source:

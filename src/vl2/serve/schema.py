@@ -171,8 +171,8 @@ class Sampling(Strict):
     frequency_penalty: Number | None = Field(default=None, ge=-2, le=2)
     repetition_penalty: Number = Field(default=1, ge=0.01, le=100)
     repetition_guard: StrictBool = True
-    max_tokens: StrictInt | None = Field(default=None, ge=1)
-    min_tokens: StrictInt = Field(default=0, ge=0)
+    max_tokens: StrictInt | None = Field(default=None, ge=1, lt=2**63)
+    min_tokens: StrictInt = Field(default=0, ge=0, lt=2**63)
     stop: Stop | Annotated[list[Stop], Field(max_length=MAX_STOPS)] | None = None
     timeout: Number | None = Field(default=None, gt=0)
     logit_bias: dict[str, Any] | None = Field(default=None, description="Not supported.")
@@ -183,7 +183,7 @@ class ChatRequest(Sampling):
     """`POST /v1/chat/completions`."""
 
     messages: Annotated[list[Message], Field(min_length=1, max_length=256)]
-    max_completion_tokens: StrictInt | None = Field(default=None, ge=1)
+    max_completion_tokens: StrictInt | None = Field(default=None, ge=1, lt=2**63)
     logprobs: StrictBool | None = False
     top_logprobs: StrictInt | None = Field(default=None, ge=0, le=20)
     response_format: Format | None = None

@@ -285,6 +285,16 @@ def test_languages_and_themes_are_chosen_and_kept(page: Page):
     assert page.get_attribute("html", "data-theme") == "dark"
 
 
+def test_colours_are_the_system_s_unless_one_is_chosen(page: Page):
+    light, dark = "rgb(245, 243, 238)", "rgb(19, 21, 24)"
+    body = page.locator("body")
+    for system, wanted in (("light", (light, light, dark)), ("dark", (dark, light, dark))):
+        page.emulate_media(color_scheme=system)
+        for colour in wanted:  # as the system, light, dark
+            expect(body).to_have_css("background-color", colour)
+            page.click("#theme")
+
+
 def test_both_languages_have_all_texts(page: Page):
     script = """
         async () => {

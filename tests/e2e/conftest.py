@@ -2,39 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
 from PIL import Image
+from tests.e2e.small_model import save_small_model
 
 import vl2
-from vl2.checkpoint.hf import save_model
 from vl2.cli import main
 from vl2.cli.loading import load_engine
-from vl2.config import VL2Config
-from vl2.model.vl2 import VL2Model
-from vl2.processing.processor import Processor
-from vl2.processing.settings import ProcessorConfig
-from vl2.processing.tokenizer import Tokenizer
-
-TOKENIZER = Path(__file__).parents[1] / "golden" / "processor" / "tokenizer"
 
 
 @pytest.fixture(scope="session")
 def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("model")
-    tokenizer, nano = Tokenizer.from_pretrained(TOKENIZER), VL2Config.nano()
-    language = replace(nano.language_config, vocab_size=tokenizer.vocab_size, num_hidden_layers=2)
-    vision = replace(nano.vision_config, layers=1)
-    config = replace(nano, language_config=language, vision_config=vision, torch_dtype="float32")
-    model = VL2Model(config)
-    model.init_weights(torch.Generator().manual_seed(0))
-    save_model(model, folder)
-    settings = ProcessorConfig.for_model(config)
-    size = vision.image_size
-    Processor(tokenizer, settings, image_size=size).save_pretrained(folder)
+    save_small_model(folder)
     return folder
 
 

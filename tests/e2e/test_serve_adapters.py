@@ -8,13 +8,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-import torch
 from PIL import Image
 from tests.e2e.serving import Server, asks, image_part, serving
+from tests.e2e.small_model import save_adapter
 
 import vl2
-from vl2.checkpoint.lora_files import save_lora
-from vl2.train.lora import LoraConfig, apply_lora
 
 RAMP = Image.linear_gradient("L").resize((200, 100)).convert("RGB")
 TALK = asks(image_part(RAMP), "What is it?")
@@ -25,16 +23,9 @@ NAMES = ("test", "test:one", "test:two")
 def adapters(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     found = {}
     for seed, name in enumerate(("one", "two")):
-        model = vl2.load_model(model_folder)
         targets = ("attention", "experts") if seed else ("attention", "projector", "vision")
-        generator = torch.Generator().manual_seed(seed)
-        apply_lora(model, LoraConfig(targets=targets), generator)
-        with torch.no_grad():
-            for path, parameter in model.named_parameters():
-                if path.endswith("lora_B"):
-                    parameter.normal_(0, 0.3, generator=generator)
         found[name] = tmp_path_factory.mktemp("adapter") / name
-        save_lora(model, found[name], base_model="test")
+        save_adapter(model_folder, found[name], seed=seed, targets=targets)
     return found
 
 

@@ -6,7 +6,7 @@ import { light, tones, unlight } from "./light.js";
 import { render } from "./markdown.js";
 import { phrases, unsure } from "./marks.js";
 import { peek, unpeek } from "./peek.js";
-import { look } from "./state.js";
+import { look, state } from "./state.js";
 import { goTo } from "./viewer.js";
 
 /** The element for text in stretches: boxes, words of low confidence, or both. */
@@ -66,6 +66,7 @@ export function figures({ answer }) {
   const found = [];
   const seconds = (ms) => number(Math.round(ms / 10) / 100);
   const { usage } = answer;
+  if (state.models.length > 1 && answer.model) found.push(answer.model);
   if (usage) found.push(t("outTokens", { n: number(usage.completion_tokens) }));
   if (answer.total !== null) found.push(t("inSeconds", { s: seconds(answer.total) }));
   if (answer.first !== null) found.push(t("firstWord", { s: seconds(answer.first) }));

@@ -68,9 +68,9 @@ export async function call(path, body = null, signal = null) {
   }
 }
 
-/** The model that is served. */
-export async function model() {
-  return (await (await call("/v1/models")).json()).data[0];
+/** The models that are served: the base, then its adapters. */
+export async function models() {
+  return (await (await call("/v1/models")).json()).data;
 }
 
 /** Whether a question would be answered now. */

@@ -2,6 +2,7 @@
 
 import * as api from "./api.js";
 import { t } from "./i18n.js";
+import { load } from "./models.js";
 import { changed, id, keep, look, state } from "./state.js";
 
 const MOST_TOKENS = 1024;
@@ -92,14 +93,11 @@ async function answer(turn, messages) {
   const { answer } = turn;
   const began = performance.now();
   running = new AbortController();
-  const body = { model: state.model?.id ?? "", messages, max_tokens: MOST_TOKENS, logprobs: true, top_logprobs: 3 };
+  const body = { messages, max_tokens: MOST_TOKENS, logprobs: true, top_logprobs: 3 };
   if (state.tiling) body.tiling = state.tiling;
   try {
-    if (!state.model) {
-      state.model = await api.model();
-      body.model = state.model.id;
-      changed("model");
-    }
+    if (!state.model) await load();
+    answer.model = body.model = state.model.id;
     await api.chat(body, running.signal, (event) => take(turn, event, began));
     answer.state = "done";
   } catch (error) {

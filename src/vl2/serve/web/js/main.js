@@ -6,6 +6,7 @@ import { $, h, notify } from "./dom.js";
 import * as examples from "./examples.js";
 import { save } from "./export.js";
 import { shown, switchLanguage, t, translate } from "./i18n.js";
+import * as models from "./models.js";
 import * as pictures from "./pictures.js";
 import * as region from "./region.js";
 import { busy, changed, clear, keep, look, on, removePicture, restore, state, written } from "./state.js";
@@ -37,16 +38,6 @@ function drawStrip() {
   }));
 }
 
-async function drawModel() {
-  const ready = await api.ready();
-  const place = $("#model");
-  place.classList.toggle("ready", ready);
-  const told = t(ready ? "ready" : "notReady");
-  place.querySelector(".name").textContent = state.model?.id ?? told;
-  place.title = told;
-  place.setAttribute("aria-label", `${state.model?.id ?? ""} ${told}`);
-}
-
 function drawTheme() {
   const theme = document.documentElement.dataset.theme ?? "auto";
   const told = t("theme", { theme: t(theme) });
@@ -66,9 +57,8 @@ function nextTheme() {
 }
 
 function listen() {
-  for (const part of [viewer, tiles, turns, region, pictures, composer]) part.listen();
+  for (const part of [models, viewer, tiles, turns, region, pictures, composer]) part.listen();
   on("pictures look turns language", drawStrip);
-  on("model language", drawModel);
   on("language", drawTheme);
   on("pictures", () => keep());
   on("large", () => notify(t("tooLarge")));
@@ -100,13 +90,12 @@ async function start() {
   changed("turns");
   examples.listen();
   try {
-    state.model = await api.model();
+    await models.load();
   } catch (failure) {
     if (!(failure instanceof api.Failure)) throw failure;
     notify(failure.message, "error");
+    changed("model");
   }
-  changed("model");
-  setInterval(() => document.hidden || drawModel(), 15000);
 }
 
 start();

@@ -4,7 +4,7 @@
 //   origin of a part: {picture, x, y}; layout is what /v1/layout said.
 // turn: {id, question, mode, pictures (new ones, ids), asked (ids of all pictures of the request,
 //   in its order), about (the pictures of a question that was sent without history), answer}
-// answer: {text, boxes, tokens, usage, finish, guard, state, error, first, total}
+// answer: {model, text, boxes, tokens, usage, finish, guard, state, error, first, total}
 //   state: "streaming", "done", "stopped" or "error"; times in milliseconds.
 
 const PLACE = "vl2.conversation";
@@ -18,7 +18,8 @@ export const state = {
   pending: [], // ids of pictures that the next question brings
   picture: null, // id of the one that is looked at
   turn: null, // id of the turn whose boxes are drawn
-  model: null, // what /v1/models told
+  models: [], // what /v1/models told
+  model: null, // the one of them that answers
   tiling: null, // rule that the next question asks for; null is the model's own
   history: null, // whether questions go with what was said before; null is the model's habit
   grid: null, // rule whose tiles are drawn
@@ -44,7 +45,7 @@ export const turnOf = (turn) => state.turns.find((one) => one.id === turn) ?? nu
 export const busy = () => state.turns.some((turn) => turn.answer.state === "streaming");
 
 /** Whether questions go with what was said before. The embedded model has learnt single ones. */
-export const remembers = () => state.history ?? state.model?.id !== "nano";
+export const remembers = () => state.history ?? (state.model?.parent ?? state.model?.id) !== "nano";
 
 /** Look at a picture, and at the boxes of a turn. */
 export function look(picture, turn = state.turn) {

@@ -6,7 +6,7 @@ import os
 import sys
 from pathlib import Path
 
-from vl2.serve.wire import inherited_link
+from vl2.serve.wire import Link, Message, inherited_link
 
 READY = {
     "context": 64,
@@ -32,18 +32,34 @@ def main() -> None:
         message, descriptors = link.receive()
         for descriptor in descriptors:
             os.close(descriptor)
-        match message.get("prompt"):
-            case "die":
-                os._exit(3)
-            case "die once" if life == 0:
-                os._exit(3)
-            case "begin":
-                told = {"id": message["id"], "answer": 0, "delta": "a"}
-                link.send({"kind": "news", "news": [told]})
-                os._exit(3)
-            case "be silent" | None:
-                continue
-        link.send({"kind": "news", "news": [{"id": message["id"], "tokens": [life]}]})
+        obey(link, message, life)
+
+
+def obey(link: Link, message: Message, life: int) -> None:
+    """What a prompt says, or an answer."""
+    number = message["id"]
+    match message.get("prompt"):
+        case "die":
+            os._exit(3)
+        case "die once" if life == 0:
+            os._exit(3)
+        case "begin":
+            tell(link, {"id": number, "answer": 0, "delta": "a"})
+        case "speak nonsense":
+            tell(link, {"tokens": []})
+        case "speak nonsense once" if life == 0:
+            tell(link, {"tokens": []})
+        case "send no message":
+            link._frames.send_bytes(b"[1, 2")
+        case "be silent" | None:
+            pass
+        case _:
+            tell(link, {"id": number, "tokens": [life]})
+
+
+def tell(link: Link, news: Message) -> None:
+    """Send news."""
+    link.send({"kind": "news", "news": [news]})
 
 
 if __name__ == "__main__":

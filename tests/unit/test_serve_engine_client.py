@@ -15,6 +15,7 @@ from vl2.processing.processor import Processor
 from vl2.serve import engine_client
 from vl2.serve.engine_client import EngineClient, EngineFailed
 from vl2.serve.errors import ApiError
+from vl2.serve.wire import start_process
 
 
 def client(folder: Path, failing: tuple[int, ...] = ()) -> EngineClient:
@@ -23,9 +24,9 @@ def client(folder: Path, failing: tuple[int, ...] = ()) -> EngineClient:
     return EngineClient(start, module="tests.unit.broken_engine")
 
 
-async def ask(engine: EngineClient, prompt: str, timeout: float = 60) -> Any:
+async def ask(engine: EngineClient, prompt: str, timeout: float = 60, **more: Any) -> Any:
     """The last news of a request, or the code of its error."""
-    message = {"kind": "tokenize", "prompt": prompt, "timeout": timeout}
+    message = {"kind": "tokenize", "prompt": prompt, "timeout": timeout, **more}
     found = None
     try:
         async with aclosing(engine.request(message, None)) as news:
@@ -50,6 +51,59 @@ def test_what_was_not_begun_is_sent_again_once(tmp_path: Path):
         return found
 
     assert run(work()) == [[1], [1], "engine_error"]
+
+
+@pytest.mark.parametrize("nonsense", ["speak nonsense", "send no message"])
+def test_an_engine_that_makes_no_sense_is_replaced_and_every_request_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nonsense: str
+):
+    """Nobody waits for what an exception in the server swallowed."""
+    monkeypatch.setattr(engine_client, "FIRST_DELAY", 0.01)
+
+    async def work() -> list[Any]:
+        engine = client(tmp_path)
+        await engine.start()
+        begun = asyncio.create_task(ask(engine, "begin", kind="ask", params={"n": 1}))
+        while not any(job.heard for job in engine._jobs.values()):
+            await asyncio.sleep(0.01)
+        found = [await ask(engine, nonsense), await begun, engine.restarts]
+        while engine.ready(60) is not None:
+            await asyncio.sleep(0.01)
+        found.append(await ask(engine, "hello"))
+        await engine.stop()
+        return found
+
+    assert run(work()) == ["engine_error", "engine_restarted", 2, [2]]
+
+
+def test_what_an_engine_that_makes_no_sense_had_not_begun_is_sent_again(tmp_path: Path):
+    async def work() -> Any:
+        engine = client(tmp_path)
+        await engine.start()
+        found = await ask(engine, "speak nonsense once")
+        await engine.stop()
+        return found
+
+    assert run(work()) == [1]
+
+
+def test_the_engine_s_process_ends_with_an_exception_that_nobody_caught():
+    """One that lived on would leave the request without an end; a request that fails is none."""
+    told = {"model": "nano", "dtype": "auto", "device": "cpu", "quantization": None}
+    process, link = start_process("vl2.serve.engine_process", {"JAXTYPING_DISABLE": "1"})
+    try:
+        link.send({"kind": "start", "config": {}, "adapters": {}, **told})
+        assert link.receive(60)[0]["kind"] == "ready"
+        link.send({"kind": "ask", "id": 1})
+        while (heard := link.receive(60)[0])["kind"] != "news":
+            continue
+        assert heard["news"][0]["failed"].startswith("KeyError")
+        link.send({"kind": "ask"})
+        assert process.wait(30) == 1
+    finally:
+        process.kill()
+        process.wait()
+        link.close()
 
 
 def test_a_model_that_cannot_be_loaded_ends_the_start(tmp_path: Path):

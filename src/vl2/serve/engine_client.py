@@ -240,7 +240,7 @@ class EngineClient:
         self._process, link = start_process(self._module, ENVIRONMENT)
         self._outbox = queue.SimpleQueue()
         self._outbox.put((self._start, None))
-        hear = partial(self._hear, failures)
+        hear = partial(self._hear, failures, gone)
         for name, target, arguments in (
             ("news", _read, (link, asyncio.get_running_loop(), hear, gone)),
             ("requests", _write, (link, self._outbox)),
@@ -268,7 +268,17 @@ class EngineClient:
         """Seconds since the engine's thread is known to have come round."""
         return time.monotonic() - self._beat_at + self.beat.get("idle", 0.0)
 
-    def _hear(self, failures: list[str], message: Message) -> None:
+    def _hear(self, failures: list[str], gone: asyncio.Event, message: Message) -> None:
+        """Take a message; a process that sends what makes no sense has crashed, too."""
+        if gone.is_set():  # what it said belongs to requests that are buried, or sent again
+            return
+        try:
+            self._take(failures, message)
+        except Exception:
+            log.exception("the engine's process sent what makes no sense: it is replaced")
+            gone.set()
+
+    def _take(self, failures: list[str], message: Message) -> None:
         match message["kind"]:
             case "news":
                 for news in message["news"]:
@@ -347,12 +357,13 @@ def _read(
     hear: Callable[[Message], None],
     gone: asyncio.Event,
 ) -> None:
-    """Hand messages to the loop until the process has gone."""
+    """Hand messages to the loop until the process has gone, or sends what is no message."""
     with suppress(RuntimeError):  # the loop is closed
         try:
             while True:
                 loop.call_soon_threadsafe(hear, link.receive()[0])
-        except (EOFError, OSError):
+        except (EOFError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            log.info("the link to the engine's process ended: %s", type(error).__name__)
             loop.call_soon_threadsafe(gone.set)
 
 

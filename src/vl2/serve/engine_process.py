@@ -110,6 +110,7 @@ class EngineProcess:
     async def serve(self) -> int:
         """Obey until the link or the engine ends; returns the exit code."""
         loop = asyncio.get_running_loop()
+        loop.set_exception_handler(_crash)
         gone = asyncio.Event()
         obey: Callable[[Message, list[Views]], None] = self._obey
         reader = threading.Thread(
@@ -202,6 +203,17 @@ class EngineProcess:
             self._link.send(message)
         except OSError:  # the server has gone; the reader notices, too
             os._exit(0)
+
+
+def _crash(_: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """End with what nobody caught: somebody waits for an answer that it held up.
+
+    The server starts another process and ends, or sends again, what was with this one.
+    """
+    log.error(
+        "the engine's process ends: %s", context["message"], exc_info=context.get("exception")
+    )
+    os._exit(1)
 
 
 def trim_memory() -> None:
@@ -332,6 +344,9 @@ def _read(
             loop.call_soon_threadsafe(obey, message, views)
     except (EOFError, OSError, RuntimeError):  # RuntimeError: the loop is closed
         loop.call_soon_threadsafe(gone.set)
+    except Exception:
+        log.exception("the engine's process ends: the server sent what makes no sense")
+        os._exit(1)
 
 
 if __name__ == "__main__":

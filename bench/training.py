@@ -19,10 +19,11 @@ is of the fastest bfloat16 product of the tower's shapes in the same run. The ar
 
     float32     as the weights are kept
     autocast    bfloat16 products, every weight cast anew; of the whole step alone
-    portable    the bfloat16 twin without C, scores of the tower's attention multiplied out
+    portable    a bfloat16 twin without C, scores of the tower's attention multiplied out
     compiled    the same with compiled blocks; of the tower alone
-    fused       the twin with C, attention of the decoder by PyTorch; of the whole step alone
-    native      the twin with C, as it trains
+    fused       a twin with C, attention of the decoder by PyTorch; of the whole step alone
+    native      a twin with C, one batch in all threads
+    twins       micro batches side by side on twins, as it trains
 
 With CUDA it also prints the model FLOP utilisation of a step of Tiny's exact shapes, in bfloat16.
 """
@@ -219,11 +220,18 @@ def embedded_model() -> VL2Model:
     return model.train()
 
 
-def tower_arms() -> tuple[Arms, TrainBatch]:
-    """The ways to train the tower, on noise with places anywhere."""
+def noise_tiles(count: int) -> TrainBatch:
+    """Tiles of noise with places anywhere, 128 to a tile."""
     side = embedded().vision_config.image_size
-    places = torch.stack([torch.randint(high, (2048,)) for high in (16, side, side, 95)], dim=1)
-    tensors = {"tiles": torch.randn(16, 3, side, side), "places": places}
+    highs = (count, side, side, 95)
+    places = torch.stack([torch.randint(high, (128 * count,)) for high in highs], dim=1)
+    tensors = {"tiles": torch.randn(count, 3, side, side), "places": places}
+    return TrainBatch(tensors=tensors, images=count, tiles=count)
+
+
+def tower_arms() -> tuple[Arms, list[TrainBatch]]:
+    """The ways to train the tower."""
+    whole, cut = [noise_tiles(16)], [noise_tiles(8) for _ in range(2)]
     reader = PlaceReader(embedded_model())
     task, quick = SeeTask(reader), SeeTask(reader)
     for block in quick.twin.module.vision.blocks:
@@ -239,11 +247,12 @@ def tower_arms() -> tuple[Arms, TrainBatch]:
         "portable": without_native(task.accumulate),
         "compiled": without_native(quick.accumulate),
         "native": task.accumulate,
+        "twins": lambda _: task.accumulate(cut),
     }
-    return arms, TrainBatch(tensors=tensors, images=16, tiles=16)
+    return arms, whole
 
 
-def whole_arms() -> tuple[Arms, TrainBatch]:
+def whole_arms() -> tuple[Arms, list[TrainBatch]]:
     """The ways to train the whole model, on pictures of two tiles with eight questions each."""
     config = embedded()
     tokenizer = Processor.from_pretrained("nano").tokenizer
@@ -254,7 +263,8 @@ def whole_arms() -> tuple[Arms, TrainBatch]:
     made = [Made(image=picture, marks=(), asks=asks) for picture in pictures]
     rng = np.random.default_rng(0)
     data = encode(made, processor, rng)
-    [batch, *_] = cut_answers(data, rng, 0, tokens=2**20, tiles=2**20)
+    whole = list(cut_answers(data, rng, 0, tokens=8192, tiles=36))
+    cut = list(cut_answers(data, rng, 0, tokens=4096, tiles=18))
     model = embedded_model()
     balance = BalanceConfig(bias_step=0.001)
     exact, mixed = (LanguageTask(model, balance, autocast=on) for on in (False, True))
@@ -266,8 +276,9 @@ def whole_arms() -> tuple[Arms, TrainBatch]:
         "portable": evenly_routed(without_native(mixed.accumulate)),
         "fused": evenly_routed(with_fused(mixed.accumulate)),
         "native": evenly_routed(mixed.accumulate),
+        "twins": evenly_routed(lambda _: mixed.accumulate(cut)),
     }
-    return arms, batch
+    return arms, whole
 
 
 def evenly_routed(run: Run) -> Run:
@@ -303,9 +314,9 @@ def without_native(run: Run) -> Run:
     return step
 
 
-def timer(run: Run, batch: TrainBatch) -> Timer:
-    """Seconds of one run over the batch."""
-    return lambda _: seconds(lambda: run([batch]))
+def timer(run: Run, batches: Sequence[TrainBatch]) -> Timer:
+    """Seconds of one run over the batches."""
+    return lambda _: seconds(lambda: run(batches))
 
 
 def measure_embedded(repeats: int) -> Iterator[dict[str, object]]:
@@ -313,17 +324,19 @@ def measure_embedded(repeats: int) -> Iterator[dict[str, object]]:
     best = ceiling(16 * embedded().vision_config.patches_per_side ** 2, repeats)
     model = embedded_model()
     for part, prepare in (("tower", tower_arms), ("whole", whole_arms)):
-        arms, batch = prepare()
-        timers = {name: timer(run, batch) for name, run in arms.items()}
+        arms, batches = prepare()
+        timers = {name: timer(run, batches) for name, run in arms.items()}
         median = {name: middle(times) for name, times in take_turns(timers, repeats).items()}
-        parts = flops_by_part(model_work(model, ComputeConfig()), batch_size([batch]))
+        size = batch_size(batches)
+        parts = flops_by_part(model_work(model, ComputeConfig()), size)
         work = parts["vision"] if part == "tower" else sum(parts.values())
+        images, tokens = (sum(getattr(b, of) for b in batches) for of in ("images", "tokens"))
         yield {
             "part": part,
             "gemm_gflops": round(best / 1e9),
             "step_s": {name: round(s, 3) for name, s in median.items()},
-            "pictures_per_s": {name: round(batch.images / s, 1) for name, s in median.items()},
-            "tokens_per_s": {name: round(batch.tokens / s) for name, s in median.items()},
+            "pictures_per_s": {name: round(images / s, 1) for name, s in median.items()},
+            "tokens_per_s": {name: round(tokens / s) for name, s in median.items()},
             "gflops": {name: round(work / s / 1e9) for name, s in median.items()},
             "share": {name: round(work / s / best, 3) for name, s in median.items()},
             "repeats": repeats,

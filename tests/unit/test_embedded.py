@@ -71,24 +71,29 @@ def test_a_batch_names_each_place(shard: dict[str, torch.Tensor]) -> None:
         assert any(rows <= {(x, y, c) for t, x, y, c in named if t == tile} for tile in range(8))
 
 
-def test_going_on_reads_the_same_batches(shard: dict[str, torch.Tensor], tmp_path: Path) -> None:
+@pytest.mark.parametrize("micro", [1, 3])
+def test_going_on_reads_the_same_batches(
+    shard: dict[str, torch.Tensor], tmp_path: Path, micro: int
+) -> None:
     window = Window(folder=tmp_path, block=2, times=2)
     for number in range(6):
         turned = shard["tiles"].roll(number, dims=0)
         write_shard(window.path(number), {"tiles": turned, "places": shard["places"]})
-    make = partial(ShardLoader, window, partial(cut_tiles, tiles=2, places=20), 3)
+    make = partial(ShardLoader, window, partial(cut_tiles, tiles=2, places=20), 3, micro=micro)
     loader = make()
     whole, seen, states = iter(loader), [], []
-    for _ in range(35):  # a shard has 4 batches, a block 16
+    a_shard = 4 // micro  # steps
+    for _ in range(8 * a_shard + 3):  # into the third block
         states.append(loader.state())
-        seen.append(next(whole)[0].tensors)
+        seen.append([batch.tensors for batch in next(whole)])
+    assert all(len(step) == micro for step in seen)
     assert window.drawn() == [2, 3, 4, 5]  # the block before may be needed after a step back
-    for start in (17, 18, 23, 33, 34):
+    for start in range(4 * a_shard + 1, 8 * a_shard + 3):  # in the block before, and in this one
         again = make()
         again.restore(states[start])
-        [batch] = next(iter(again))
-        assert torch.equal(batch.tensors["places"], seen[start]["places"])
-        assert torch.equal(batch.tensors["tiles"], seen[start]["tiles"])
+        for batch, kept in zip(next(iter(again)), seen[start], strict=True):
+            assert torch.equal(batch.tensors["places"], kept["places"])
+            assert torch.equal(batch.tensors["tiles"], kept["tiles"])
 
 
 def test_a_window_reads_each_shard_of_a_block_equally_often() -> None:

@@ -67,7 +67,7 @@ def scores(out: Path) -> list[tuple[str, int]]:
 
 
 def test_a_stage_resumes_and_is_examined_every_so_often(tmp_path: Path) -> None:
-    stage = replace(SEE, draw=few_tiles, cut=CUT_TILES, steps=3, examined=2)
+    stage = replace(SEE, draw=few_tiles, cut=CUT_TILES, micro=2, steps=3, examined=2)
     reader = PlaceReader(untrained())
     examined: list[int] = []
 
@@ -96,7 +96,7 @@ def small_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(run, "RELEASE_STEPS", 2)
     skills = {name: replace(SKILLS[name], most_tokens=2) for name in ("word", "count")}
     monkeypatch.setattr(run, "SKILLS", skills)
-    stage = replace(READ, draw=few_answers, cut=CUT_ANSWERS, steps=2, examined=2)
+    stage = replace(READ, draw=few_answers, cut=CUT_ANSWERS, micro=1, steps=2, examined=2)
     monkeypatch.setattr(run, "READ", stage)
     return tmp_path
 

@@ -2,9 +2,9 @@
 
 Source: Jordan et al., "Muon: An optimizer for hidden layers in neural networks" (2024); the
 scaling that lets it share AdamW's learning rate is from "Muon is scalable for LLM training",
-arXiv 2502.16982. `torch.optim.Muon` iterates in bfloat16, which is slow on many CPUs, and takes
-only plain matrices. This one keeps the gradient's dtype and takes stacked matrices [..., out, in],
-such as experts, as many matrices at once.
+arXiv 2502.16982. `torch.optim.Muon` takes only plain matrices; this one takes stacked matrices
+[..., out, in], such as experts, as many matrices at once. Both iterate in bfloat16, this one only
+where such products are fast: many CPUs have none, and keep the gradient's dtype.
 """
 
 from __future__ import annotations
@@ -27,10 +27,15 @@ def orthogonalised(matrix: Float[Tensor, "*n r c"], steps: int = 5) -> Float[Ten
     tall = matrix.shape[-2] > matrix.shape[-1]
     x = matrix.mT if tall else matrix
     x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
+    x = x.to(torch.bfloat16) if _multiplies_bfloat16(x.device) else x
     for _ in range(steps):
         gram = x @ x.mT
         x = a * x + (b * gram + c * gram @ gram) @ x
-    return x.mT if tall else x
+    return (x.mT if tall else x).to(matrix.dtype)
+
+
+def _multiplies_bfloat16(device: torch.device) -> bool:
+    return torch.cpu._is_amx_tile_supported() if device.type == "cpu" else True
 
 
 class Muon(torch.optim.Optimizer):

@@ -6,17 +6,19 @@ model's warm-ups.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
 
 import torch
+from jaxtyping import Bool
 from torch import Tensor, nn
 
 from vl2.data.collate import TrainBatch
 from vl2.model.vl2 import VL2Model
 from vl2.ops.loss import IGNORE_ID, token_losses
+from vl2.ops.moe import Routing
 from vl2.ops.transfer import send
 from vl2.parallel.fsdp import expect_pictures, reduce_over_replicas
 from vl2.parallel.mesh import ALONE, Ranks
@@ -70,6 +72,16 @@ class StepSums(NamedTuple):
     token_losses: tuple[Tensor, ...]  # by micro batch; only where the output head is
 
 
+class _Done(NamedTuple):
+    """One micro batch: losses of its supervised tokens, and what its experts were chosen for."""
+
+    losses: Tensor
+    penalty: Tensor
+    routing: Sequence[Routing]
+    real: Bool[Tensor, "b t"]  # no padding
+    pictures: Bool[Tensor, "b t"] | None
+
+
 class LanguageTask:
     """Next-token loss of a model, the balance loss, and the balancing of its experts."""
 
@@ -87,8 +99,8 @@ class LanguageTask:
         Args:
             model: of this rank, see `parallelize_vl2`.
             balance: how its experts are kept busy.
-            autocast: bfloat16 products; on a CPU with AMX through a twin of the whole model in
-                bfloat16, which casts no weight twice.
+            autocast: bfloat16 products; on a CPU with AMX through bfloat16 twins of the whole
+                model, see `WorkingCopy`.
             ranks: that share each step.
             pipeline: runs the model if it is a stage.
 
@@ -153,31 +165,43 @@ class LanguageTask:
         self.balancer.reset()
 
     def _run(self, batches: Sequence[TrainBatch], tokens: int, rows: int) -> StepSums:
-        """Forward and backward, one micro batch after the other."""
+        """Forward and backward of all micro batches."""
+
+        def work(model: VL2Model, batch: TrainBatch) -> _Done:
+            done = self._forward(model, batch)
+            share = done.penalty * (self.balance_scale * len(batch.tensors["input_ids"]) / rows)
+            loss = done.losses.sum() / tokens + share
+            if loss.requires_grad:  # text alone teaches a tower nothing
+                loss.backward()
+            return done._replace(losses=done.losses.detach(), penalty=share.detach())
+
         # Losses stay on the device to the step's end: reading one makes the host wait. Their sums
         # over micro batches are float64, so that how a batch is cut does not show.
         sums = torch.zeros(2, dtype=torch.float64, device=self.device)
         all_losses = []
-        for number, batch in enumerate(batches, start=1):
-            reduce_over_replicas(self.model, number == len(batches))
-            losses, penalty = self._forward(batch)
-            share = penalty * (self.balance_scale * len(batch.tensors["input_ids"]) / rows)
-            loss = losses.sum() / tokens + share
-            if loss.requires_grad:  # text alone teaches a tower nothing
-                loss.backward()
-                if self.twin is not None:
-                    self.twin.collect()
-            sums += torch.stack([losses.detach().sum(), share.detach()])
-            all_losses.append(losses.detach())
+        for done in self._each(batches, work):
+            self.balancer.observe(done.routing, done.real, done.pictures)
+            sums += torch.stack([done.losses.sum(), done.penalty])
+            all_losses.append(done.losses)
         loss, balance = sums.tolist()
         return StepSums(loss, balance, tuple(all_losses))
 
-    def _forward(self, batch: TrainBatch) -> tuple[Tensor, Tensor]:
+    def _each(
+        self, batches: Sequence[TrainBatch], work: Callable[[VL2Model, TrainBatch], _Done]
+    ) -> Iterator[_Done]:
+        """Do the work for each micro batch: several at a time on twins, or one after the other."""
+        if self.twin is not None:
+            yield from self.twin.run(batches, work)
+            return
+        for number, batch in enumerate(batches, start=1):
+            reduce_over_replicas(self.model, number == len(batches))
+            yield work(self.model, batch)
+
+    def _forward(self, model: VL2Model, batch: TrainBatch) -> _Done:
         """Losses of the supervised tokens, and the balance loss."""
         host = {name: batch.tensors[name] for name in ON_HOST if name in batch.tensors}
         tensors = {k: v if k in host else send(v, self.device) for k, v in batch.tensors.items()}
         labels = tensors.pop("labels")
-        model = self.model if self.twin is None else self.twin.module
         with self._precision():
             out = model(**tensors, logits="none")
             head = model.language.lm_head.weight
@@ -187,9 +211,8 @@ class LanguageTask:
         real = real if mask is None else mask.bool()
         pictures = host.get("images_seq_mask")
         pictures = pictures if pictures is None else send(pictures, self.device)
-        self.balancer.observe(out.language.routing, real, pictures)
         assert out.balance_loss is not None
-        return losses, out.balance_loss
+        return _Done(losses, out.balance_loss, out.language.routing, real, pictures)
 
     def _precision(self) -> AbstractContextManager:
         kind = self.device.type

@@ -65,7 +65,8 @@ class Stage:
 
     name: str
     draw: Callable[[Path, int], Tensors]
-    cut: Cut
+    cut: Cut  # into micro batches whose activations stay in the cache
+    micro: int  # of them a step
     optim: OptimConfig
     steps: int
     examined: int  # every so many steps
@@ -98,19 +99,21 @@ OPTIM = OptimConfig(
     warmup=200,
     weight_decay=0.05,
 )
-cut_read = partial(cut_answers, tokens=8192, tiles=36)
+cut_read = partial(cut_answers, tokens=4096, tiles=18)
 SEE = Stage(
     name="see",
     draw=draw_see,
-    cut=partial(cut_tiles, tiles=16, places=2048),
+    cut=partial(cut_tiles, tiles=8, places=1024),
+    micro=4,
     optim=OPTIM,
-    steps=20_000,
-    examined=1000,
+    steps=12_000,
+    examined=500,
 )
 READ = Stage(
     name="read",
     draw=draw_read,
     cut=partial(cut_read, learn_questions=True),
+    micro=2,
     optim=replace(OPTIM, vision_scale=0.5),
     steps=200_000,
     examined=2000,
@@ -138,7 +141,9 @@ def train(stage: Stage, task: Task, out: Path, examine: Callable[[], dict[str, A
         with _drawing(stage, out, first) as filled:
             for until in range(extra["step"] + 1, stage.steps + 1):
                 if until % stage.examined == 0 or until == stage.steps:
-                    loader = ShardLoader(stage.window(out), stage.cut, SEED, filled=filled)
+                    loader = ShardLoader(
+                        stage.window(out), stage.cut, SEED, micro=stage.micro, filled=filled
+                    )
                     _train_until(until, stage, task, loader, store, out)
                     _note(out, {"stage": stage.name, "step": until, **examine()})
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from statistics import mean
 
 import torch
 import torch.nn.functional as F
@@ -54,7 +55,7 @@ class SeeTask:
     """Cross entropy over the places.
 
     Args:
-        module: trained; products run on its bfloat16 twin.
+        module: trained; products run on its bfloat16 twins.
     """
 
     def __init__(self, module: PlaceReader) -> None:
@@ -62,21 +63,21 @@ class SeeTask:
         self.twin = WorkingCopy(module)
 
     def accumulate(self, batches: Sequence[TrainBatch]) -> StepReport:
-        """Gradients of one batch, and the share of characters that were named."""
-        [batch] = batches
+        """Gradients of the mean over the micro batches, and the share of characters named right."""
         self.twin.refresh()
-        tiles, places = batch.tensors["tiles"], batch.tensors["places"]
-        logits = self.twin.module(tiles.to(torch.bfloat16), places).float()
-        target = places[:, 3]
-        loss = F.cross_entropy(logits, target)
-        loss.backward()
-        self.twin.collect()
-        hit = (logits.argmax(-1) == target).float()
-        there = target > 0
-        return StepReport(
-            loss=loss.item(),
-            values={"chars": hit[there].mean().item(), "empty": hit[~there].mean().item()},
-        )
+
+        def work(reader: PlaceReader, batch: TrainBatch) -> tuple[float, float, float]:
+            tiles, places = batch.tensors["tiles"], batch.tensors["places"]
+            logits = reader(tiles.to(torch.bfloat16), places).float()
+            target = places[:, 3]
+            loss = F.cross_entropy(logits, target) / len(batches)
+            loss.backward()
+            hit = (logits.argmax(-1) == target).float()
+            there = target > 0
+            return loss.item(), hit[there].mean().item(), hit[~there].mean().item()
+
+        losses, chars, empty = zip(*self.twin.run(batches, work), strict=True)
+        return StepReport(loss=sum(losses), values={"chars": mean(chars), "empty": mean(empty)})
 
     def after_step(self) -> None:
         """Nothing follows."""

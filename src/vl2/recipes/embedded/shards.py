@@ -10,6 +10,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -63,14 +64,20 @@ class Window:
 
 
 class ShardLoader:
-    """Endless steps of one batch each, from a window that is filled at the same time.
+    """Endless steps of micro batches, from a window that is filled at the same time.
 
     The state is the number of shards that were read whole, and of batches of the one that is open:
     going on reads nothing twice.
     """
 
     def __init__(
-        self, window: Window, cut: Cut, seed: int, *, filled: Callable[[], bool] = lambda: True
+        self,
+        window: Window,
+        cut: Cut,
+        seed: int,
+        *,
+        micro: int = 1,
+        filled: Callable[[], bool] = lambda: True,
     ) -> None:
         """Nothing is read yet.
 
@@ -78,9 +85,11 @@ class ShardLoader:
             window: where the shards are, or will be.
             cut: makes batches of a shard.
             seed: of the orders.
+            micro: batches of a step; the rest of a shard that makes no whole step is left out.
             filled: whether somebody still fills the window; asked while a shard is waited for.
         """
         self.window, self.cut, self.seed, self.filled = window, cut, seed, filled
+        self.micro = micro
         self.whole, self.batches = 0, 0
 
     def __iter__(self) -> Iterator[Sequence[TrainBatch]]:
@@ -94,9 +103,10 @@ class ShardLoader:
             number = self.window.shard(self.whole, self.seed)
             data = load_file(self._awaited(number))
             draws = np.random.default_rng((self.seed, self.whole))
-            for batch in self.cut(data, draws, self.batches):
-                self.batches += 1
-                yield [batch]
+            cut = self.cut(data, draws, self.batches)
+            while len(step := list(islice(cut, self.micro))) == self.micro:
+                self.batches += self.micro
+                yield step
             self.whole, self.batches = self.whole + 1, 0
 
     def state(self) -> dict[str, Any]:

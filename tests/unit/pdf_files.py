@@ -50,6 +50,29 @@ def pdf_of(pages: list[PdfPage], *, trailer: bytes = b"") -> bytes:
             f"/Resources << /Font << {fonts} >> >> >>".encode(),
             b"<< /Length %d >>\nstream\n%s\nendstream" % (len(stream), stream),
         ]
+    return _file(objects, trailer)
+
+
+def endless_pdf() -> bytes:
+    """A page of forms that draw the next one 20 times each, 20 deep: nobody lives to see it."""
+    objects = [
+        b"<< /Type /Catalog /Pages 2 0 R >>",
+        b"<< /Type /Pages /Kids [3 0 R] /Count 1 >>",
+        b"<< /Type /Page /Parent 2 0 R /MediaBox [0 0 300 200] /Contents 4 0 R "
+        b"/Resources << /XObject << /X 5 0 R >> >> >>",
+        b"<< /Length 5 >>\nstream\n/X Do\nendstream",
+    ]
+    for number in range(6, 26):
+        content = b"/X Do " * 20 if number < 25 else b"0 0 9 9 re f"
+        objects.append(
+            b"<< /Type /XObject /Subtype /Form /BBox [0 0 300 200] /Length %d "
+            b"/Resources << /XObject << /X %d 0 R >> >> >>\nstream\n%s\nendstream"
+            % (len(content), number, content)
+        )
+    return _file(objects)
+
+
+def _file(objects: list[bytes], trailer: bytes = b"") -> bytes:
     data, places = bytearray(b"%PDF-1.4\n"), []
     for number, body in enumerate(objects, 1):
         places.append(len(data))

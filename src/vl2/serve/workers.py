@@ -9,11 +9,14 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from subprocess import Popen
 
+from vl2.logs import get_logger
 from vl2.processing.image_error import ImageError
 from vl2.processing.pdf_error import PdfError
 from vl2.serve.config import Limits
-from vl2.serve.errors import ApiError
+from vl2.serve.errors import ApiError, server_error
 from vl2.serve.wire import Link, Message, start_process
+
+log = get_logger(__name__)
 
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 """Each thread of a library for products reserves memory, which is limited."""
@@ -21,9 +24,15 @@ ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 GRACE = 5.0
 """Seconds beyond its processor time that a job may take, for a busy machine."""
 
+TRIES = 2
+"""Processes that are asked to take a job: the first may have been killed while it had none."""
+
 
 class Workers:
-    """Runs jobs; one that dies or is late is answered with an error and its process replaced."""
+    """Runs jobs; one that dies or is late is answered with an error and its process replaced.
+
+    A process that had died before it took the job has not died of it: another one does the job.
+    """
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
@@ -41,7 +50,7 @@ class Workers:
             data: descriptor of what it is about, which the caller keeps.
 
         Raises:
-            ApiError: the picture or PDF is refused, or its process died of it.
+            ApiError: the picture or PDF is refused, its process died of it, or none can be had.
         """
         work = self._threads.submit(self._run, job, os.dup(data))
         try:
@@ -63,10 +72,18 @@ class Workers:
     def _run(self, job: Message, data: int) -> tuple[Message, list[int]]:
         worker = self._idle.get()
         try:
-            return worker.run(job, data)
-        except (EOFError, OSError, TimeoutError):
-            worker.stop()
-            self.restarts += 1
+            for _ in range(TRIES):
+                if self._hand(worker, job, data):
+                    return worker.answer()
+            log.error("a process for pictures cannot be started, or takes no work")
+            raise server_error()
+        except (
+            EOFError,
+            OSError,
+            ValueError,
+            LookupError,
+        ):  # of a process that was taken over, too
+            self._replace(worker)
             raise ApiError(
                 422,
                 "image_undecodable",
@@ -77,6 +94,19 @@ class Workers:
             os.close(data)
             self._idle.put(worker)
 
+    def _hand(self, worker: _Worker, job: Message, data: int) -> bool:
+        """Give a worker a job; False if its process had ended, or did not take it."""
+        try:
+            worker.take(job, data)
+        except (EOFError, OSError, ValueError, LookupError):
+            self._replace(worker)
+            return False
+        return True
+
+    def _replace(self, worker: _Worker) -> None:
+        worker.stop()
+        self.restarts += 1
+
 
 class _Worker:
     """One process, started when it is first needed."""
@@ -85,18 +115,26 @@ class _Worker:
         self._limits = limits
         self._started: tuple[Popen, Link] | None = None
 
-    def run(self, job: Message, data: int) -> tuple[Message, list[int]]:
-        """The answer to a job.
+    def take(self, job: Message, data: int) -> None:
+        """Hand a job over.
 
         Raises:
-            EOFError, OSError, TimeoutError: the process has died, or must be stopped.
+            EOFError, OSError, ValueError, LookupError: the process has died, or must be stopped.
         """
         if self._started is None:
             limits = (str(self._limits.worker_seconds), str(self._limits.worker_bytes))
             self._started = start_process("vl2.serve.worker", ONE_THREAD, limits)
-        link = self._started[1]
-        link.send(job, [data])
-        return link.receive(self._limits.worker_seconds + GRACE)
+        self._started[1].send(job, [data])
+        self.answer()
+
+    def answer(self) -> tuple[Message, list[int]]:
+        """What it says next.
+
+        Raises:
+            EOFError, OSError, ValueError, LookupError: the process has died, or must be stopped.
+        """
+        assert self._started is not None
+        return self._started[1].receive(self._limits.worker_seconds + GRACE)
 
     def stop(self) -> None:
         """Kill the process; the next job starts another."""

@@ -42,6 +42,16 @@ def tokens_per_side(image_size: int, patch_size: int, downsample_ratio: int) -> 
     return -(-patches_per_side(image_size, patch_size) // downsample_ratio)
 
 
+def token_edges(image_size: int, patch_size: int, downsample_ratio: int) -> list[int]:
+    """Pixels of a tile where its columns of tokens begin, and where the last one ends.
+
+    The last token may have fewer patches than the others, and the remainder of pixels has none.
+    """
+    patches = patches_per_side(image_size, patch_size)
+    tokens = tokens_per_side(image_size, patch_size, downsample_ratio)
+    return [min(n * downsample_ratio, patches) * patch_size for n in range(tokens + 1)]
+
+
 def global_tokens(side: int) -> int:
     """Tokens of the global view: `side` rows of `side` tokens and a newline."""
     return side * (side + 1)

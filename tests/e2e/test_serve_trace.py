@@ -76,6 +76,7 @@ def test_a_trace_has_the_documented_schema_and_the_engine_s_numbers(server: Serv
     ):
         wide, high, side = told["tiles_wide"], told["tiles_high"], told["side"]
         assert (wide, high) == (image["tiles_wide"], image["tiles_high"])
+        assert told["edges"] == [0, 0.25, 0.5, 0.75, 1]
         counts = array(told["tile_experts"], 1 + wide * high, layers, trace["experts"])
         assert np.array_equal(counts, mine.tile_experts)
         assert (counts.sum(axis=2) == side**2 * per_token).all()

@@ -18,6 +18,9 @@ RELEASED_COUNTS = {
 def test_a_released_tile_has_27_patches_and_14_tokens_a_side():
     assert geometry.patches_per_side(384, 14) == 27
     assert geometry.tokens_per_side(384, 14, 2) == 14
+    edges = [*range(0, 365, 28), 378]  # the last token has one patch of two, 6 pixels have none
+    assert geometry.token_edges(384, 14, 2) == edges
+    assert geometry.token_edges(112, 14, 2) == [0, 28, 56, 84, 112]
 
 
 @pytest.mark.parametrize(("grid", "count"), RELEASED_COUNTS.items())

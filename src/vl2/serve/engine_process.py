@@ -256,7 +256,7 @@ def news_of(update: Update, processor: Processor) -> Message:
     if update.completion:
         told["end"] = end_of(update.completion)
         if update.completion.trace:
-            told["end"]["trace"] = trace_json(update.completion.trace, processor.layout)
+            told["end"]["trace"] = trace_json(update.completion.trace, processor)
     return told
 
 

@@ -9,13 +9,13 @@ import numpy as np
 from numpy import ndarray
 
 from vl2.engine.trace import PictureTrace, Trace
-from vl2.geometry import Resolution, padded_area
-from vl2.processing.layout import TileLayout
+from vl2.geometry import Resolution, padded_area, token_edges
+from vl2.processing.processor import Processor
 
 Json = dict[str, Any]
 
 
-def trace_json(trace: Trace, layout: TileLayout) -> Json:
+def trace_json(trace: Trace, processor: Processor) -> Json:
     """What `message.trace` holds, see docs/serving.md; `tokens` are spans of the text with marks.
 
     Attention to each picture token is a byte: 255 is the token's `scale`, the most of all pictures.
@@ -32,16 +32,19 @@ def trace_json(trace: Trace, layout: TileLayout) -> Json:
         "experts_per_token": trace.shape.per_token,
         "token_experts": _bytes(trace.token_experts),
         "scale": [float(f"{value:.6g}") for value in scale],
-        "pictures": [_picture(picture, scale, layout) for picture in trace.pictures],
+        "pictures": [_picture(picture, scale, processor) for picture in trace.pictures],
     }
 
 
-def _picture(picture: PictureTrace, scale: ndarray, layout: TileLayout) -> Json:
-    grid, size = picture.grid, layout.image_size
+def _picture(picture: PictureTrace, scale: ndarray, processor: Processor) -> Json:
+    grid, layout, config = picture.grid, processor.layout, processor.config
+    size = layout.image_size
+    edges = token_edges(size, config.patch_size, config.downsample_ratio)
     return {
         "tiles_wide": grid.wide,
         "tiles_high": grid.high,
         "side": layout.side,
+        "edges": [round(edge / size, 5) for edge in edges],
         "tile_experts": _bytes(picture.tile_experts),
         "overview": _view(picture.overview, scale, picture.sent, layout.one_tile),
         "mosaic": _view(picture.mosaic, scale, picture.sent, (grid.wide * size, grid.high * size)),

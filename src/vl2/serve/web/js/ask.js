@@ -1,6 +1,7 @@
 // Questions: from the conversation to a request, and its answer while it comes.
 
 import * as api from "./api.js";
+import { open } from "./glass.js";
 import { t } from "./i18n.js";
 import { load } from "./models.js";
 import { changed, id, keep, look, state } from "./state.js";
@@ -95,6 +96,7 @@ async function answer(turn, messages) {
   running = new AbortController();
   const body = { messages, max_tokens: MOST_TOKENS, logprobs: true, top_logprobs: 3 };
   if (state.tiling) body.tiling = state.tiling;
+  if (state.tracing) body.trace = true;
   try {
     if (!state.model) await load();
     answer.model = body.model = state.model.id;
@@ -116,6 +118,7 @@ async function answer(turn, messages) {
   running = null;
   changed("answer", turn);
   changed("turns");
+  open(turn);
   if (!keep()) changed("large");
 }
 
@@ -131,6 +134,7 @@ function take(turn, event, began) {
   for (const box of choice.delta?.boxes ?? []) {
     answer.boxes.push({ ...box, picture: turn.asked[box.image_index] });
   }
+  answer.trace = choice.delta?.trace ?? answer.trace;
   answer.tokens.push(...(choice.logprobs?.content ?? []));
   answer.finish = choice.finish_reason ?? answer.finish;
   answer.guard = choice.repetition_guard ?? answer.guard;

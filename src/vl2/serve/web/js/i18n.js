@@ -39,6 +39,19 @@ const en = {
   regionHelp: "Part of the picture. Arrow keys move it, with Shift they resize it; Enter asks, Escape ends.",
   exported: "Saved as one file.", cleared: "The conversation is cleared.", undo: "Undo",
   exportTitle: "Answers about pictures", exportNote: "Made with vl2. Hover over a phrase to see its box.",
+  traceSwitch: "Glass box: the next answer shows where it looked and which experts it used, and takes longer",
+  glass: "Glass box", lookedWhere: "Where each word looked", tokensOf: "Tokens of the answer",
+  overview: "Overview", mosaic: "Tiles", tokensScale: "of its attention went to the pictures",
+  tokenLabel: "Token {at} of {all}: {name}, {p} of its attention to the pictures",
+  spaceToken: "space", endToken: "end of the answer", markToken: "mark",
+  tokenLooked: "{name} gave {p} of its attention to the pictures, the rest to text.",
+  experts: "Experts", noExperts: "This model has no experts.", allTiles: "All", tileNamed: "Tile {name}",
+  whichTile: "Picture tokens of", pictureTokens: "picture tokens", answerTokens: "answer tokens",
+  expertsScale: "of the tokens used an expert; even use would be {even}",
+  matrix: "{what}: use of {experts} experts in {layers} layers. Arrow keys read the cells.",
+  layerExpert: "Layer {layer}, expert {expert}", usedBy: "{p} of {what} ({n})",
+  readout: "Layers down, experts across. Framed: what the chosen token used.",
+  here: "here {p}", asTable: "As a table", layer: "Layer", thisToken: "this token",
   ideaDescribe: "Describe the picture.", ideaBoxes: "What is in this picture?",
   ideaRead: "Read all of the text.", ideaTable: "Write the table as Markdown.",
   ideaSum: "Summarise this page.", ideaChart: "Which values does the chart show?",
@@ -84,6 +97,19 @@ const zh = {
   regionHelp: "图片的局部。方向键移动，Shift 加方向键改变大小；回车提问，Esc 退出。",
   exported: "已存为一个文件。", cleared: "对话已清空。", undo: "撤销",
   exportTitle: "关于图片的回答", exportNote: "由 vl2 生成。把指针放在词语上可以看到它的框。",
+  traceSwitch: "玻璃盒：下一个回答会显示它看了哪里、用了哪些专家，耗时更长",
+  glass: "玻璃盒", lookedWhere: "每个词看了哪里", tokensOf: "回答的词元",
+  overview: "全图", mosaic: "切块", tokensScale: "的注意力给了图片",
+  tokenLabel: "第 {at} 个词元，共 {all} 个：{name}，{p} 的注意力给了图片",
+  spaceToken: "空格", endToken: "回答结束", markToken: "标记",
+  tokenLooked: "{name} 把 {p} 的注意力给了图片，其余给了文字。",
+  experts: "专家", noExperts: "此模型没有专家。", allTiles: "全部", tileNamed: "切块 {name}",
+  whichTile: "哪些图片词元", pictureTokens: "图片词元", answerTokens: "回答词元",
+  expertsScale: "的词元用了某个专家；若平均使用则为 {even}",
+  matrix: "{what}：{layers} 层中 {experts} 个专家的使用情况。方向键逐格读出。",
+  layerExpert: "第 {layer} 层，专家 {expert}", usedBy: "{what} {p}（{n} 个）",
+  readout: "纵向为层，横向为专家。加框：所选词元用到的专家。",
+  here: "此处 {p}", asTable: "以表格显示", layer: "层", thisToken: "此词元",
   ideaDescribe: "描述这张图片。", ideaBoxes: "图里有什么？", ideaRead: "读出全部文字。",
   ideaTable: "把表格写成 Markdown。", ideaSum: "总结这一页。", ideaChart: "图表显示了哪些数值？",
   ideaTrend: "这张图表说明什么？", ideaScreen: "在这个界面上可以做什么？", ideaButtons: "按钮",
@@ -104,6 +130,12 @@ export function t(key, values = {}) {
 
 /** Number with the separators of the language. */
 export const number = (value) => value.toLocaleString(language === "zh" ? "zh-CN" : "en-GB");
+
+/** A share in the language's way, finer where it is small. */
+export function percent(value) {
+  const told = number(Math.round(value * (value < 0.1 ? 1000 : 100)) / (value < 0.1 ? 10 : 1));
+  return language === "zh" ? `${told}%` : `${told} %`;
+}
 
 /** Write all texts that stand in the HTML. */
 export function translate() {

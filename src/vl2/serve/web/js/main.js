@@ -5,6 +5,8 @@ import * as composer from "./composer.js";
 import { $, h, notify } from "./dom.js";
 import * as examples from "./examples.js";
 import { save } from "./export.js";
+import * as glass from "./glass.js";
+import * as heat from "./heat.js";
 import { shown, switchLanguage, t, translate } from "./i18n.js";
 import * as models from "./models.js";
 import * as pictures from "./pictures.js";
@@ -57,7 +59,7 @@ function nextTheme() {
 }
 
 function listen() {
-  for (const part of [models, viewer, tiles, turns, region, pictures, composer]) part.listen();
+  for (const part of [models, viewer, tiles, turns, glass, heat, region, pictures, composer]) part.listen();
   on("pictures look turns language", drawStrip);
   on("language", drawTheme);
   on("pictures", () => keep());

@@ -6,7 +6,7 @@
 export const UNSURE = 0.5; // a word whose least likely token had less is underlined
 
 /** Index in the string of each code point, and of the end. */
-function indices(text) {
+export function indices(text) {
   const found = [];
   let at = 0;
   for (const point of text) {

@@ -5,6 +5,7 @@
 // turn: {id, question, mode, pictures (new ones, ids), asked (ids of all pictures of the request,
 //   in its order), about (the pictures of a question that was sent without history), answer}
 // answer: {model, text, boxes, tokens, usage, finish, guard, state, error, first, total}
+//   trace: what the server told of a question that asked for it
 //   state: "streaming", "done", "stopped" or "error"; times in milliseconds.
 
 const PLACE = "vl2.conversation";
@@ -23,9 +24,11 @@ export const state = {
   tiling: null, // rule that the next question asks for; null is the model's own
   history: null, // whether questions go with what was said before; null is the model's habit
   grid: null, // rule whose tiles are drawn
+  tracing: false, // whether the next question asks for a trace
+  glass: null, // the glass box that is open: {turn, token (shown), pinned, picture, view, tile}
 };
 
-/** Call `listener` after changes of these kinds: pictures, turns, answer, look, layout, model. */
+/** Call `listener` after changes of these kinds: pictures, turns, answer, look, layout, model, glass. */
 export function on(kinds, listener) {
   for (const kind of kinds.split(" ")) {
     if (!listeners.has(kind)) listeners.set(kind, []);
@@ -80,6 +83,7 @@ export function clear() {
   state.files.clear();
   state.turns = [];
   state.pending = [];
+  state.glass = null;
   look(null, null);
   changed("pictures");
   changed("turns");
@@ -91,6 +95,7 @@ export function rewind(turn) {
   const gone = state.turns.splice(at);
   const pictures = gone.flatMap((one) => one.pictures);
   const first = new Set(gone[0].pictures);
+  if (gone.some((one) => one.id === state.glass?.turn)) state.glass = null;
   for (const picture of pictures) {
     // A part of a picture belongs to the question that was asked about it.
     if (state.pictures.get(picture)?.origin && !first.has(picture)) state.pictures.delete(picture);
@@ -102,8 +107,8 @@ export function rewind(turn) {
   return gone[0];
 }
 
-/** The conversation as text. */
-export const written = () => JSON.stringify({
+/** The conversation as text; what `leave` names is left out. */
+export const written = (leave = []) => JSON.stringify({
   pictures: [...state.pictures.values()],
   files: [...state.files],
   turns: state.turns,
@@ -112,17 +117,23 @@ export const written = () => JSON.stringify({
   turn: state.turn,
   tiling: state.tiling,
   history: state.history,
-});
+  tracing: state.tracing,
+}, (key, value) => (leave.includes(key) ? undefined : value));
 
-/** Keep the conversation for a reload of this tab; says false where it is too large. */
+/** Keep the conversation for a reload of this tab, without traces if they are too much for it.
+ *
+ * Says false where it is too large without them, too.
+ */
 export function keep() {
-  try {
-    sessionStorage.setItem(PLACE, written());
-    return true;
-  } catch {
-    sessionStorage.removeItem(PLACE); // half of a conversation would be worse than none
-    return false;
+  for (const leave of [[], ["trace"]]) {
+    try {
+      sessionStorage.setItem(PLACE, written(leave));
+      return true;
+    } catch {
+      sessionStorage.removeItem(PLACE); // half of a conversation would be worse than none
+    }
   }
+  return false;
 }
 
 /** Take up a written conversation, by default what was kept before a reload. */
@@ -138,6 +149,7 @@ export function restore(text = sessionStorage.getItem(PLACE)) {
   state.pending = kept.pending;
   state.tiling = kept.tiling;
   state.history = kept.history;
+  state.tracing = kept.tracing ?? false;
   look(kept.picture, kept.turn);
   changed("pictures");
   changed("turns");

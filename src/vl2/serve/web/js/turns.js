@@ -3,6 +3,7 @@
 import { figures, loose, remarks, writeText } from "./answer.js";
 import { rewindTo, askAgain } from "./composer.js";
 import { $, h, notify, say } from "./dom.js";
+import { drawGlass, toggle } from "./glass.js";
 import { t } from "./i18n.js";
 import { busy, look, on, state } from "./state.js";
 
@@ -32,7 +33,8 @@ function answerOf(turn) {
   return h("div", { class: "answered", "aria-busy": "true" },
     h("div", { class: "text" }), h("div", { class: "loose" }),
     h("div", { class: "remarks" }), h("p", { class: "figures" }), h("div", { class: "acts" },
-      tool("copy", () => copy(turn), "copy"), tool("again", () => askAgain(turn), "again")));
+      tool("copy", () => copy(turn), "copy"), tool("again", () => askAgain(turn), "again"),
+      tool("glass", () => toggle(turn), "glass")), h("div", { class: "glass", hidden: true }));
 }
 
 async function copy(turn) {
@@ -49,7 +51,7 @@ function write(turn) {
   const element = $(`.turn[data-turn="${turn.id}"] .answered`);
   if (!element) return;
   const { answer } = turn;
-  const [text, chips, told, line, acts] = element.children;
+  const [text, chips, told, line, acts, glass] = element.children;
   const streaming = answer.state === "streaming";
   element.classList.toggle("streaming", streaming);
   element.setAttribute("aria-busy", String(streaming));
@@ -63,6 +65,8 @@ function write(turn) {
   line.textContent = figures(turn);
   acts.hidden = streaming;
   for (const button of acts.children) button.disabled = busy();
+  acts.lastElementChild.hidden = !answer.trace;
+  drawGlass(glass, turn);
 }
 
 /** Once per picture of the screen, however many tokens come meanwhile. */

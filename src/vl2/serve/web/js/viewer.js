@@ -1,6 +1,7 @@
 // The picture with its boxes and tiles, in one SVG whose units are the picture's pixels.
 
 import { $, pressable, s } from "./dom.js";
+import { drawHeat, heatCanvas } from "./heat.js";
 import { t } from "./i18n.js";
 import { light, lights, tones } from "./light.js";
 import { factsOf } from "./pictures.js";
@@ -14,6 +15,7 @@ const MANY = 14; // boxes whose labels would hide the picture: they show one by 
 let view = null; // [x, y, width, height] that is seen
 let moving = 0; // the animation that runs
 let drawn = null; // id of the picture in the SVG
+let around = ""; // what `whole` was when the view was set to it
 
 const stage = () => $("#stage");
 
@@ -53,7 +55,7 @@ function moveTo(target) {
 }
 
 function whole(picture) {
-  return canvasOf(picture) ?? [0, 0, picture.width, picture.height];
+  return heatCanvas(picture) ?? canvasOf(picture) ?? [0, 0, picture.width, picture.height];
 }
 
 /** See the whole picture. */
@@ -103,19 +105,30 @@ function drawPicture() {
   $("#facts").textContent = picture ? factsOf(picture) : "";
   if (!picture) {
     drawn = null;
+    drawHeat(null, null);
     return stage().replaceChildren();
   }
   if (drawn !== picture.id) {
     drawn = picture.id;
     const image = s("image", { href: picture.url, width: picture.width, height: picture.height,
       preserveAspectRatio: "none" });
-    stage().replaceChildren(image, s("g", { class: "tiles" }), s("g", { class: "boxes" }));
+    stage().replaceChildren(image, s("g", { class: "heat" }), s("g", { class: "tiles" }), s("g", { class: "boxes" }));
     stage().setAttribute("aria-label", picture.name);
-    cancelAnimationFrame(moving);
-    setView(whole(picture));
+    around = "";
   }
   drawTiles();
   drawBoxes();
+  drawGlass();
+}
+
+/** Draw the heat of the glass box; the view is set anew where more or less lies around the picture. */
+function drawGlass() {
+  const picture = seen();
+  drawHeat(stage().querySelector(".heat"), picture);
+  if (!picture || around === String(whole(picture))) return;
+  around = String(whole(picture));
+  cancelAnimationFrame(moving);
+  setView(whole(picture));
 }
 
 function drawTiles() {
@@ -191,16 +204,13 @@ function drawTags() {
 
 /** Begin to draw. */
 export function listen() {
-  on("look pictures", drawPicture);
+  on("look pictures layout", drawPicture);
+  on("glass", drawGlass);
   on("language", () => {
     stage().querySelector(".boxes")?.replaceChildren(); // their names are words
     drawPicture();
   });
   on("answer", (turn) => turn.id === state.turn && drawBoxes());
-  on("layout", () => {
-    drawPicture();
-    if (seen()) setView(whole(seen()));
-  });
   new ResizeObserver(() => drawTags()).observe(stage());
   $("#fit").addEventListener("click", fit);
   $("#zoom-in").addEventListener("click", () => zoom(0.7));

@@ -61,13 +61,43 @@ MODEL = (
     "src/vl2/checkpoint",
 )
 ANSWERS = (*MODEL, "src/vl2/engine", "src/vl2/assets")
+SERVER = (*ANSWERS, "src/vl2/serve")
 TRAINING = (*MODEL, "src/vl2/data", "src/vl2/parallel", "src/vl2/train", "src/vl2/recipes")
 
 CHECKS = (
     Check(
         name="counts",
-        command="-m pytest -q -m 'hypothesis or full' --hypothesis-profile long --timeout 3600",
+        command="-m pytest -q -m 'hypothesis or full' --hypothesis-profile long --timeout 3600 "
+        "--ignore-glob 'tests/e2e/test_serve*'",
         covers=("constraints.txt", "pyproject.toml", "src", "tests"),
+    ),
+    Check(
+        name="server",
+        command="-m pytest -q -m full -k test_serve --hypothesis-profile long --timeout 7200 "
+        "tests/e2e",
+        covers=(
+            *SERVER,
+            "pyproject.toml",
+            "tests/conftest.py",
+            "tests/e2e/serving.py",
+            "tests/e2e/test_serve*.py",
+            "tests/unit/picture_files.py",
+        ),
+    ),
+    Check(
+        name="server-cost",
+        command="bench/serve.py",
+        covers=(*SERVER, "bench/serve.py"),
+    ),
+    Check(
+        name="server-soak",
+        command="bench/serve.py --soak 10",
+        covers=(*SERVER, "bench/serve.py"),
+    ),
+    Check(
+        name="server-shapes",
+        command="bench/serve.py --shapes 2000",
+        covers=(*SERVER, "bench/serve.py"),
     ),
     Check(
         name="parity",
@@ -242,8 +272,8 @@ def show(checks: Sequence[Check], root: Path) -> None:
     for check in checks:
         known = passed_before(check, root)
         state = f"passed {known['date']}, {known['seconds']:.0f} s" if known else "to run"
-        print(f"{check.name:<12}{state:<28}python {check.command}")
-        print(f"{'':<12}covers {len(covered_files(check, root))} files")
+        print(f"{check.name:<16}{state:<28}python {check.command}")
+        print(f"{'':<16}covers {len(covered_files(check, root))} files")
 
 
 def run_all(checks: Sequence[Check], root: Path, *, anyway: bool) -> int:

@@ -113,7 +113,7 @@ def test_one_is_chosen_and_all_are_listed(call, tmp_path: Path, capsys):
     assert call(["--list"], **table) == 0
     good, _, other, covers = capsys.readouterr().out.splitlines()
     assert good.split() == ["good", "to", "run", "python", "good.py"]
-    assert other.startswith("other       passed 20")
+    assert other.startswith("other           passed 20")
     assert covers.split() == ["covers", "1", "files"]
     assert (runs(tmp_path, "good"), runs(tmp_path, "other")) == (0, 1)
     with pytest.raises(SystemExit, match="2"):

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import socket
+import threading
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
+from tests.unit.hostile_urls import HOSTILE
 
 from vl2.serve.config import Limits
 from vl2.serve.errors import ApiError
-from vl2.serve.fetch import Fetcher, is_public
+from vl2.serve.fetch import Fetcher, fetcher, is_public
 from vl2.serve.prompt import source_of
 
 LIMIT = 100_000
@@ -26,31 +29,6 @@ PRIVATE = [
     "fe80::1", "fe80::1%eth0", "fec0::1", "ff02::1", "2002:7f00:1::", "2002:808:808::",
     "64:ff9b::7f00:1", "64:ff9b::808:808", "64:ff9b:1::1", "2001::1", "2001:db8::1", "100::1",
     "5f00::1", "4000::1", "", "localhost", "1", "0x7f000001", "127.0.0.1.", "[::1]",
-]  # fmt: skip
-
-HOSTILE = [
-    "https://127.0.0.1/a.png", "https://[::1]/a.png", "https://[::ffff:127.0.0.1]/", "https://0/",
-    "https://0x7f000001/", "https://2130706433/", "https://0177.0.0.1/", "https://127.1/",
-    "https://localhost/", "https://localhost./", "https://LOCALHOST/", "https://169.254.169.254/",
-    "https://metadata.google.internal/", "https://10.0.0.1/", "https://172.16.0.1/",
-    "https://192.168.0.1/", "https://100.64.0.1/", "https://[fd00::1]/", "https://[fe80::1]/",
-    "https://[fe80::1%25eth0]/", "https://[2002:7f00:1::]/", "https://[64:ff9b::7f00:1]/",
-    "https://allowed.example@127.0.0.1/", "https://allowed.example\\@127.0.0.1/",
-    "https://127.0.0.1\\@allowed.example/", "https://allowed.example:443@127.0.0.1/",
-    "https://allowed.example#@127.0.0.1/\\..", "https://127.0.0.1#@allowed.example/",
-    "https://127.0.0.1?@allowed.example/", "https://127.0.0.1/\\@allowed.example",
-    "https://allowed.example.evil.example/", "https://notallowed.example/",
-    "https://evil.example/allowed.example", "https://allowed.example:8443/",
-    "https://allowed.example:99999/", "https://allowed.example:-1/", "https://allowed.example:x/",
-    "https:///127.0.0.1/", "https://", "https:allowed.example", "https:/allowed.example",
-    "https://allowed.example\r\nHost: 127.0.0.1/", "https://allowed.example/ x", "https://%31/",
-    "https://allowed%2eexample/", "https://\u24d0llowed.example/", "https://allowed\u3002example/",
-    "https://[", "https://[::1", "https://]/", "https://allowed.example/\x00", "https://.example/",
-    "http://allowed.example/", "HTTP://allowed.example/", "file:///etc/passwd",
-    "file://localhost/etc/passwd", "FILE:/etc/passwd", "/etc/passwd", "%2e%2e/etc/passwd",
-    "../../etc/passwd", "ftp://allowed.example/", "gopher://127.0.0.1:70/_x", "//allowed.example/",
-    "jar:https://allowed.example!/", "dict://127.0.0.1:11211/", "data:text/html,<b>",
-    "https://allowed.example/" + "a" * 3000,
 ]  # fmt: skip
 
 
@@ -288,6 +266,40 @@ def test_slow_answers_are_cut(answer):
     assert isinstance(refused, ApiError)
     assert refused.code == "image_url_failed"
     assert time.monotonic() - begun < 5
+
+
+def test_a_host_that_takes_no_connection_is_left(monkeypatch: pytest.MonkeyPatch):
+    async def dial(*_: object):
+        await asyncio.sleep(100)
+
+    monkeypatch.setattr("vl2.serve.fetch.CONNECT_SECONDS", 0.1)
+    world = World(sends(ok()))
+    monkeypatch.setattr(world, "dial", dial)
+    begun = time.monotonic()
+    refused = world.get("https://allowed.example/")
+    assert isinstance(refused, ApiError)
+    assert refused.code == "image_url_failed"
+    assert time.monotonic() - begun < 5
+
+
+def test_names_that_nobody_looks_up_hold_up_nothing_else(monkeypatch: pytest.MonkeyPatch):
+    """The threads that read requests are others."""
+    answered = threading.Event()
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: answered.wait(60) and [])
+
+    async def run() -> list[object]:
+        hasty = replace(fetcher(("allowed.example",), LIMIT), seconds=0.3)
+        asked = [hasty.get("https://allowed.example/", "image") for _ in range(50)]
+        waiting = asyncio.gather(*asked, return_exceptions=True)
+        await asyncio.sleep(0.05)
+        try:
+            await asyncio.wait_for(asyncio.to_thread(time.monotonic), 20)
+            return await waiting
+        finally:
+            answered.set()
+
+    codes = {error.code for error in asyncio.run(run()) if isinstance(error, ApiError)}
+    assert codes == {"image_url_failed"}
 
 
 def test_an_answer_may_end_with_its_connection():

@@ -12,7 +12,9 @@ import re
 import socket
 import ssl
 from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from urllib.parse import urljoin, urlsplit
 
 import h11
@@ -22,6 +24,8 @@ from vl2.serve.errors import ApiError
 MAX_REDIRECTS = 5
 CONNECT_SECONDS, TOTAL_SECONDS = 5.0, 10.0
 CHUNK = 2**16
+LOOKUPS = 4
+"""Names that are looked up together."""
 
 _UNSAFE = re.compile(r"[^\x21-\x7e]|[\\@]")
 _UNICAST = ipaddress.IPv6Network("2000::/3")
@@ -157,9 +161,12 @@ class Fetcher:
 def fetcher(hosts: tuple[str, ...], max_bytes: int) -> Fetcher:
     """A fetcher by the system's resolver and TLS."""
     context = ssl.create_default_context()
+    # The system's resolver takes as long as it likes: not in the threads that read requests.
+    names = ThreadPoolExecutor(LOOKUPS, thread_name_prefix="vl2-names")
 
     async def resolve(host: str, port: int) -> list[str]:
-        found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        look = partial(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM)
+        found = await asyncio.get_running_loop().run_in_executor(names, look)
         return [str(address[0]) for *_, address in found]
 
     async def dial(

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import hmac
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from tests.e2e.serving import Server, request, serving
+
+from vl2.serve.config import Keys
 
 KEY, OTHER = "sk-first-0123456789", "sk-second-9876543210"
 TRUSTED = "sk-trusted-0123456789"
@@ -160,6 +164,38 @@ def test_each_key_has_its_own_rate(server: Server):
         assert first.get("/health/ready").status_code == 200
         told = first.get("/metrics").text
     assert 'vl2_rejected_total{reason="rate_limited"} 2.0' in told
+
+
+def test_every_digest_is_compared_in_constant_time(monkeypatch: pytest.MonkeyPatch):
+    """Keys themselves are never compared, and no comparison is left out."""
+    compared = []
+    compare = hmac.compare_digest
+    monkeypatch.setattr(hmac, "compare_digest", lambda *two: compared.append(two) or compare(*two))
+    keys = Keys.of([KEY, OTHER, TRUSTED])
+    for key in (KEY, TRUSTED, KEY[:-1], "", "\xff"):
+        compared.clear()
+        assert (keys.name_of(key) is not None) == (key in (KEY, TRUSTED))
+        assert [len(a) for a, _ in compared] == [32] * 3
+        assert {b for _, b in compared} == set(keys.digests)
+
+
+def test_only_the_server_listens_and_only_at_its_port(open_server: Server):
+    pids = [open_server.process.pid, *open_server.children()]
+    inodes = {
+        link.removeprefix("socket:[").rstrip("]")
+        for pid in pids
+        for link in (str(file.readlink()) for file in Path(f"/proc/{pid}/fd").iterdir())
+        if link.startswith("socket:[")
+    }
+    lines = [
+        line.split()
+        for kind in ("tcp", "tcp6", "udp", "udp6")
+        if (table := Path(f"/proc/net/{kind}")).exists()
+        for line in table.read_text().splitlines()[1:]
+    ]
+    open_sockets = [words for words in lines if words[9] in inodes]
+    listening = [words[1] for words in open_sockets if words[3] in ("0A", "07")]
+    assert listening == [f"0100007F:{open_server.port:04X}"]
 
 
 def test_no_key_is_logged(server: Server):

@@ -6,11 +6,13 @@
 
 Each user asks one question after the other about pictures that nobody sent before, and streams the
 answer. A row per number of users: requests and tokens per second, time to first text and time
-between two pieces of text. The same requests then go to an `AsyncEngine` in a process without a
-server; `overhead` is the share of time that the server adds. `--soak` sends a mix at 80 % of what
-8 users reach, of which 5 % is unfit or leaves early; `--shapes` sends prompts of growing lengths.
-Both print the resident memory of all processes of the server and how much it grew over the later
-half.
+between two pieces of text, and processor time by kind of process (`vl2` answers HTTP). In turns
+with it, such requests go to an `AsyncEngine` in a process without a server; `overhead` is the share
+of time that the server adds, of the middle rows, with the client on the same machine.
+
+`--soak` sends a mix at 80 % of what 8 users reach, with 5 % that is unfit or leaves early;
+`--shapes` sends prompts of many lengths. Both print the resident memory of all processes of the
+server and how much it grew over the later half.
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -161,57 +163,109 @@ def serving(model: str) -> Iterator[tuple[str, int]]:
             process.send_signal(signal.SIGTERM)
 
 
-def resident_mib(process: int) -> float:
-    """Memory of a process and of all that it started."""
-    pages, left = 0, [process]
+def family(process: int) -> Iterator[Path]:
+    """Folders in /proc of a process and of all that it started."""
+    left = [process]
     while left:
-        one = left.pop()
-        folder = Path("/proc") / str(one)
+        folder = Path("/proc") / str(left.pop())
+        yield folder
         with contextlib.suppress(OSError):  # it has just ended
-            pages += int((folder / "statm").read_text().split()[1])
             for task in (folder / "task").iterdir():
                 left += map(int, (task / "children").read_text().split())
+
+
+def resident_mib(process: int) -> float:
+    """Memory of a process and of all that it started."""
+    pages = 0
+    for folder in family(process):
+        with contextlib.suppress(OSError):
+            pages += int((folder / "statm").read_text().split()[1])
     return round(pages * os.sysconf("SC_PAGE_SIZE") / 2**20, 1)
 
 
+def cpu_seconds(process: int) -> dict[str, float]:
+    """Processor time of each kind of process of the server."""
+    spent: dict[str, float] = {}
+    for one in family(process):
+        with contextlib.suppress(OSError):  # it has just ended
+            fields = (one / "stat").read_text().rpartition(")")[2].split()
+            module = (one / "cmdline").read_text().split("\0")[2].rpartition(".")[2]
+            ticks = int(fields[11]) + int(fields[12])
+            spent[module] = spent.get(module, 0.0) + ticks / os.sysconf("SC_CLK_TCK")
+    return spent
+
+
 async def by_users(arguments: argparse.Namespace) -> bool:
-    """A row per number of users, for the server and for the engine alone."""
+    """A row per number of users, for the server and for the engine alone, in turns."""
     good = True
-    with serving(arguments.model) as (address, _):
+    with serving(arguments.model) as (address, process), bare_engine(arguments.model) as ask_bare:
         async with httpx2.AsyncClient(base_url=address, timeout=600) as client:
             warm = [body(url, 8) for url in pictures(16, seed=1)]
             await load(lambda request: pieces_of(client, request), 8, warm)
-            rows = {}
             for users in arguments.users:
-                asked = [body(url, arguments.tokens) for url in pictures(arguments.requests, users)]
-                rows[users] = await load(lambda request: pieces_of(client, request), users, asked)
-                print(json.dumps({"what": "server", **rows[users]}), flush=True)
-    words = [str(Path(__file__)), "--bare", "--model", arguments.model, "--users"]
-    words += [*map(str, arguments.users), "--requests", str(arguments.requests)]
-    words += ["--tokens", str(arguments.tokens)]
-    bare = subprocess.run([sys.executable, *words], stdout=subprocess.PIPE, text=True, check=True)
-    for line in bare.stdout.splitlines():
-        alone = json.loads(line)
-        print(line, flush=True)
-        users = alone["users"]
-        overhead = alone["tokens_per_s"] / rows[users]["tokens_per_s"] - 1
-        print(json.dumps({"what": "overhead", "users": users, "overhead": round(overhead, 3)}))
-        good &= users != 8 or overhead <= OVERHEAD
+                told: dict[str, list[dict[str, Any]]] = {"server": [], "engine": []}
+                for turn in range(arguments.turns):
+                    work = (users, arguments.requests, arguments.tokens, 100 * users + turn)
+                    asked = requests_of(*work)
+                    before = Counter(cpu_seconds(process))
+                    row = await load(lambda request: pieces_of(client, request), users, asked)
+                    row["cpu_s"] = dict(Counter(cpu_seconds(process)) - before)
+                    told["server"].append(row)
+                    told["engine"].append(ask_bare(work))
+                for what, rows in told.items():
+                    print(json.dumps({"what": what, **_middle(rows)}), flush=True)
+                speeds = [_middle(told[what])["tokens_per_s"] for what in ("engine", "server")]
+                overhead = round(speeds[0] / speeds[1] - 1, 3)
+                print(json.dumps({"what": "overhead", "users": users, "overhead": overhead}))
+                good &= users != 8 or overhead <= OVERHEAD
     return good
 
 
+def requests_of(users: int, count: int, tokens: int, seed: int) -> list[dict[str, Any]]:
+    """Requests about pictures that nobody else asks about."""
+    return [body(url, tokens) for url in pictures(count, seed)]
+
+
+@contextlib.contextmanager
+def bare_engine(model: str) -> Iterator[Callable[[tuple[int, ...]], dict[str, Any]]]:
+    """A process with the engine alone; what is given takes work and returns its row."""
+    command = [sys.executable, str(Path(__file__)), "--bare", "--model", model]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        given, answered = process.stdin, process.stdout
+
+        def ask(work: tuple[int, ...]) -> dict[str, Any]:
+            print(json.dumps(work), file=given, flush=True)
+            return json.loads(answered.readline())
+
+        answered.readline()  # it is warm
+        yield ask
+        given.close()
+
+
 async def bare(arguments: argparse.Namespace) -> None:
-    """The rows of the engine alone."""
+    """Rows of the engine alone, for each line of work that comes in."""
     import vl2  # noqa: PLC0415
     from vl2.engine.loading import load_engine  # noqa: PLC0415
 
     async with vl2.AsyncEngine(load_engine(arguments.model)) as answers:
         warm = [body(url, 8) for url in pictures(16, seed=1)]
         await load(lambda request: pieces_of_engine(answers, request), 8, warm)
-        for users in arguments.users:
-            asked = [body(url, arguments.tokens) for url in pictures(arguments.requests, users)]
+        print("warm", flush=True)
+        for line in sys.stdin:
+            users, *work = json.loads(line)
+            asked, begun = requests_of(users, *work), time.process_time()
             row = await load(lambda request: pieces_of_engine(answers, request), users, asked)
-            print(json.dumps({"what": "engine", **row}), flush=True)
+            row["cpu_s"] = {"engine": round(time.process_time() - begun, 2)}
+            print(json.dumps(row), flush=True)
+
+
+def _middle(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """The row of middle speed."""
+    return sorted(rows, key=lambda row: row["tokens_per_s"])[len(rows) // 2]
 
 
 POISON = (
@@ -324,6 +378,7 @@ def main() -> int:
     parser.add_argument("--users", type=int, nargs="+", default=[1, 8, 32])
     parser.add_argument("--requests", type=int, default=64, help="for each number of users")
     parser.add_argument("--tokens", type=int, default=48, help="of each answer")
+    parser.add_argument("--turns", type=int, default=3, help="of server and engine")
     parser.add_argument("--soak", type=float, metavar="MINUTES")
     parser.add_argument("--shapes", type=int, metavar="PROMPTS")
     parser.add_argument("--bare", action="store_true", help="the engine alone")

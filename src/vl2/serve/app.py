@@ -197,7 +197,7 @@ async def _ids(service: Service, asked: schema.TokenizeRequest) -> list[int]:
 
 
 async def _json(service: Service, request: Request) -> dict[str, Any]:
-    return await read_json(request, service.config.limits)
+    return (await read_json(request, service.config.limits))[0]
 
 
 def _model(service: Service, adapter: str | None) -> Message:

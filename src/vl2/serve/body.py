@@ -7,13 +7,14 @@ from typing import Any
 
 from starlette.requests import Request
 
+from vl2.serve.apart import apart
 from vl2.serve.config import Limits
 from vl2.serve.errors import ApiError
 from vl2.serve.strict_json import loads
 
 
-async def read_json(request: Request, limits: Limits) -> dict[str, Any]:
-    """The JSON object of a body.
+async def read_json(request: Request, limits: Limits) -> tuple[dict[str, Any], int]:
+    """The JSON object of a body, and the body's bytes.
 
     Raises:
         ApiError: it is too large, comes too slowly, or is no such object.
@@ -36,7 +37,7 @@ async def read_json(request: Request, limits: Limits) -> dict[str, Any]:
             "body_timeout",
             f"the body took longer than {limits.body_timeout:g} s: send it faster, or less of it",
         ) from None
-    return await asyncio.to_thread(loads, b"".join(parts))
+    return await apart(size, loads, b"".join(parts)), size
 
 
 async def gone(request: Request) -> None:

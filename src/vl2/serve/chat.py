@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing
@@ -18,6 +17,7 @@ from vl2.processing.layout import TileLayout
 from vl2.serve import schema
 from vl2.serve.admission import Gate, Place
 from vl2.serve.answers import Reply
+from vl2.serve.apart import apart
 from vl2.serve.body import gone, read_json
 from vl2.serve.config import ServeConfig
 from vl2.serve.engine_client import EngineClient, Facts, engine_unavailable
@@ -109,9 +109,10 @@ class Exchange:
     async def answer(self, kind: type[schema.Sampling]) -> Response:
         """The response; a stream's begins when the engine has said a first word."""
         service, limits = self._service, self._service.config.limits
-        asked = schema.validated(kind, await read_json(self._request, limits))
+        body, size = await read_json(self._request, limits)
+        asked = schema.validated(kind, body)
         self._adapter = service.check_model(asked.model)
-        ask, reply, memory = await self._prepared(asked)
+        ask, reply, memory = await self._prepared(asked, size)
         timed = self._timed(service.engine.request(ask, memory, gone(self._request)))
         first = await anext(timed)
         if asked.stream:
@@ -139,8 +140,10 @@ class Exchange:
         else:
             metrics.end(metrics.aborted)
 
-    async def _prepared(self, asked: schema.Sampling) -> tuple[Message, Reply, int | None]:
-        """What the engine is sent, and the reply to be filled."""
+    async def _prepared(
+        self, asked: schema.Sampling, size: int
+    ) -> tuple[Message, Reply, int | None]:
+        """What the engine is sent for a body of that size, and the reply to be filled."""
         service, limits = self._service, self._service.config.limits
         if isinstance(asked, schema.CompletionRequest):
             check_length([asked.prompt], service.facts.context, "prompt")
@@ -150,7 +153,7 @@ class Exchange:
             return ask, Reply(model=asked.model, images=[], kind="text_completion"), None
         assert isinstance(asked, schema.ChatRequest)
         facts = service.facts
-        plan = await asyncio.to_thread(plan_chat, asked, limits, facts.context)
+        plan = await apart(size, plan_chat, asked, limits, facts.context)
         self._place.more(plan.params.n - 1)
         begun = time.monotonic()
         try:

@@ -35,6 +35,7 @@ from vl2.logs import get_logger
 from vl2.processing.processor import Processor
 from vl2.processing.tiling import Views
 from vl2.processing.tokenizer import Tokenizer
+from vl2.serve.apart import apart
 from vl2.serve.trace import trace_json
 from vl2.serve.wire import Link, Message, from_memory, inherited_link
 
@@ -158,7 +159,8 @@ class EngineProcess:
     async def _ask(self, message: Message, views: list[Views]) -> None:
         """Answer a request."""
         processor = self._engine.processor
-        conversation = await asyncio.to_thread(conversation_of, message, views, processor)
+        size = len(message["prompt"] or "")
+        conversation = await apart(size, conversation_of, message, views, processor)
         updates = self._answers.stream(
             conversation,
             params_of(message["params"]),
@@ -166,9 +168,12 @@ class EngineProcess:
             timeout=message["timeout"],
             queue_timeout=message["queue_timeout"],
         )
+        heard: set[int] = set()
         async with contextlib.aclosing(updates):
             async for update in updates:
-                self._tell({"id": message["id"], **news_of(update, processor)})
+                urgent = update.answer not in heard or update.completion is not None
+                heard.add(update.answer)
+                self._tell({"id": message["id"], **news_of(update, processor)}, urgent=urgent)
 
     async def _tokenize(self, message: Message, views: list[Views]) -> None:
         """Ids of a text, or of a conversation as the model gets it."""
@@ -185,15 +190,22 @@ class EngineProcess:
         stats = asdict(self._answers.stats)
         return {"kind": "beat", "idle": self._answers.idle_for, **self._engine.load, **stats}
 
-    def _tell(self, news: Message) -> None:
-        """Send news soon; those of one answer that wait together become one."""
-        key = news["id"], news.get("answer")
-        if not self._news:
+    def _tell(self, news: Message, *, urgent: bool = True) -> None:
+        """Send news soon, or next; those of one answer that wait together become one.
+
+        Somebody waits for a first word or an end before doing anything else.
+        """
+        key, loop = (news["id"], news.get("answer")), asyncio.get_running_loop()
+        if urgent:
+            loop.call_soon(self._flush)
+        elif not self._news:
             wait = self._told_at + TOGETHER - time.monotonic()
-            asyncio.get_running_loop().call_later(max(0.0, wait), self._flush)
+            loop.call_later(max(0.0, wait), self._flush)
         self._news[key] = joined(self._news[key], news) if key in self._news else news
 
     def _flush(self) -> None:
+        if not self._news:  # urgent ones took them along
+            return
         news, self._news = self._news, {}
         self._told_at = time.monotonic()
         self._send({"kind": "news", "news": list(news.values())})

@@ -10,7 +10,9 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from vl2 import geometry
+from vl2.geometry import Resolution
 from vl2.processing.layout import TileLayout
+from vl2.serve.apart import apart
 from vl2.serve.config import Limits
 from vl2.serve.engine_client import Facts
 from vl2.serve.errors import ApiError
@@ -56,29 +58,34 @@ class Media:
             return Pictures(views=[], counts=[], pages=[], memory=None)
         if len(sources) > self.limits.max_images:
             raise self._too_many(len(sources))
+        layout, tiling = _fewer_tiles(facts.layout, plan.max_tiles), plan.tiling or facts.tiling
         async with self._opened(sources) as files:
-            measured = [
-                await self._measure(s, file) for s, file in zip(sources, files, strict=True)
-            ]
+            measured = await self._measured(sources, files)
             counts = [len(told["sizes"]) for told in measured]
             if sum(counts) > self.limits.max_images:
                 raise self._too_many(sum(counts))
-            sizes = [size for told in measured for size in told["sizes"]]
-            self._check_pixels(sizes)
-            layout = _fewer_tiles(facts.layout, plan.max_tiles)
-            tiling = plan.tiling or facts.tiling
             whole = sum(counts) > facts.max_tiled_images
-            self._check_tokens(sizes, layout, facts.context, None if whole else tiling)
+            sizes = [size for told in measured for size in told["sizes"] if size]
+            self._check_pixels(sizes)
+            least = _least_canvases(sizes, layout, None if whole else tiling)
+            _check_tokens(least, layout, facts.context)
             how = {"layout": asdict(layout), "tiling": tiling, "whole": whole}
             cut = await _all(
                 [self._cut(s, file, how) for s, file in zip(sources, files, strict=True)]
             )
-        pages = [page for told in measured for page in told.get("pages", [None])]
+        views = [view for told, _ in cut for view in told["views"]]
+        memories = [memory for _, memory in cut]
+        try:
+            _check_tokens([tuple(view["canvas"]) for view in views], layout, facts.context)
+        except ApiError:
+            _close(memories)
+            raise
+        many = len(memories) > 1
         return Pictures(
-            views=[view for told, _ in cut for view in told["views"]],
+            views=views,
             counts=counts,
-            pages=pages,
-            memory=await asyncio.to_thread(_joined, [memory for _, memory in cut]),
+            pages=[page for told in measured for page in told.get("pages", [None])],
+            memory=await asyncio.to_thread(_joined, memories) if many else memories[0],
         )
 
     async def layouts(self, source: Source, facts: Facts, pictures: int) -> Message:
@@ -114,11 +121,22 @@ class Media:
                 if source.url is not None:
                     data = await self.fetcher.get(source.url, source.param)
                 assert data is not None
-                files.append((await asyncio.to_thread(to_memory, data), len(data)))
+                files.append((await apart(len(data), to_memory, data), len(data)))
             yield files
         finally:
             for descriptor, _ in files:
                 os.close(descriptor)
+
+    async def _measured(
+        self, sources: Sequence[Source], files: Sequence[tuple[int, int]]
+    ) -> list[Message]:
+        """Sizes of all, before any is decoded.
+
+        A picture alone is held to every limit when it is cut, and not asked for its size before.
+        """
+        if len(sources) == 1 and sources[0].pdf is None:
+            return [{"sizes": [None]}]
+        return [await self._measure(s, file) for s, file in zip(sources, files, strict=True)]
 
     async def _measure(self, source: Source, file: tuple[int, int]) -> Message:
         """Sizes of a picture, or of the chosen pages of a PDF."""
@@ -148,7 +166,8 @@ class Media:
         self, source: Source, file: tuple[int, int], job: Message
     ) -> tuple[Message, list[int]]:
         descriptor, size = file
-        limits = {"bytes": size, "max_pixels": self.limits.max_pixels}
+        pixels = min(self.limits.max_pixels, self.limits.max_request_pixels)
+        limits = {"bytes": size, "max_pixels": pixels}
         try:
             return await self.workers.run({**job, **limits}, descriptor)
         except ApiError as error:
@@ -174,28 +193,6 @@ class Media:
                 "fewer or smaller ones, or PDF pages at fewer dpi",
             )
 
-    def _check_tokens(
-        self,
-        sizes: Sequence[Sequence[int]],
-        layout: TileLayout,
-        context: int,
-        rule: str | None,
-    ) -> None:
-        """Refuse before anything is decoded what cannot fit; `rule` is None for one tile each."""
-        canvases = [layout.one_tile] * len(sizes)
-        if rule == "released":
-            canvases = [geometry.select_resolution((w, h), layout.candidates) for w, h in sizes]
-        elif rule == "content":  # it may choose any, so that the least counts
-            canvases = [min(layout.candidates, key=layout.tokens)] * len(sizes)
-        tokens = sum(map(layout.tokens, canvases))
-        if tokens >= context:
-            raise ApiError(
-                400,
-                "context_length_exceeded",
-                f"the pictures take {tokens:,} tokens and the context has {context:,}: send fewer "
-                'or smaller pictures, or set "max_tiles" or "tiling": "content"',
-            )
-
 
 def read_as(view: Message, layout: TileLayout) -> dict[str, Any]:
     """At which size a picture was read, for `usage.images`."""
@@ -212,6 +209,31 @@ def read_as(view: Message, layout: TileLayout) -> dict[str, Any]:
     }
 
 
+def _least_canvases(
+    sizes: Sequence[Sequence[int]], layout: TileLayout, rule: str | None
+) -> list[Resolution]:
+    """The smallest canvases that pictures may get; `rule` is None for one tile each."""
+    match rule:
+        case "released":
+            return [geometry.select_resolution((w, h), layout.candidates) for w, h in sizes]
+        case "content":  # it may choose any
+            return [min(layout.candidates, key=layout.tokens)] * len(sizes)
+        case _:
+            return [layout.one_tile] * len(sizes)
+
+
+def _check_tokens(canvases: Sequence[Resolution], layout: TileLayout, context: int) -> None:
+    """Refuse pictures that cannot fit."""
+    tokens = sum(map(layout.tokens, canvases))
+    if tokens >= context:
+        raise ApiError(
+            400,
+            "context_length_exceeded",
+            f"the pictures take {tokens:,} tokens and the context has {context:,}: send fewer or "
+            'smaller pictures, or set "max_tiles" or "tiling": "content"',
+        )
+
+
 def _fewer_tiles(layout: TileLayout, most: int | None) -> TileLayout:
     """The layout without canvases of more tiles."""
     if most is None:
@@ -226,10 +248,14 @@ async def _all(work: list[Any]) -> list[tuple[Message, int]]:
     errors = [one for one in done if isinstance(one, BaseException)]
     good = [one for one in done if not isinstance(one, BaseException)]
     if errors:
-        for _, memory in good:
-            os.close(memory)
+        _close([memory for _, memory in good])
         raise errors[0]
     return good
+
+
+def _close(memories: Sequence[int]) -> None:
+    for memory in memories:
+        os.close(memory)
 
 
 def _joined(memories: list[int]) -> int:

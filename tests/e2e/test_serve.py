@@ -190,7 +190,10 @@ def test_time_limits_end_a_request(client: openai.OpenAI):
 
 def test_models_tokens_and_raw_prompts(client: openai.OpenAI, server: Server):
     assert [model.id for model in client.models.list()] == ["test"]
-    assert client.models.retrieve("test").id == "test"
+    served = client.models.retrieve("test")
+    assert served.id == "test"
+    assert served.model_extra is not None
+    assert served.model_extra["single_questions"] is True  # by its folder, whatever it is called
     told = server.post("/tokenize", {"messages": [asks(image_part(WHITE), "Hi")]}).json()
     used = server.chat(asks(image_part(WHITE), "Hi")).json()["usage"]
     assert told["count"] == len(told["tokens"]) == used["prompt_tokens"]

@@ -13,6 +13,7 @@ READY = {
     "max_num_seqs": 2,
     "tiling": "released",
     "max_tiled_images": 2,
+    "single_questions": False,
     "adapters": [],
 }
 

@@ -345,6 +345,7 @@ def test_embedded_model():
         ({"image_mean": [0.5, float("nan"), 0.5]}, "image_mean is .* expected three numbers"),
         ({"downsample_ratio": "2"}, "downsample_ratio is '2': expected int"),
         ({"normalize": 1}, "normalize is 1: expected bool"),
+        ({"single_questions": "yes"}, "single_questions is 'yes': expected bool"),
         ({"image_mean": [0.5]}, "image_mean is .* expected three numbers"),
         ({"image_mean": 0.5}, "image_mean is 0.5: expected a list of numbers"),
         ({"sft_format": "plain"}, "sft_format is 'plain': expected deepseek"),

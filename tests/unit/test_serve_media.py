@@ -44,6 +44,7 @@ def facts(context: int = 4096) -> Facts:
         max_num_seqs=2,
         tiling=PROCESSOR.config.tiling,
         max_tiled_images=PROCESSOR.config.max_tiled_images,
+        single_questions=PROCESSOR.config.single_questions,
         adapters=[],
         layout=PROCESSOR.layout,
     )

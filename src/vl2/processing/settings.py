@@ -1,4 +1,4 @@
-"""`processor_config.json` with the released field names, and three settings of ours."""
+"""`processor_config.json` with the released field names, and four settings of ours."""
 
 from __future__ import annotations
 
@@ -49,6 +49,7 @@ class ProcessorConfig:
     tiling: str = "released"  # ours: "content" spends fewer tiles where the picture allows it
     max_tiled_images: int = 2  # ours: a conversation of more pictures is not tiled; 2 as released
     max_pixels: int = MAX_PIXELS  # ours: most pixels of a picture that are decoded
+    single_questions: bool = False  # ours: the model has learnt no conversations
     extra: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -124,7 +125,12 @@ class ProcessorConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """The released JSON form; our settings only where they differ from the release."""
-        ours = {"tiling": "released", "max_tiled_images": 2, "max_pixels": MAX_PIXELS}
+        ours = {
+            "tiling": "released",
+            "max_tiled_images": 2,
+            "max_pixels": MAX_PIXELS,
+            "single_questions": False,
+        }
         named = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "extra"}
         kept = {k: v for k, v in named.items() if k not in ours or v != ours[k]}
         return {**kept, **self.extra}

@@ -242,7 +242,9 @@ def train(recipe: NanoRecipe, out: Path, config: VL2Config | None = None) -> Pat
         task = LanguageTask(model, balance)
         run_stage(stage, task, batches, out)
     # Few of its pictures had tiles, and it answers better about a large one that is taken whole.
-    processor.with_settings(max_tiled_images=0).save_pretrained(release)
+    settings = replace(processor.config, max_tiled_images=0, single_questions=True)
+    tile = config.vision_config.image_size
+    Processor(processor.tokenizer, settings, image_size=tile).save_pretrained(release)
     save_model(model.to(torch.bfloat16), release, max_shard_bytes=None)
     return release
 

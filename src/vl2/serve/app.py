@@ -212,6 +212,7 @@ def _model(service: Service, adapter: str | None) -> Message:
         "tiling": facts.tiling,
         "tile_size": facts.layout.image_size,
         "max_tiled_images": facts.max_tiled_images,
+        "single_questions": facts.single_questions,
     }
 
 

@@ -52,6 +52,7 @@ class Facts:
     max_num_seqs: int
     tiling: str
     max_tiled_images: int
+    single_questions: bool
     adapters: list[str]
     layout: TileLayout
 

@@ -93,6 +93,7 @@ def facts_of(engine: Engine) -> Message:
         "max_num_seqs": engine.max_num_seqs,
         "tiling": processor.config.tiling,
         "max_tiled_images": processor.config.max_tiled_images,
+        "single_questions": processor.config.single_questions,
         "adapters": list(engine.adapters),
         "layout": asdict(layout),
     }

@@ -47,8 +47,8 @@ export const turnOf = (turn) => state.turns.find((one) => one.id === turn) ?? nu
 
 export const busy = () => state.turns.some((turn) => turn.answer.state === "streaming");
 
-/** Whether questions go with what was said before. The embedded model has learnt single ones. */
-export const remembers = () => state.history ?? (state.model?.parent ?? state.model?.id) !== "nano";
+/** Whether questions go with what was said before; some models have learnt single ones alone. */
+export const remembers = () => state.history ?? !state.model?.single_questions;
 
 /** Look at a picture, and at the boxes of a turn. */
 export function look(picture, turn = state.turn) {

@@ -172,31 +172,39 @@ def test_the_heat_lies_where_the_trace_says(page: Page, server: Server, wide: Pa
     expect(page.locator(".token.seen")).to_have_attribute("data-token", "0")
 
 
-@pytest.mark.parametrize(("view", "cell"), [("mosaic", (5, 13)), ("overview", (3, 6))])
-def test_one_hot_cell_is_hot_on_its_pixels(
-    page: Page, wide: Path, tmp_path: Path, view: str, cell: tuple[int, int]
-):
+def picture_of(page: Page, file: Path) -> np.ndarray:
+    page.locator(".said").hover()
+    page.locator("#stage").screenshot(path=file)
+    return np.asarray(Image.open(file).convert("RGB")).astype(int)
+
+
+def test_a_hot_cell_is_hot_on_its_pixels(page: Page, wide: Path, tmp_path: Path):
     # The last column of a released tile is half as wide; the overview has padding above.
-    trace = made_trace([(0, 4), (4, 8)], {(1, view): cell})
-    answer_with(page, stream({"content": "cold hot"}, {"content": "", "trace": trace}))
+    places = [("mosaic", (5, 13)), ("overview", (3, 6)), ("overview", (1, 6))]
+    hot = {(1 + at, view): cell for at, (view, cell) in enumerate(places)}
+    trace = made_trace([(at, at + 1) for at in range(4)], hot)
+    answer_with(page, stream({"content": "abcd"}, {"content": "", "trace": trace}))
     page.emulate_media(reduced_motion="reduce")
     page.set_input_files("#files", wide)
     page.click("#trace")
     ask(page, "What?")
-    page.click(f".look[data-view={view}]")
     page.locator("#heat-scale").evaluate("e => { e.style.visibility = 'hidden' }")
-    shots = []
-    for token in (0, 1):
+    for (token, view), cell in hot.items():
+        page.click(f".look[data-view={view}]")
+        page.locator(".token").first.click()
+        cold = picture_of(page, tmp_path / "cold.png")
         page.locator(".token").nth(token).click()
-        page.locator(".said").hover()
-        page.locator("#stage").screenshot(path=tmp_path / "shot.png")
-        shots.append(np.asarray(Image.open(tmp_path / "shot.png").convert("RGB")).astype(int))
-    ys, xs = np.nonzero(np.abs(shots[1] - shots[0]).max(axis=2) > 20)
-    left, top, _, _ = place_of(page, "#stage")
-    found = [left + xs.min(), top + ys.min(), left + xs.max() + 1, top + ys.max() + 1]
-    wanted = on_screen(page, cell_of(trace["pictures"][0], view, *cell))
-    np.testing.assert_allclose(found, wanted, atol=1.5)
-    assert len(xs) > 0.9 * (found[2] - found[0]) * (found[3] - found[1])
+        changed = np.abs(picture_of(page, tmp_path / "hot.png") - cold).max(axis=2) > 20
+        ys, xs = np.nonzero(changed)
+        left, top, _, _ = place_of(page, "#stage")
+        found = [left + xs.min(), top + ys.min(), left + xs.max() + 1, top + ys.max() + 1]
+        shares = cell_of(trace["pictures"][0], view, *cell)
+        np.testing.assert_allclose(found, on_screen(page, shares), atol=1.5)
+        assert len(xs) > 0.9 * (found[2] - found[0]) * (found[3] - found[1])
+        x, y = shares.reshape(2, 2).mean(axis=0)
+        told = f"at {percent(x)} from the left, {percent(y)} from the top."
+        told = told if y > 0 else "in the padding"
+        expect(page.locator(".said")).to_contain_text(f"Most {told}")
     expect(page.locator(".glass")).to_contain_text("This model has no experts.")
 
 
@@ -208,7 +216,7 @@ def best(counts: np.ndarray, tokens: int) -> str:
 def percent(share: float) -> str:
     digits = 1 if share < 0.1 else 0
     scaled = int(share * 100 * 10**digits + 0.5) / 10**digits
-    return f"{scaled:g} %"
+    return f"{scaled:g}\N{NO-BREAK SPACE}%"
 
 
 def test_experts_are_those_of_the_trace(page: Page, server: Server, wide: Path):
@@ -310,3 +318,39 @@ def test_the_heat_of_a_part_lies_on_the_whole_picture(page: Page, wide: Path):
     wide_, high_ = right - left, low - top
     wanted = [left + x1 * wide_, top + y1 * high_, left + x2 * wide_, top + y2 * high_]
     np.testing.assert_allclose(hottest, wanted, atol=1.5)
+
+
+def test_of_several_pictures_each_has_its_own_heat(page: Page, wide: Path, tmp_path: Path):
+    file = tmp_path / "other.png"
+    Image.new("RGB", (300, 150), "white").save(file)
+    spans = [(0, 4), (4, 8)]
+    trace = made_trace(spans, {(1, "mosaic"): (5, 13)})
+    trace["pictures"] += made_trace(spans, {(1, "overview"): (7, 7)})["pictures"]
+    answer_with(page, stream({"content": "cold hot"}, {"content": "", "trace": trace}))
+    page.set_input_files("#files", [wide, file])
+    page.click("#trace")
+    ask(page, "What?")
+    expect(page.locator(".heat .cell")).to_have_count(392)
+    page.click(".look[data-picture='1'][data-view=overview]")
+    expect(page.locator("#facts")).to_contain_text("other.png")
+    assert np.flatnonzero(cells(page)[0]).tolist() == [7 * 14 + 7]
+    page.locator(".thumb").first.click()  # the box goes with the picture
+    pressed = page.locator(".look[aria-pressed=true]")
+    expect(pressed).to_have_attribute("data-picture", "0")
+    assert not cells(page)[0].any()
+    page.click(".look[data-picture='0'][data-view=mosaic]")
+    assert np.flatnonzero(cells(page)[0]).tolist() == [5 * 28 + 13]
+
+
+def test_a_conversation_outlives_traces_that_do_not_fit(page: Page, wide: Path):
+    text = "a" * 300
+    trace = made_trace([(at, at + 1) for at in range(300)], {})
+    answer_with(page, stream({"content": text}, {"content": "", "trace": trace}))
+    page.evaluate("sessionStorage.setItem('full', 'x'.repeat(5 * 2 ** 20 - 150_000))")
+    page.set_input_files("#files", wide)
+    page.click("#trace")
+    ask(page, "What?")
+    expect(page.locator(".token")).to_have_count(300)
+    page.reload()
+    expect(page.locator(".turn .text")).to_have_text(text)
+    expect(page.locator("[data-act=glass]")).to_be_hidden()

@@ -2,7 +2,7 @@
 
 import { $, h } from "./dom.js";
 import { expertsPart, refreshExperts } from "./experts.js";
-import { shownOn } from "./heat.js";
+import { hottest, shownOn } from "./heat.js";
 import { percent, t } from "./i18n.js";
 import { changed, look, on, state, turnOf } from "./state.js";
 import { looked, traceOf } from "./trace.js";
@@ -55,7 +55,7 @@ function tokenOf(trace, at, p, most) {
   const last = at === trace.tokens.length - 1;
   const name = text.trim() || t(text ? "spaceToken" : last ? "endToken" : "markToken");
   const button = h("button", {
-    type: "button", class: "token", "data-token": at, "aria-label": t("tokenLabel", { at: at + 1, all: trace.tokens.length, name, p: percent(p) }),
+    type: "button", class: "token", "data-token": at, tabindex: "-1", "aria-pressed": "false", "aria-label": t("tokenLabel", { at: at + 1, all: trace.tokens.length, name, p: percent(p) }),
     onpointerenter: () => show({ token: at }), onfocus: () => show({ token: at, pinned: at }), onclick: () => show({ token: at, pinned: at }),
   }, told(text, last));
   button.style.setProperty("--v", most ? (p / most).toFixed(3) : "0");
@@ -94,25 +94,31 @@ function looksOf(turn, trace) {
   }));
 }
 
-function draw(place, turn) {
+/** Draw the glass box of a turn where it belongs, or nothing where it is not open. */
+export function drawGlass(place, turn) {
   const trace = state.glass?.turn === turn.id && traceOf(turn.answer);
   place.parentElement.querySelector("[data-act=glass]").setAttribute("aria-expanded", String(Boolean(trace)));
   place.hidden = !trace;
   if (!trace) return place.replaceChildren();
   place.replaceChildren(h("h3", {}, t(trace.pictures.length ? "lookedWhere" : "tokensOf")), ...tokensOf(trace).filter(Boolean));
-  if (trace.pictures.length) place.append(h("p", { class: "said" }), looksOf(turn, trace));
+  if (trace.pictures.length) place.append(h("p", { class: "said", "aria-live": "polite" }), looksOf(turn, trace));
   place.append(expertsPart(trace));
   return refresh(place, trace);
 }
 
+function pin(button, pinned) {
+  button.setAttribute("aria-pressed", String(pinned));
+  button.tabIndex = pinned ? 0 : -1;
+}
+
 function refresh(place, trace) {
   const { glass } = state;
-  for (const button of place.querySelectorAll(".token")) {
-    const at = Number(button.dataset.token);
-    button.setAttribute("aria-pressed", String(at === glass.pinned));
-    button.tabIndex = at === glass.pinned ? 0 : -1;
-    button.classList.toggle("seen", at === glass.token);
-  }
+  // Only what changes: an answer can have a thousand tokens.
+  const token = (at) => place.querySelector(`.token[data-token="${at}"]`);
+  for (const one of place.querySelectorAll(".token.seen")) one.classList.remove("seen");
+  token(glass.token).classList.add("seen");
+  for (const one of place.querySelectorAll(".token[aria-pressed=true]")) pin(one, false);
+  pin(token(glass.pinned), true);
   for (const button of place.querySelectorAll(".look")) {
     const { picture, view } = button.dataset;
     const p = looked(trace, glass.token, [trace.pictures[picture].views[view]]);
@@ -122,20 +128,29 @@ function refresh(place, trace) {
   }
   const text = trace.tokens[glass.token].trim();
   const said = place.querySelector(".said");
-  if (said) said.textContent = t("tokenLooked", { name: text ? `“${text}”` : t("markToken"), p: percent(looked(trace, glass.token)) });
+  if (said) {
+    const name = text ? `“${text}”` : t("markToken");
+    said.textContent = `${t("tokenLooked", { name, p: percent(looked(trace, glass.token)) })} ${hottest(trace)}`;
+  }
   refreshExperts(place, trace);
 }
 
-/** Draw the glass box of a turn where it belongs. */
-export const drawGlass = draw;
+/** Go with the picture that is looked at, if the answer is about it. */
+function follow() {
+  const turn = turnOf(state.glass?.turn);
+  if (!turn || state.turn !== turn.id || shownOn(turn, state.glass.picture)?.picture === state.picture) return;
+  const at = turn.asked.findIndex((_, one) => shownOn(turn, one)?.picture === state.picture);
+  if (at >= 0) show({ picture: at, tile: null });
+}
 
 /** Begin to draw. */
 export function listen() {
+  on("look", follow);
   on("glass", () => {
     for (const place of document.querySelectorAll(".glass")) {
       const turn = turnOf(place.closest(".turn").dataset.turn);
       const shown = state.glass?.turn === turn?.id;
-      if (turn && shown === place.hidden) draw(place, turn);
+      if (turn && shown === place.hidden) drawGlass(place, turn);
       else if (turn && shown) refresh(place, traceOf(turn.answer));
     }
   });

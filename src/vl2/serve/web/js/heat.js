@@ -63,6 +63,20 @@ function cells({ told, view, place }) {
   })));
 }
 
+/** Where in the view that is shown a token attended most, in words. */
+export function hottest(trace) {
+  const { picture, view: name, token } = state.glass;
+  const { edges, views: { [name]: view } } = trace.pictures[picture];
+  const heat = view.heat(token);
+  const at = heat.indexOf(Math.max(...heat));
+  const [x1, y1, x2, y2] = view.area;
+  const middle = ([start, size], from, to) => (start + size / 2 - from) / (to - from);
+  const x = middle(stops(edges, view.wide)[at % view.columns], x1, x2);
+  const y = middle(stops(edges, view.high)[Math.floor(at / view.columns)], y1, y2);
+  if (Math.min(x, y) < 0 || Math.max(x, y) > 1) return t("mostInPadding");
+  return t("mostAt", { x: percent(x), y: percent(y) });
+}
+
 /** The name of a tile: the overview is 0, the others are told by row and column. */
 export function tileName(told, tile) {
   if (!tile) return t("overview");

@@ -45,6 +45,7 @@ const en = {
   tokenLabel: "Token {at} of {all}: {name}, {p} of its attention to the pictures",
   spaceToken: "space", endToken: "end of the answer", markToken: "mark",
   tokenLooked: "{name} gave {p} of its attention to the pictures, the rest to text.",
+  mostAt: "Most at {x} from the left, {y} from the top.", mostInPadding: "Most in the padding around the picture.",
   experts: "Experts", noExperts: "This model has no experts.", allTiles: "All", tileNamed: "Tile {name}",
   whichTile: "Picture tokens of", pictureTokens: "picture tokens", answerTokens: "answer tokens",
   expertsScale: "of the tokens used an expert; even use would be {even}",
@@ -103,6 +104,7 @@ const zh = {
   tokenLabel: "第 {at} 个词元，共 {all} 个：{name}，{p} 的注意力给了图片",
   spaceToken: "空格", endToken: "回答结束", markToken: "标记",
   tokenLooked: "{name} 把 {p} 的注意力给了图片，其余给了文字。",
+  mostAt: "最多在距左 {x}、距上 {y} 处。", mostInPadding: "最多在图片四周的填充处。",
   experts: "专家", noExperts: "此模型没有专家。", allTiles: "全部", tileNamed: "切块 {name}",
   whichTile: "哪些图片词元", pictureTokens: "图片词元", answerTokens: "回答词元",
   expertsScale: "的词元用了某个专家；若平均使用则为 {even}",
@@ -134,7 +136,7 @@ export const number = (value) => value.toLocaleString(language === "zh" ? "zh-CN
 /** A share in the language's way, finer where it is small. */
 export function percent(value) {
   const told = number(Math.round(value * (value < 0.1 ? 1000 : 100)) / (value < 0.1 ? 10 : 1));
-  return language === "zh" ? `${told}%` : `${told} %`;
+  return language === "zh" ? `${told}%` : `${told}\u00a0%`;
 }
 
 /** Write all texts that stand in the HTML. */

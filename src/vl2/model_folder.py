@@ -8,7 +8,13 @@ from difflib import get_close_matches
 from importlib import resources
 from pathlib import Path
 
-from huggingface_hub import snapshot_download
+from huggingface_hub import constants, snapshot_download
+from huggingface_hub.errors import (
+    GatedRepoError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+)
 
 from vl2.folders import expand, names_something
 from vl2.logs import get_logger
@@ -130,10 +136,25 @@ def _fetch(hub_id: str, patterns: list[str]) -> Path:
     try:
         # Folders inside a repository (other formats, demos) are never part of the model.
         found = snapshot_download(hub_id, allow_patterns=patterns, ignore_patterns=["*/*"])
-    except Exception as error:  # each transport has its own errors; all mean the same to a user
-        reason = " ".join(str(error).split()) or type(error).__name__
+    except Exception as error:  # each transport has its own errors, with texts of many lines
+        log.info("%s cannot be fetched", hub_id, exc_info=True)
         raise ValueError(
-            f"cannot get {hub_id}: not found locally or on the Hub ({reason}); {_alike(hub_id)}"
-            "check the name and the network, or give a local folder"
+            f"no model at {hub_id}: there is no such folder, and {_hub_says(error)}; "
+            f"{_alike(hub_id)}check the name and the network, or give a local folder"
         ) from None
     return Path(found)
+
+
+def _hub_says(error: Exception) -> str:
+    """Why the hub does not give a model, in a few words."""
+    match error:
+        case GatedRepoError():
+            return "the Hub gives it only to those whom its authors let in (set HF_TOKEN)"
+        case RepositoryNotFoundError():
+            return "the Hub has none of this name, or a private one (set HF_TOKEN)"
+        case LocalEntryNotFoundError() | OfflineModeIsEnabled() if constants.HF_HUB_OFFLINE:
+            return "HF_HUB_OFFLINE keeps from asking the Hub"
+        case LocalEntryNotFoundError():
+            return "the Hub cannot be reached"
+        case _:
+            return f"the Hub did not give it ({type(error).__name__})"

@@ -158,8 +158,10 @@ def _check_key(name: str, hints: Mapping[str, Any], place: str) -> None:
         return
     sections = {k: _section_of(kind) for k, kind in hints.items() if get_origin(kind) is not tuple}
     close = [f"{key}.{name}" for key, found in sections.items() if found and name in _hints(found)]
-    close = close or difflib.get_close_matches(name, hints, n=1)
-    hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(hints)}"
+    close = close or difflib.get_close_matches(name, hints, n=2)
+    hint = (
+        f"did you mean {' or '.join(map(repr, close))}?" if close else f"known: {', '.join(hints)}"
+    )
     raise ValueError(f"{place}: there is no setting {name!r}; {hint}")
 
 

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
 from tests.e2e.serving import asks, image_part, serving
+
+from vl2.serve.batch import opened
 
 WHITE = Image.new("RGB", (200, 100), "white")
 SAMPLE = Path(__file__).parents[2] / "examples" / "sample.png"
@@ -155,6 +159,58 @@ def test_a_killed_run_goes_on_where_it_stopped(tmp_path: Path, model_folder: Pat
     assert done.returncode == 0, done.stderr
     assert f"40 of 40 requests answered, {first} of them by earlier runs" in done.stderr
     assert sorted(a["custom_id"] for a in answers_in(target)) == sorted(ids)
+
+
+@pytest.mark.parametrize(
+    ("requests", "answers", "told"),
+    [
+        ("none.jsonl", "o", "none.jsonl cannot be read (No such file or directory)"),
+        (".", "o", "cannot be read (Is a directory)"),
+        ("requests.jsonl", ".", ": this is a folder: give a file name"),
+        ("requests.jsonl", "none/o", "/none: make it first"),
+        ("requests.jsonl", "requests.jsonl/o", "requests.jsonl is a file: give a folder"),
+        ("requests.jsonl", "requests.jsonl", "holds the requests"),
+        ("requests.jsonl", "/dev/full", "/dev/full is a device or a pipe"),
+        ("/dev/zero", "o", "/dev/zero is a device or a pipe"),
+    ],
+)
+def test_files_that_cannot_be_used_are_told_before_the_model_is_loaded(
+    vl2_command, tmp_path: Path, requests: str, answers: str, told: str
+):
+    (tmp_path / "requests.jsonl").write_text(line("a", asks("Hi")), encoding="utf-8")
+    words = ("batch", tmp_path / requests, "-o", tmp_path / answers, "-m", "no such model")
+    code, out, err = vl2_command(*words)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert told in err
+    assert [file.name for file in tmp_path.iterdir()] == ["requests.jsonl"]
+
+
+def test_a_place_that_takes_no_file_is_told():
+    with pytest.raises(ValueError, match="/proc/o cannot be written"), opened(Path("/proc/o")):
+        pass
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a limit of Linux stands for a full disk")
+def test_a_full_disk_stops_a_run_that_goes_on_later(tmp_path: Path, model_folder: Path):
+    source, target = tmp_path / "requests.jsonl", tmp_path / "answers.jsonl"
+    source.write_text("\n".join(line(f"{n}", asks("Hi")) for n in range(4)), encoding="utf-8")
+    command = [sys.executable, "-m", "vl2", "batch", str(source), "-o", str(target)]
+    command += ["-m", str(model_folder), "--name", "test"]
+    for most, code in ((1500, 1), (resource.RLIM_INFINITY, 0)):
+        done = subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            preexec_fn=partial(resource.setrlimit, resource.RLIMIT_FSIZE, (most, most)),
+        )
+        assert done.returncode == code, done.stderr
+        if code:
+            last = done.stderr.splitlines()[-1]
+            assert last.startswith("error: the answers cannot be written (File too large): make")
+            assert "Traceback" not in done.stderr
+            assert target.stat().st_size <= most
+    assert sorted(a["custom_id"] for a in answers_in(target)) == ["0", "1", "2", "3"]
 
 
 def test_wrong_files_are_told_in_one_line(vl2_command, tmp_path: Path, model_folder: Path):

@@ -218,6 +218,13 @@ def test_no_key_is_logged(server: Server):
         (["--api-key", "short"], "8 visible ASCII characters"),
         (["--api-key", "with a space in it"], "8 visible ASCII characters"),
         (["--port", "70000"], "--port is 70000"),
+        (["--port", "abc"], "--port is 'abc': expected a whole number"),
+        (["--port=1.5"], "--port is '1.5': expected a whole number"),
+        (["--image-host", "https://a.example/"], "--image-host is 'https://a.example/': expected"),
+        (["--image-host", "*"], "--image-host is '*': expected"),
+        (["--image-host", ""], "--image-host is '': expected"),
+        (["--allowed-host", "a.example:80"], "--allowed-host is 'a.example:80': expected"),
+        (["limits.max_image_count=3"], "did you mean 'max_image' or 'max_images'?"),
         (["limits.max_n=0"], "max_n"),
         (["limits.header_timeout=nan"], "header_timeout"),
     ],
@@ -228,3 +235,42 @@ def test_what_would_be_unsafe_does_not_start(vl2_command, words: list[str], told
     assert told in stderr
     assert stderr.count("\n") == 1
     assert "with a space in it" not in stderr
+
+
+@pytest.mark.parametrize(
+    ("data", "told"),
+    [
+        (b"sk-first-0123\n\n  \nmy secret\nsk-other-0123\n", "keys.txt line 4 is unfit"),
+        (b"sk-first-0123\r\nsecret\r\n", "keys.txt line 2 is unfit"),
+        (b"sk-first-0123\nsecr\xc3\xa9t-0123456789\n", "keys.txt line 2 is unfit"),
+        (b"secret\xff\xfe", "keys.txt cannot be read"),
+        (b"\n\n", "keys.txt holds no key"),
+    ],
+)
+def test_a_bad_line_of_a_key_file_is_named_and_not_shown(
+    vl2_command, tmp_path: Path, data: bytes, told: str
+):
+    file = tmp_path / "keys.txt"
+    file.write_bytes(data)
+    code, _, stderr = vl2_command("serve", "nano", "--api-key-file", file)
+    assert (code, stderr.count("\n")) == (2, 1)
+    assert told in stderr
+    assert "secr" not in stderr
+
+
+def test_a_bad_key_of_the_environment_is_named(vl2_command, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("VL2_API_KEY", "short")
+    code, _, stderr = vl2_command("serve", "nano")
+    assert (code, "VL2_API_KEY is unfit" in stderr, "short" in stderr) == (2, True, False)
+
+
+def test_a_model_that_does_not_exist_is_told_in_one_line(
+    vl2_command, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    code, out, stderr = vl2_command("serve", "nosuch/model", "--port", "0")
+    assert (code, out) == (2, "")
+    loading, error = stderr.splitlines()
+    assert loading == "loading nosuch/model ..."
+    assert error.startswith("error: no model at nosuch/model: there is no such folder, and HF_HUB_")
+    assert len(error) < 200

@@ -6,8 +6,15 @@ import shutil
 from inspect import unwrap
 from pathlib import Path
 
+import httpx2
 import pytest
 import torch
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+)
 
 from vl2 import model_folder
 from vl2.checkpoint.hf import load_model, resolve
@@ -31,7 +38,7 @@ def test_hub_id_is_served_from_the_cache_when_offline(
 ):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    found = r"cannot get some/model: not found locally or on the Hub \(.*OFFLINE=0.*check the name"
+    found = "no model at some/model: there is no such folder, and HF_HUB_OFFLINE keeps.*check the"
     with pytest.raises(ValueError, match=found):
         load_model("some/model")
     commit = "0123456789abcdef0123456789abcdef01234567"
@@ -42,6 +49,30 @@ def test_hub_id_is_served_from_the_cache_when_offline(
     assert resolve("some/model") == snapshot
     there, here = load_model("some/model").state_dict(), load_model(snapshot).state_dict()
     assert all(torch.equal(tensor, here[key]) for key, tensor in there.items())
+
+
+ANSWER = httpx2.Response(404, request=httpx2.Request("GET", "https://example.org"))
+
+
+@pytest.mark.parametrize(
+    ("raised", "told"),
+    [
+        (GatedRepoError("a\nlong text", response=ANSWER), "only to those whom its authors let in"),
+        (RepositoryNotFoundError("a\nlong text", response=ANSWER), "the Hub has none of this name"),
+        (LocalEntryNotFoundError("a\nlong text"), "the Hub cannot be reached"),
+        (HfHubHTTPError("a\nlong text", response=ANSWER), r"\(HfHubHTTPError\)"),
+        (OSError(28, "a\nlong text"), r"\(OSError\)"),
+    ],
+)
+def test_what_the_hub_says_is_told_in_a_few_words(raised: Exception, told: str, monkeypatch):
+    def download(*_: object, **__: object) -> None:
+        raise raised
+
+    monkeypatch.setattr(model_folder, "snapshot_download", download)
+    with pytest.raises(ValueError, match=told) as refused:
+        resolve("some/model")
+    assert len(str(refused.value)) < 220
+    assert "long text" not in str(refused.value)
 
 
 def test_only_json_and_safetensors_are_fetched(monkeypatch: pytest.MonkeyPatch):

@@ -30,6 +30,9 @@ from vl2.failure import WorkError
 from vl2.logs import log_to_stderr
 from vl2.out_of_memory import is_out_of_memory
 
+NUMBERS = {"int": "a whole number", "float": "a number", "finite": "a finite number"}
+"""What is expected, by the first word of pydantic's code."""
+
 app = typer.Typer(
     name="vl2",
     help="DeepSeek-VL2: ask about pictures, train, inspect and convert models.",
@@ -98,10 +101,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _usage(error: TyperException) -> str:
-    """Typer's own complaint, and where help is."""
+    """What is wrong with an option, or Typer's own complaint, and where help is."""
     context = getattr(error, "ctx", None)
     command = context.command_path if context else "vl2"
-    return f"{error.format_message().rstrip('.')}: see {command} --help"
+    return f"{_wrong_number(error) or error.format_message().rstrip('.')}: see {command} --help"
+
+
+def _wrong_number(error: TyperException) -> str | None:
+    """An option's value that is no number, with the value, which Typer leaves out."""
+    told = getattr(error.__cause__, "errors", None)  # of pydantic, by which Typer reads values
+    [found, *_] = told() if told else [{"type": ""}]
+    wanted = NUMBERS.get(found["type"].partition("_")[0])
+    parameter = getattr(error, "param", None)
+    if wanted is None or parameter is None:
+        return None
+    return f"{parameter.opts[0]} is {found['input']!r:.80}: expected {wanted}"
 
 
 def _fail(message: str, code: int) -> int:

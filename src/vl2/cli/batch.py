@@ -58,13 +58,13 @@ def batch(  # noqa: PLR0913 - each parameter is an option of the command
     errors are in their lines.
     """
     try:
-        from vl2.serve.batch import Figures, answer_file, count_requests
+        from vl2.serve.batch import Figures, answer_file, check_files
         from vl2.serve.settings import Settings
     except ModuleNotFoundError as error:
         raise ValueError(f'{error.name} is missing: pip install "vl2[serve]"') from None
 
     chosen = override(Settings(), list(words or ()))
-    total = count_requests(requests)
+    total = check_files(requests, output)
     engine = load_engine(
         model,
         dtype=dtype,

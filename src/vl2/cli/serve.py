@@ -134,17 +134,21 @@ def _keys(given: list[str], file: Path | None) -> Keys:
     Raises:
         ValueError: one is unfit, or the file cannot be read.
     """
-    from vl2.serve.config import Keys
+    from vl2.serve.config import Keys, check_key
 
     keys = list(given)
     if variable := os.environ.get(KEY_VARIABLE):
+        check_key(variable, KEY_VARIABLE)
         keys.append(variable)
     if file is not None:
         try:
-            lines = file.read_text(encoding="utf-8").splitlines()
+            lines = file.read_text(encoding="utf-8-sig").splitlines()
         except (OSError, UnicodeDecodeError):
             raise ValueError(f"--api-key-file {file} cannot be read: give a text file") from None
-        keys += [line.strip() for line in lines if line.strip()]
-        if not keys:
+        written = {number: line.strip() for number, line in enumerate(lines, 1) if line.strip()}
+        for number, key in written.items():
+            check_key(key, f"--api-key-file {file} line {number}")
+        keys += written.values()
+        if not written:
             raise ValueError(f"--api-key-file {file} holds no key: write one a line")
     return Keys.of(keys)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import os
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import aclosing, contextmanager
@@ -21,6 +22,7 @@ from vl2.checkpoint.lock import take
 from vl2.engine.async_engine import AsyncEngine
 from vl2.engine.engine import Engine
 from vl2.failure import WorkError
+from vl2.folders import check_file, names_something
 from vl2.logs import get_logger
 from vl2.serve import schema
 from vl2.serve.answers import Reply
@@ -86,19 +88,28 @@ class Figures:
     completion_tokens: int = 0
 
 
-def count_requests(file: Path) -> int:
-    """Lines of a file that are not empty.
+def check_files(requests: Path, answers: Path) -> int:
+    """The number of requests, once both files are such as can be read, and written, again.
 
     Raises:
-        ValueError: it cannot be read.
+        ValueError: one is not; nothing has been written.
     """
+    check_file(answers, "--output")
+    if not answers.parent.is_dir():
+        raise ValueError(f"--output is {answers}: no folder {answers.parent}: make it first")
+    for file in (requests, answers):
+        if names_something(file) and not (file.is_file() or file.is_dir()):
+            raise ValueError(f"{file} is a device or a pipe: give a file, which is read twice")
     try:
-        with file.open("rb") as stream:
-            return sum(bool(line.strip()) for line in stream)
+        with requests.open("rb") as stream:
+            count = sum(bool(line.strip()) for line in stream)
     except OSError as error:
         raise ValueError(
-            f"{file} cannot be read ({error.strerror}): give a file of requests, one a line"
+            f"{requests} cannot be read ({error.strerror}): give a file of requests, one a line"
         ) from None
+    if answers.exists() and answers.samefile(requests):
+        raise ValueError(f"{answers} holds the requests: give another file for the answers")
+    return count
 
 
 def answer_file(
@@ -120,12 +131,10 @@ def answer_file(
         on_progress: hears the figures after each.
 
     Raises:
-        ValueError: `answers` holds something else, or is the file of requests.
-        WorkError: the engine stopped; another run goes on.
+        ValueError: a file cannot be used; `answers` holds something else, for instance.
+        WorkError: the engine stopped, or the disk is full; another run goes on.
     """
-    figures = Figures(requests=count_requests(requests))
-    if answers.exists() and answers.samefile(requests):
-        raise ValueError(f"{answers} holds the requests: give another file for the answers")
+    figures = Figures(requests=check_files(requests, answers))
     with opened(answers) as (stream, held):
         workers = Workers(limits)
         media = Media(workers=workers, fetcher=fetcher((), limits.max_image), limits=limits)
@@ -144,9 +153,15 @@ def opened(file: Path) -> Iterator[tuple[BinaryIO, dict[str, bool]]]:
     What a run that was killed left of a last line is taken off.
 
     Raises:
-        ValueError: a line is no answer, or another run writes the file.
+        ValueError: a line is no answer, another run writes the file, or it cannot be written.
     """
-    with file.open("a+b") as stream:
+    try:
+        stream = file.open("a+b")
+    except OSError as error:
+        raise ValueError(
+            f"{file} cannot be written ({error.strerror}): give another file for the answers"
+        ) from None
+    with stream:
         if not take(stream):
             raise ValueError(f"{file} is being written by another run: wait, or give another -o")
         held: dict[str, bool] = {}
@@ -190,7 +205,7 @@ class Batch:
         """Answer those that are not held, several at a time, and write each as soon as it is done.
 
         Raises:
-            WorkError: the engine stopped.
+            WorkError: the engine stopped, or the disk is full.
         """
         figures = self._figures
 
@@ -200,8 +215,7 @@ class Batch:
                 figures.kept += good is not None
                 if good is None:
                     answer = await self._answer(line)
-                    stream.write(json.dumps(answer, ensure_ascii=False).encode() + b"\n")
-                    stream.flush()
+                    _write(stream, answer)
                     good = _is_good(answer["response"])
                 figures.answered += good
                 figures.failed += not good
@@ -297,6 +311,19 @@ def _line(number: int, data: bytes, seen: set[str], limits: Limits) -> Line:
         digest = hashlib.sha256(custom_id.encode()).hexdigest()
         return Line(id=f"batch_req_{digest[:32]}", custom_id=custom_id, request=request)
     return Line(id=f"batch_req_line_{number}", custom_id=custom_id, request=request)
+
+
+def _write(stream: BinaryIO, answer: Message) -> None:
+    """Add a line, past the buffer, which would fail once more when the file is closed."""
+    left = memoryview(json.dumps(answer, ensure_ascii=False).encode() + b"\n")
+    try:
+        while left:
+            left = left[os.write(stream.fileno(), left) :]
+    except OSError as error:
+        raise WorkError(
+            f"the answers cannot be written ({error.strerror}): make room; the same command goes "
+            "on where it stopped"
+        ) from None
 
 
 def _held(line: bytes, where: str) -> dict[str, bool]:

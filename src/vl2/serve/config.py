@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import ipaddress
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Annotated
@@ -13,6 +14,9 @@ from vl2.processing.image_gate import ImagePolicy
 from vl2.ranges import Range, check_ranges
 
 MIB = 2**20
+_IMAGE_HOST = re.compile(r"\.?[\w-]+(\.[\w-]+)*(:\d{1,5})?", re.ASCII)
+_NAME = re.compile(r"[\w-]+(\.[\w-]+)*|\[[\da-fA-F:.]+\]", re.ASCII)
+
 LOCAL_NAMES = ("localhost", "127.0.0.1", "[::1]")
 
 
@@ -76,6 +80,18 @@ class Limits:
         return ImagePolicy(max_pixels=self.max_pixels, max_bytes=self.max_image)
 
 
+def check_key(key: str, where: str) -> None:
+    """Refuse what is no key, without showing it.
+
+    Raises:
+        ValueError: it is too short, or holds what no header can.
+    """
+    if len(key) < 8 or not key.isascii() or not key.isprintable() or " " in key:
+        raise ValueError(
+            f"{where} is unfit: expected at least 8 visible ASCII characters without spaces"
+        )
+
+
 @dataclass(frozen=True, slots=True)
 class Keys:
     """Digests of the API keys; the keys themselves are not kept."""
@@ -91,11 +107,7 @@ class Keys:
         """
         keys = list(keys)
         for number, key in enumerate(keys, 1):
-            if len(key) < 8 or not key.isascii() or not key.isprintable() or " " in key:
-                raise ValueError(
-                    f"API key {number} of {len(keys)} is unfit: expected at least 8 visible ASCII "
-                    "characters without spaces"
-                )
+            check_key(key, f"API key {number} of {len(keys)}")
         return cls(tuple(_digest(key) for key in keys))
 
     def name_of(self, key: str) -> str | None:
@@ -133,7 +145,7 @@ class ServeConfig:
     limits: Limits = field(default_factory=Limits)
 
     def __post_init__(self) -> None:
-        """Refuse an address that everybody reaches without a key."""
+        """Refuse an address that everybody reaches without a key, and what is no host."""
         if not 0 <= self.port <= 65535:
             raise ValueError(f"--port is {self.port}: expected 0 (any free one) to 65535")
         if not self.keys.digests and not is_local(self.host):
@@ -141,6 +153,15 @@ class ServeConfig:
                 f"--host {self.host} can be reached from other machines: give --api-key, or use "
                 "--host 127.0.0.1"
             )
+        for option, hosts, form, example in (
+            ("--image-host", self.image_hosts, _IMAGE_HOST, "img.example.org or .example.org"),
+            ("--allowed-host", self.names, _NAME, "api.example.org, without a port"),
+        ):
+            for host in hosts:
+                if not form.fullmatch(host):
+                    raise ValueError(
+                        f"{option} is {host!r:.80}: expected the name of a host, such as {example}"
+                    )
 
 
 def is_local(host: str) -> bool:

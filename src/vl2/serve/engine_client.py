@@ -363,8 +363,10 @@ def _read(
         try:
             while True:
                 loop.call_soon_threadsafe(hear, link.receive()[0])
-        except (EOFError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            log.info("the link to the engine's process ended: %s", type(error).__name__)
+        except (EOFError, OSError):
+            loop.call_soon_threadsafe(gone.set)
+        except (ValueError, LookupError, TypeError, AttributeError):
+            log.exception("the engine's process sent what is no message: it is replaced")
             loop.call_soon_threadsafe(gone.set)
 
 

@@ -44,6 +44,8 @@ def loads(body: bytes) -> dict[str, Any]:
         raise _bad("the body is not UTF-8: send JSON as UTF-8") from None
     except json.JSONDecodeError as error:
         where = f"line {error.lineno}, column {error.colno}"
+        if error.lineno == 1:
+            where = f"character {error.colno}"
         raise _bad(f"the body is not valid JSON at {where}: send one JSON object") from None
     if not isinstance(found, dict):
         raise _bad("the body is not a JSON object: send an object such as {...}")

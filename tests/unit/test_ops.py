@@ -3,8 +3,10 @@ from unittest import mock
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from vl2.config import LanguageConfig, RopeScaling, VL2Config
+from vl2.ops import attention as ops_attention
 from vl2.ops.attention import attention, attention_ref, decoder_mask, patch_attention
 from vl2.ops.kv_cache import KVCache
 from vl2.ops.loss import next_token_loss, next_token_loss_ref
@@ -54,6 +56,33 @@ def test_attention_equals_its_plain_twin(heads, kv_heads, width, value_width, ma
     want = attention_ref(q, k, v, scale=0.2, mask=mask, causal=not masked)
     torch.testing.assert_close(got, want, atol=1e-5, rtol=0)  # worst measured 4e-7
     assert got.isfinite().all()
+
+
+@pytest.mark.parametrize(("rows", "keys"), [(17, 17), (70, 70), (21, 85), (40, 47)])
+@pytest.mark.parametrize("masked", [False, True])
+def test_attention_filled_up_to_few_sizes_equals_its_plain_twin(
+    monkeypatch: pytest.MonkeyPatch, rows: int, keys: int, masked: bool
+):
+    monkeypatch.setattr(ops_attention, "few_sizes", lambda x: True)
+    q, k, v = torch.randn(2, 4, rows, 24), torch.randn(2, 2, keys, 24), torch.randn(2, 2, keys, 16)
+    how: dict = {"causal": rows == keys}
+    if masked:
+        real = torch.ones(2, keys, dtype=torch.bool)
+        real[0, :5] = False
+        how = {"mask": decoder_mask(rows, keys, device=q.device, attention_mask=real)}
+    used: set[tuple[int, int]] = set()
+
+    plain = F.scaled_dot_product_attention
+
+    def fused(query: torch.Tensor, key: torch.Tensor, *rest, **more) -> torch.Tensor:
+        used.add((query.shape[2], key.shape[2]))
+        return plain(query, key, *rest, **more)
+
+    with mock.patch.object(ops_attention.F, "scaled_dot_product_attention", fused):
+        got = attention(q, k, v, scale=0.2, **how)
+    assert used == {(next_size(rows), next_size(keys))}
+    want = attention_ref(q, k, v, scale=0.2, **how)
+    torch.testing.assert_close(got, want, atol=1e-5, rtol=0)  # worst measured 5e-7
 
 
 @pytest.mark.parametrize(("dtype", "error"), [(torch.float32, 2e-6), (torch.bfloat16, 0.02)])

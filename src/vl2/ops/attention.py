@@ -8,6 +8,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from vl2.ops.native import kernels, small, training
+from vl2.ops.row_sizes import SMALLEST, few_sizes, next_size
 
 torch.backends.cuda.enable_cudnn_sdp(False)
 """cuDNN builds a plan for each new shape, for tenths of a second, and lengths are ever new here. A
@@ -87,9 +88,11 @@ def attention(
         if mask is None and causal:
             mask = decoder_mask(query.shape[2], key.shape[2], device=query.device)
         return _multiplied_out(query, key, value, scale, mask)
-    width = value.shape[-1]
+    rows, width = query.shape[2], value.shape[-1]
     if width < query.shape[-1]:
         value = F.pad(value, (0, query.shape[-1] - width))
+    if rows > SMALLEST and few_sizes(query):
+        query, key, value, mask = _filled_up(query, key, value, mask, causal)
     out = F.scaled_dot_product_attention(
         query,
         key,
@@ -99,7 +102,25 @@ def attention(
         scale=scale,
         enable_gqa=key.shape[1] != query.shape[1],
     )
-    return out[..., :width]
+    return out[..., :rows, :width]
+
+
+def _filled_up(
+    query: Float[Tensor, "b h t d"],
+    key: Float[Tensor, "b k s d"],
+    value: Float[Tensor, "b k s d"],
+    mask: Bool[Tensor, "#b 1 t s"] | None,
+    causal: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """Queries and keys up to the next of few sizes, where no true query sees a key of zeros."""
+    more_rows = next_size(query.shape[2]) - query.shape[2]
+    more_keys = next_size(key.shape[2]) - key.shape[2]
+    if not causal:  # there the keys of zeros come after every true query
+        if mask is None:
+            mask = torch.ones(1, 1, query.shape[2], key.shape[2], dtype=torch.bool)
+        mask = F.pad(F.pad(mask, (0, more_keys)), (0, 0, 0, more_rows), value=True)
+    key, value = (F.pad(x, (0, 0, 0, more_keys)) for x in (key, value))
+    return F.pad(query, (0, 0, 0, more_rows)), key, value, mask
 
 
 def attention_weights(

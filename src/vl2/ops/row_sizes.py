@@ -24,11 +24,12 @@ def next_size(rows: int) -> int:
     return size
 
 
+def few_sizes(x: Tensor) -> bool:
+    """Whether x goes into products whose shapes must be few: in inference on such a CPU."""
+    plain = x.device.type == "cpu" and x.dtype == torch.bfloat16
+    return plain and torch.is_inference_mode_enabled() and torch.cpu._is_amx_tile_supported()
+
+
 def filled_up(x: Float[Tensor, "n i"]) -> Float[Tensor, "m i"]:
-    """x, in inference on such a CPU with rows of zeros up to the next size."""
-    costs = (
-        x.device.type == "cpu" and x.dtype == torch.bfloat16 and torch.is_inference_mode_enabled()
-    )
-    if not costs or not torch.cpu._is_amx_tile_supported():
-        return x
-    return F.pad(x, (0, 0, 0, next_size(len(x)) - len(x)))
+    """x, where sizes must be few with rows of zeros up to the next size."""
+    return F.pad(x, (0, 0, 0, next_size(len(x)) - len(x))) if few_sizes(x) else x

@@ -1,1 +1,1 @@
-"""Training on one process."""
+"""Settings, one trainer for every stage, optimisers, adapters, figures."""

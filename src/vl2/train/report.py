@@ -1,4 +1,4 @@
-"""What a run will do on one device, told before it does it: parts that train, memory, FLOPs.
+"""What a run will do, told before it does it: parts that train, memory of one device, FLOPs.
 
 The formulas are in `train/memory.py` and `train/flops.py`. Estimates for planning, not measured.
 """

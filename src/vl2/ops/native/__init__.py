@@ -1,1 +1,1 @@
-"""Products with quantised weights in C, compiled for the machine that runs them."""
+"""Products with weights, attention and small operations in C, compiled for the machine."""

@@ -12,16 +12,9 @@ from tests.unit.native_paths import use_path
 from tests.unit.quant_samples import relative
 
 from vl2.ops.attention import head_product, head_product_ref
+from vl2.ops.groups import Groups, group_rows_ref, sort_by_expert
 from vl2.ops.logits import row_peaks, row_peaks_ref
-from vl2.ops.moe import (
-    Routing,
-    combine_experts_ref,
-    expert_mlp_ref,
-    group_rows,
-    group_rows_ref,
-    router_logits,
-    sort_by_expert,
-)
+from vl2.ops.moe import Routing, combine_experts_ref, expert_mlp_ref, group_rows, router_logits
 from vl2.ops.native import build, kernels, small
 from vl2.ops.norm import rms_norm, rms_norm_ref
 from vl2.ops.paged import Singles, Span, paged_decode_attention_ref, paged_single_attention
@@ -47,11 +40,11 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "native"
 
 
-def grouped(experts: int, sizes: list[int], rows: int) -> kernels.Groups:
+def grouped(experts: int, sizes: list[int], rows: int) -> Groups:
     """Groups of so many rows each, which are any rows of x."""
     assert len(sizes) == experts
     tokens = torch.randint(0, rows, (sum(sizes),))
-    return kernels.Groups(tokens, torch.tensor(sizes).cumsum(0), None)
+    return Groups(tokens, torch.tensor(sizes).cumsum(0), None)
 
 
 SHAPES = [(64, 128), (40, 96), (50, 100), (17, 37), (1, 64), (144, 4304 // 16)]
@@ -100,7 +93,7 @@ def test_int8_groups_meet_their_experts(sizes: list[int], path: str):
 def test_groups_may_name_their_experts(path: str):
     x, weight = torch.randn(1, 96), quantize_int8(torch.randn(6, 48, 96))
     chosen = torch.tensor([4, 1])
-    groups = kernels.Groups(torch.zeros(2, dtype=torch.int64), torch.tensor([1, 2]), chosen)
+    groups = Groups(torch.zeros(2, dtype=torch.int64), torch.tensor([1, 2]), chosen)
     found = kernels.int8_linear(x, [weight], groups=groups)
     for row, expert in zip(found, chosen.tolist(), strict=True):
         own = weight._replace(values=weight.values[expert], scale=weight.scale[expert])
@@ -159,7 +152,7 @@ def test_int4_products_equal_the_floats_product(rows: int):
     if not kernels.has_int4():
         pytest.skip("no AVX-512")
     x, weight = torch.randn(rows, 96), quantize_int4(torch.randn(3, 80, 96))
-    groups = kernels.Groups(None, torch.tensor([rows // 2, rows // 2, rows]), None)
+    groups = Groups(None, torch.tensor([rows // 2, rows // 2, rows]), None)
     found = kernels.int4_linear(x, *weight, groups=groups)
     floats = dequantize_int4(weight).double()
     parts = zip(x.double().split([rows // 2, 0, rows - rows // 2]), floats, strict=True)
@@ -226,7 +219,7 @@ def test_experts_in_float32_equal_their_twin(tokens: int, hidden: int, inner: in
     routing = Routing(chosen, torch.rand(tokens, 2), torch.rand(tokens, 4))
     x = torch.randn(tokens, hidden)
     order, counts = sort_by_expert(chosen, 4)
-    groups = kernels.Groups(order // 2, counts.cumsum(0), None)
+    groups = Groups(order // 2, counts.cumsum(0), None)
     found = combine_experts_ref(kernels.float_experts(x, groups, *weights), order, routing.weights)
     double = [w.double() for w in weights]
     twin = expert_mlp_ref(x.double(), routing, *double)

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from vl2.config import LanguageConfig, RopeScaling, VL2Config
 from vl2.ops import attention as ops_attention
 from vl2.ops.attention import attention, attention_ref, decoder_mask, patch_attention
+from vl2.ops.groups import inverse_permutation, sort_by_expert
 from vl2.ops.kv_cache import KVCache
 from vl2.ops.loss import next_token_loss, next_token_loss_ref
 from vl2.ops.moe import (
@@ -22,9 +23,7 @@ from vl2.ops.moe import (
     expert_swiglu,
     expert_swiglu_ref,
     has_grouped_matmul,
-    inverse_permutation,
     route,
-    sort_by_expert,
     update_bias,
 )
 from vl2.ops.padded_experts import padded_expert_mlp

@@ -7,17 +7,9 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from vl2.ops.moe import (
-    ExpertChange,
-    LowRank,
-    Routing,
-    combine_experts,
-    group_rows,
-    in_order,
-    split_rows,
-)
+from vl2.ops.groups import Groups, in_order, split_rows
+from vl2.ops.moe import ExpertChange, LowRank, Routing, combine_experts, group_rows
 from vl2.ops.native import kernels, small
-from vl2.ops.native.kernels import Groups
 from vl2.ops.row_sizes import filled_up
 
 COLUMN_ROWS = range(9, 65)

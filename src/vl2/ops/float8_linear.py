@@ -14,15 +14,8 @@ from torch import Tensor
 
 from vl2.logs import get_logger
 from vl2.ops.cards import compute_capability
-from vl2.ops.moe import (
-    Routing,
-    combine_experts,
-    group_rows,
-    in_order,
-    sort_by_expert,
-    split_rows,
-)
-from vl2.ops.native.kernels import Groups
+from vl2.ops.groups import Groups, in_order, sort_by_expert, split_rows
+from vl2.ops.moe import Routing, combine_experts, group_rows
 from vl2.ops.quant import (
     DEQUANTIZE_NUMBERS,
     Float8Weight,

@@ -11,13 +11,13 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int, Shaped
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from vl2.config import LanguageConfig
 from vl2.ops.cards import has_grouped_matmul
+from vl2.ops.groups import Groups, group_rows_ref, inverse_permutation, sort_by_expert
 from vl2.ops.native import kernels, small
-from vl2.ops.native.kernels import Groups
 
 
 class Routing(NamedTuple):
@@ -121,19 +121,6 @@ def expert_mlp(
     return combine_experts(out, order, routing.weights).to(x.dtype)
 
 
-def sort_by_expert(
-    experts: Int[Tensor, "n k"], total: int
-) -> tuple[Int[Tensor, " m"], Int[Tensor, " {total}"]]:
-    """Order of the m = n * k copies of tokens by expert, and how many each of `total` experts has.
-
-    Copy i is of token i // k; those of one expert stay in the order of the tokens.
-    """
-    copies = experts.flatten()
-    # torch.bincount would make the host wait for a GPU to learn the largest expert.
-    counts = copies.new_zeros(total).index_add_(0, copies, torch.ones_like(copies))
-    return copies.argsort(stable=True), counts
-
-
 def group_rows(routing: Routing, total: int) -> tuple[Int[Tensor, " m"] | None, Groups]:
     """The m = n * k choices of all tokens by expert, and their order, see `sort_by_expert`.
 
@@ -148,32 +135,12 @@ def group_rows(routing: Routing, total: int) -> tuple[Int[Tensor, " m"] | None, 
     return group_rows_ref(routing.experts, total)
 
 
-def group_rows_ref(experts: Int[Tensor, "n k"], total: int) -> tuple[Int[Tensor, " m"], Groups]:
-    """The plain twin of `group_rows` for more than one token."""
-    order, counts = sort_by_expert(experts, total)
-    return order, Groups(order // experts.shape[1], counts.cumsum(0), None)
-
-
 @cache
 def _single(k: int, device: torch.device) -> tuple[Int[Tensor, " {k}"], Int[Tensor, " {k}"]]:
     """Tokens and ends of the k groups of one token; made once, and never written."""
     with torch.inference_mode(False):
         ends = torch.arange(1, k + 1, device=device)
         return torch.zeros_like(ends), ends
-
-
-def in_order(groups: Groups) -> Groups:
-    """The same groups of rows that stand in their order already."""
-    return groups._replace(tokens=None)
-
-
-def split_rows(x: Shaped[Tensor, "n i"], groups: Groups) -> list[tuple[Tensor, tuple[int]]]:
-    """The rows of each group that has any, and the index of its expert."""
-    rows = x if groups.tokens is None else x[groups.tokens]
-    ends = groups.ends.tolist()
-    experts = range(len(ends)) if groups.experts is None else groups.experts.tolist()
-    spans = zip([0, *ends[:-1]], ends, experts, strict=True)
-    return [(rows[start:end], (expert,)) for start, end, expert in spans if start < end]
 
 
 def expert_swiglu(
@@ -232,12 +199,6 @@ def combine_experts_ref(
         out = out[inverse_permutation(order)]
     out = out.unflatten(0, weights.shape).float()  # (N, k, H)
     return (out * weights[..., None]).sum(dim=1)
-
-
-def inverse_permutation(order: Int[Tensor, " m"]) -> Int[Tensor, " m"]:
-    """Where each place of `order` went: x[order][inverse] is x."""
-    places = torch.arange(len(order), device=order.device)
-    return torch.empty_like(order).scatter_(0, order, places)
 
 
 def _grouped(

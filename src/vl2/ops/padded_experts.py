@@ -14,7 +14,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from vl2.ops.batched_experts import batched_swiglu
-from vl2.ops.moe import ExpertChange, Routing, combine_experts, sort_by_expert
+from vl2.ops.groups import sort_by_expert
+from vl2.ops.moe import ExpertChange, Routing, combine_experts
 from vl2.ops.row_sizes import next_size
 
 

@@ -24,7 +24,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from vl2.ops.float8_linear import float8_linear, float8_linear_ref
-from vl2.ops.moe import ExpertChange, LowRank, Routing, combine_experts, sort_by_expert
+from vl2.ops.groups import sort_by_expert
+from vl2.ops.moe import ExpertChange, LowRank, Routing, combine_experts
 from vl2.ops.quant import (
     DEQUANTIZE_NUMBERS,
     FLOAT8,

@@ -19,9 +19,9 @@ from jaxtyping import Float, Int8
 from torch import Tensor
 
 from vl2.logs import get_logger
-from vl2.ops.moe import Routing, combine_experts, group_rows, in_order, split_rows
+from vl2.ops.groups import Groups, in_order, split_rows
+from vl2.ops.moe import Routing, combine_experts, group_rows
 from vl2.ops.native import kernels
-from vl2.ops.native.kernels import Groups
 from vl2.ops.quant import (
     DEQUANTIZE_NUMBERS,
     INT4_ROWS,

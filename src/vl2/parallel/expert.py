@@ -28,16 +28,8 @@ from torch.distributed.tensor import DTensor, Shard
 
 from vl2.model.moe import Experts
 from vl2.model.vl2 import VL2Model
-from vl2.ops.moe import (
-    ExpertChange,
-    LowRank,
-    Routing,
-    combine_experts,
-    expert_swiglu,
-    inverse_permutation,
-    matmul_dtype,
-    sort_by_expert,
-)
+from vl2.ops.groups import inverse_permutation, sort_by_expert
+from vl2.ops.moe import ExpertChange, LowRank, Routing, combine_experts, expert_swiglu, matmul_dtype
 
 
 def shard_experts(model: VL2Model, mesh: DeviceMesh) -> None:

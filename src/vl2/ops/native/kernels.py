@@ -9,12 +9,12 @@ import ctypes
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
-from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int8, UInt8
 from torch import Tensor
 
+from vl2.ops.groups import Groups
 from vl2.ops.native.build import NotBuiltError, library, load, machine_flags
 
 ACTIVATIONS = ("none", "swiglu")
@@ -27,14 +27,6 @@ FEW_ROWS = 8
 """Rows up to which a CPU without AMX is faster here than in oneDNN, which packs weights anew."""
 _OFF: list[bool] = []
 POINTER, COUNT, INT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
-
-
-class Groups(NamedTuple):
-    """Rows that meet the same expert, one group behind the other; all int64."""
-
-    tokens: Tensor | None  # [rows]: which row of the activations each is; None: all, in order
-    ends: Tensor  # [groups]: behind the last row of each group
-    experts: Tensor | None  # [groups]: whom each meets; None: group g meets expert g
 
 
 class Matrix(ctypes.Structure):

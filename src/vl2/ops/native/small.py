@@ -10,7 +10,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from vl2.ops.native.kernels import DTYPES, Groups, check, fits, ready, runs
+from vl2.ops.groups import Groups
+from vl2.ops.native.kernels import DTYPES, check, fits, ready, runs
 
 LANES = 16
 """What the widths of `decode_attention` are multiples of."""

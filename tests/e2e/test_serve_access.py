@@ -152,6 +152,14 @@ def test_its_own_names_are_known(open_server: Server, host: str):
     assert open_server.raw(request("/health/live", host=host))[0] == 200
 
 
+def test_where_there_are_keys_any_name_will_do(server: Server):
+    """As behind a balancer; a page must still be of the host that the request names."""
+    told = {"host": "api.example.org", "authorization": f"Bearer {KEY}"}
+    assert server.raw(request("/v1/models", **told))[0] == 200
+    assert server.raw(request("/v1/models", origin="https://api.example.org", **told))[0] == 200
+    assert server.raw(request("/v1/models", origin="https://page.example.org", **told))[0] == 403
+
+
 def test_each_key_has_its_own_rate(server: Server):
     with server.client(KEY) as first, server.client(OTHER) as second:
         for client in (first, second):

@@ -12,7 +12,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from PIL import Image
-from tests.e2e.serving import Server, asks, image_part, serving
+from tests.e2e.serving import Server, asks, data_url, image_part, serving
+from tests.unit.pdf_files import endless_pdf
 
 PICTURE = image_part(Image.new("RGB", (90, 60), "red"))
 
@@ -100,6 +101,25 @@ def test_a_frozen_engine_is_not_ready_and_holds_nobody_for_ever(server: Server):
     assert ask(server, 2) == (200, "")
     assert server.engine == pid
     server.check_log()
+
+
+def test_a_request_s_time_runs_while_its_pictures_are_read(server: Server):
+    """Also while they wait for a process that is busy with those of others."""
+    data = data_url(endless_pdf(), "application/pdf")
+    part = {"type": "file", "file": {"file_data": data, "dpi": 72}}
+    files = server.descriptors()
+    begun = time.monotonic()
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(server.chat, asks(part, "Hi"), timeout=0.5)
+        late = pool.submit(server.chat, asks(PICTURE, "Hi"), timeout=0.5)
+        answer = first.result()
+        assert (answer.status_code, answer.json()["error"]["code"]) == (504, "timeout")
+        assert late.result().status_code in (200, 504)  # it may have been read before
+    assert time.monotonic() - begun < 5
+    answer = server.chat(asks(part, "Hi"))
+    assert (answer.status_code, answer.json()["error"]["code"]) == (422, "image_undecodable")
+    assert server.metrics()["vl2_inflight"] == 0
+    server.wait_for(lambda: sum(server.descriptors().values()) <= sum(files.values()))
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP, signal.SIGSEGV])

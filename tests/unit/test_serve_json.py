@@ -31,6 +31,7 @@ BAD = {
     "open objects": b'{"a":' * 100_000,
     "many keys": json.dumps({str(n): n for n in range(1_000_000)}).encode(),
     "many values": b'{"a":[' + b"0," * (MAX_VALUES + 1) + b"0]}",
+    "keys of one object": json.dumps({str(n): n for n in range(10_001)}).encode(),
     "twice": b'{"a":1,"a":2}',
     "twice below": b'{"b":[{"a":1,"\\u0061":2}]}',
     "large": b'{"a":' + b"9" * 21 + b"}",
@@ -103,6 +104,7 @@ def test_any_bytes_are_read_or_refused(data: bytes):
 
 def test_what_is_allowed():
     assert loads(nested(MAX_DEPTH))
+    assert len(loads(json.dumps({str(n): n for n in range(10_000)}).encode())) == 10_000
     assert loads(b'{"a":"[[[[' + b"[" * 100_000 + b'"}')["a"].startswith("[[")
     assert loads(b'{"a":"\\ud83d\\ude00"}') == {"a": "\U0001f600"}
     assert loads(b'{"a":"\\\\ud800"}') == {"a": "\\ud800"}

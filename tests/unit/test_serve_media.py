@@ -6,11 +6,13 @@ import asyncio
 import os
 import random
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
+from tests.unit.pdf_files import PdfPage, pdf_of, show
 from tests.unit.picture_files import picture, to_bytes
 
 from vl2.model_folder import resolve
@@ -24,7 +26,7 @@ from vl2.serve.errors import ApiError
 from vl2.serve.fetch import fetcher
 from vl2.serve.media import Media
 from vl2.serve.prompt import Plan, Source, params_of
-from vl2.serve.schema import ChatRequest
+from vl2.serve.schema import ChatRequest, FileData
 from vl2.serve.workers import Workers
 
 PROCESSOR = Processor.from_pretrained(resolve("nano"))
@@ -72,6 +74,20 @@ def test_pictures_are_cut_as_the_processor_cuts_them(media: Media, count: int, t
         own = views_of(admit(image), PROCESSOR.layout, tiling, whole=whole)  # type: ignore[arg-type]
         assert np.array_equal(view.tiles, own.tiles)
         assert (view.canvas, view.sent) == (own.canvas, own.sent)
+    assert len(os.listdir("/proc/self/fd")) <= files + 2  # noqa: PTH208 - a worker's link
+
+
+def test_pages_that_are_too_large_as_pictures_are_refused(media: Media):
+    """They are sent back as pictures of a request, so that its limit is theirs."""
+    files = len(os.listdir("/proc/self/fd"))  # noqa: PTH208
+    pdf = pdf_of([PdfPage(content=show("Hello", 20, 100))])
+    source = Source(param="file.file_data", data=pdf, pdf=FileData(file_data="x", dpi=72))
+    told, drawn = asyncio.run(media.pages(source))
+    assert (told["pages"], len(drawn)) == ([1], 1)
+    small = replace(media, limits=replace(LIMITS, max_body=1024))
+    with pytest.raises(ApiError) as refused:
+        asyncio.run(small.pages(source))
+    assert (refused.value.status, refused.value.code) == (413, "file_too_large")
     assert len(os.listdir("/proc/self/fd")) <= files + 2  # noqa: PTH208 - a worker's link
 
 

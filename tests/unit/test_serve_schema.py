@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from vl2.serve import schema
 from vl2.serve.config import Limits
@@ -136,6 +137,41 @@ def test_what_is_within_the_limits_is_taken():
     assert plan(top_logprobs=20, logprobs=True).params.logprobs == 20
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"messages": [{"role": "user", "content": [1] * 20_000}]},
+        {"messages": [{"role": "user", "content": [{}] * 20_000}]},
+        {"messages": [{"role": "user", "content": [{"type": "text", "text": 1}] * 20_000}]},
+        {"messages": [1] * 20_000},
+        {"stop": [1] * 20_000},
+        {"response_format": {"type": "choice", "choice": [1] * 20_000}},
+    ],
+)
+def test_of_many_mistakes_the_first_is_enough(fields: dict[str, Any]):
+    """Each one costs more than the value that made it, and one client could hold up all others."""
+    with pytest.raises(ValidationError) as refused:
+        schema.ChatRequest.model_validate({"model": "m", "messages": MESSAGES, **fields})
+    assert refused.value.error_count() < 20
+
+
+@pytest.mark.parametrize(
+    ("part", "param"),
+    [
+        ({"type": "text", "text": "a", "font": 1}, "font"),
+        ({"type": "text", "text": 1}, "text"),
+        ({"type": "text"}, "text"),
+        ({"type": "image_url", "image_url": {"url": "a"}, "detail": "low"}, "detail"),
+        ({"type": "image_url", "image_url": {"url": "a", "size": 3}}, "image_url.size"),
+        ({"type": "file", "file": {"file_data": "a", "dpi": 0}}, "file.dpi"),
+        ({"type": "grounding", "query": ""}, "query"),
+    ],
+)
+def test_a_wrong_field_of_a_part_is_named_by_its_path(part: dict[str, Any], param: str):
+    error = refusal(messages=[{"role": "user", "content": [part]}])
+    assert error.param == f"messages[0].content[0].{param}"
+
+
 @pytest.mark.parametrize("name", ["x" * 100_000, "\n", "__class__", "a\u202eb", "", "0"])
 def test_unknown_fields_are_told_in_one_line(name: str):
     assert refusal(**{name: 1}).code == "unknown_parameter"
@@ -179,3 +215,18 @@ def test_values_are_shown_short():
         assert len(shown(value)) <= 80
     assert loads(b'{"a":"\\u2028"}')["a"] == "\u2028"
     assert "\n" not in shown("a\nb")
+
+
+def test_of_a_large_value_no_more_is_written_than_is_shown():
+    written = []
+
+    class Loud:
+        def __repr__(self) -> str:
+            written.append(1)
+            return "x"
+
+    for value in ([Loud()] * 1000, {n: Loud() for n in range(1000)}, [[[Loud()] * 1000] * 1000]):
+        assert len(shown(value)) <= 80
+    assert len(written) < 1000
+    for small in ([1, "a", None], {"b": 1, "a": [2.5]}, "text", 10**19, -0.0, [{}]):
+        assert shown(small) == repr(small) or isinstance(small, dict)

@@ -79,6 +79,28 @@ def test_a_page_that_never_ends_is_cut_by_the_processor_s_time(workers: Workers)
     assert workers.restarts == 1
 
 
+def test_nothing_is_left_of_jobs_that_nobody_waits_for(workers: Workers):
+    """Neither of the one that runs nor of those that have not begun."""
+    assert run(workers) == [30, 20]
+    files, stopped = len(os.listdir("/proc/self/fd")), process_of(workers)  # noqa: PTH208
+
+    async def leave() -> None:
+        memory = to_memory(PICTURE)
+        job = {"job": "size", "bytes": len(PICTURE), "max_pixels": 10**6}
+        os.kill(stopped, signal.SIGSTOP)
+        asked = [asyncio.create_task(workers.run(job, memory)) for _ in range(9)]
+        await asyncio.sleep(0.1)
+        for task in asked:
+            task.cancel()
+        await asyncio.gather(*asked, return_exceptions=True)
+        os.close(memory)
+
+    asyncio.run(leave())
+    os.kill(stopped, signal.SIGCONT)
+    assert run(workers) == [30, 20]
+    assert len(os.listdir("/proc/self/fd")) == files  # noqa: PTH208
+
+
 def test_where_none_can_be_had_it_is_not_the_picture_s_fault(
     workers: Workers, monkeypatch: pytest.MonkeyPatch
 ):

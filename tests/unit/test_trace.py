@@ -205,3 +205,14 @@ def test_views_are_those_that_the_model_lays_out(wide, high, global_first):
 def test_a_picture_lies_on_its_canvas_where_it_was_padded(size, canvas):
     white = ImageOps.pad(picture(*size).point(lambda _: 255), canvas, color=(0, 0, 0))
     assert padded_area(size, canvas) == white.getbbox()
+
+
+def test_a_trace_that_would_be_too_large_is_refused(model):
+    """By what the answer may have, before anything runs; without a trace it is answered."""
+    engine, talk = engine_of(model), user("a", picture(50, 50))
+    [fits] = engine.generate([talk], replace(TRACED, max_tokens=2))
+    places = fits.usage.image_tokens
+    shape = engine._admission.trace
+    shape.check(2**25 // places, places)
+    with pytest.raises(ValueError, match="give a smaller max_tokens"):
+        shape.check(2**25 // places + 1, places)

@@ -91,7 +91,7 @@ class Admission:
                 "EngineConfig.max_model_len",
             )
         if params.trace:
-            self.trace.check()
+            self.trace.check(min(params.max_tokens, room), len(prompt.places))
         return [
             Sequence(
                 request_id=request_id,

@@ -16,6 +16,9 @@ from numpy import ndarray
 from vl2.config import VL2Config
 from vl2.geometry import Resolution, TileGrid, global_tokens, local_tokens
 
+LARGEST = 2**25
+"""Bytes of attention in one trace, which passes between processes as one message of JSON."""
+
 MOST = 255
 """Experts of a layer, and tokens of a tile, that bytes can number."""
 
@@ -52,12 +55,19 @@ class TraceShape:
             global_first=config.global_view_pos == "head",
         )
 
-    def check(self) -> None:
-        """Refuse a model that a trace cannot tell of.
+    def check(self, tokens: int, places: int) -> None:
+        """Refuse what a trace cannot tell of: so many tokens of an answer to so many of pictures.
 
         Raises:
-            ValueError: it has too many experts, or tiles of too many tokens.
+            ValueError: the model has too many experts or tiles of too many tokens, or the trace
+                would be too large.
         """
+        if tokens * places > LARGEST:
+            raise ValueError(
+                f"trace is True: {tokens:,} tokens of an answer to {places:,} of pictures take "
+                f"{tokens * places:,} bytes: expected at most {LARGEST:,}; give a smaller "
+                "max_tokens"
+            )
         if max(self.experts, self.side**2) > MOST:
             raise ValueError(
                 f"trace is True: expected a model of at most {MOST} experts in a layer and as many "

@@ -22,8 +22,9 @@ from vl2 import __version__
 from vl2.logs import get_logger
 from vl2.serve import schema
 from vl2.serve.admission import Rates
-from vl2.serve.body import read_json
-from vl2.serve.chat import Service, answer, told
+from vl2.serve.apart import apart
+from vl2.serve.body import read_request
+from vl2.serve.chat import Service, answer, told, within
 from vl2.serve.errors import CLIENT_LEFT, ApiError, refused, server_error
 from vl2.serve.guard import Guard
 from vl2.serve.media import Pictures
@@ -85,7 +86,8 @@ def _add_model_routes(app: FastAPI, service: Service) -> None:
     async def tokenize(request: Request) -> Response:
         """Ids of a text, or of a conversation as the model gets it."""
         with closing(service.enter()):
-            asked = schema.validated(schema.TokenizeRequest, await _json(service, request))
+            limits = service.config.limits
+            asked, _ = await read_request(request, schema.TokenizeRequest, limits)
             if asked.model is not None:
                 service.check_model(asked.model)
             ids = await _ids(service, asked)
@@ -112,22 +114,27 @@ def _add_page_routes(app: FastAPI, service: Service) -> None:
     @app.post("/v1/layout", openapi_extra=_takes(schema.LayoutRequest))
     async def layout(request: Request) -> Response:
         """How both rules would cut a picture; nothing is answered."""
+        limits = service.config.limits
         with closing(service.enter()):
-            asked = schema.validated(schema.LayoutRequest, await _json(service, request))
-            source = source_of(asked.image_url.url, "image_url.url", service.config.limits)
-            return JSONResponse(await service.media.layouts(source, service.facts, asked.pictures))
+            asked, size = await read_request(request, schema.LayoutRequest, limits)
+            url = asked.image_url.url
+            source = await apart(size, source_of, url, "image_url.url", limits)
+            cut = service.media.layouts(source, service.facts, asked.pictures)
+            return JSONResponse(await within(limits.request_timeout, cut))
 
     @app.post("/v1/pages", openapi_extra=_takes(schema.PagesRequest))
     async def pages(request: Request) -> Response:
         """Pages of a PDF as PNG data URLs."""
         limits = service.config.limits
         with closing(service.enter()):
-            file = schema.validated(schema.PagesRequest, await _json(service, request)).file
+            asked, size = await read_request(request, schema.PagesRequest, limits)
+            file = asked.file
             if file.dpi > limits.max_dpi:
                 told = f"file.dpi is {file.dpi}: expected at most {limits.max_dpi}"
                 raise refused("file.dpi", told)
-            source = source_of(file.file_data, "file.file_data", limits, file)
-            found, drawn = await service.media.pages(source)
+            where = "file.file_data"
+            source = await apart(size, source_of, file.file_data, where, limits, file)
+            found, drawn = await within(limits.request_timeout, service.media.pages(source))
         listed = [
             {"page": page, "width": wide, "height": high, "url": _data_url(png)}
             for page, (wide, high), png in zip(found["pages"], found["sizes"], drawn, strict=True)
@@ -188,16 +195,13 @@ async def _ids(service: Service, asked: schema.TokenizeRequest) -> list[int]:
     if asked.messages is not None:
         request = schema.ChatRequest(model=service.model, messages=asked.messages)
         plan = await asyncio.to_thread(plan_chat, request, limits, context)
-        pictures = await service.media.gather(plan, service.facts)
+        cut = service.media.gather(plan, service.facts)
+        pictures = await within(limits.request_timeout, cut)
         message |= {"messages": told(plan, pictures), "views": pictures.views}
     ids: list[int] = []
     async for news in service.engine.request(message, pictures.memory):
         ids = news["tokens"]
     return ids
-
-
-async def _json(service: Service, request: Request) -> dict[str, Any]:
-    return (await read_json(request, service.config.limits))[0]
 
 
 def _model(service: Service, adapter: str | None) -> Message:

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
 
 from starlette.requests import Request
 
 from vl2.serve.apart import apart
 from vl2.serve.config import Limits
 from vl2.serve.errors import ApiError
+from vl2.serve.schema import T, validated
 from vl2.serve.strict_json import loads
 
 
-async def read_json(request: Request, limits: Limits) -> tuple[dict[str, Any], int]:
-    """The JSON object of a body, and the body's bytes.
+async def read_request(request: Request, kind: type[T], limits: Limits) -> tuple[T, int]:
+    """The request that a body holds, and the body's bytes.
 
     Raises:
-        ApiError: it is too large, comes too slowly, or is no such object.
+        ApiError: it is too large, comes too slowly, or is no such request.
         ClientDisconnect: the client has gone.
     """
     announced = request.headers.get("content-length", "0")
@@ -37,7 +37,11 @@ async def read_json(request: Request, limits: Limits) -> tuple[dict[str, Any], i
             "body_timeout",
             f"the body took longer than {limits.body_timeout:g} s: send it faster, or less of it",
         ) from None
-    return await apart(size, loads, b"".join(parts)), size
+    return await apart(size, _read, kind, b"".join(parts)), size
+
+
+def _read(kind: type[T], body: bytes) -> T:
+    return validated(kind, loads(body))
 
 
 async def gone(request: Request) -> None:

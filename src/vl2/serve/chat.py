@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Sequence
 from contextlib import aclosing
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from sse_starlette import EventSourceResponse
 from starlette.requests import Request
@@ -18,14 +19,16 @@ from vl2.serve import schema
 from vl2.serve.admission import Gate, Place
 from vl2.serve.answers import Reply
 from vl2.serve.apart import apart
-from vl2.serve.body import gone, read_json
+from vl2.serve.body import gone, read_request
 from vl2.serve.config import ServeConfig
-from vl2.serve.engine_client import EngineClient, Facts, engine_unavailable
+from vl2.serve.engine_client import EngineClient, Facts, engine_unavailable, timed_out
 from vl2.serve.errors import CLIENT_LEFT, ApiError, ClientGone, shown, shutting_down
 from vl2.serve.media import Media, Pictures, read_as
 from vl2.serve.metrics import Metrics
 from vl2.serve.prompt import Plan, Source, check_length, params_of, plan_chat
 from vl2.serve.wire import Message
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -109,8 +112,7 @@ class Exchange:
     async def answer(self, kind: type[schema.Sampling]) -> Response:
         """The response; a stream's begins when the engine has said a first word."""
         service, limits = self._service, self._service.config.limits
-        body, size = await read_json(self._request, limits)
-        asked = schema.validated(kind, body)
+        asked, size = await read_request(self._request, kind, limits)
         self._adapter = service.check_model(asked.model)
         ask, reply, memory = await self._prepared(asked, size)
         timed = self._timed(service.engine.request(ask, memory, gone(self._request)))
@@ -157,7 +159,7 @@ class Exchange:
         self._place.more(plan.params.n - 1)
         begun = time.monotonic()
         try:
-            pictures = await service.media.gather(plan, facts)
+            pictures = await within(self._left(asked), service.media.gather(plan, facts))
         except ApiError as error:
             service.metrics.images_rejected.labels(error.code).inc()
             raise
@@ -167,9 +169,7 @@ class Exchange:
         return ask, reply_to(asked, pictures, facts.layout), pictures.memory
 
     def _ask(self, asked: schema.Sampling, params: SamplingParams, **more: Any) -> Message:
-        limits = self._service.config.limits
-        spent = time.monotonic() - self._began
-        timeout = min(asked.timeout or limits.request_timeout, limits.request_timeout)
+        queue_timeout = self._service.config.limits.queue_timeout
         return {
             "kind": "ask",
             "prompt": None,
@@ -177,10 +177,15 @@ class Exchange:
             "views": [],
             "params": asdict(params),
             "adapter": self._adapter,
-            "timeout": max(0.0, timeout - spent),
-            "queue_timeout": max(0.0, limits.queue_timeout - spent),
+            "timeout": self._left(asked),
+            "queue_timeout": max(0.0, queue_timeout - (time.monotonic() - self._began)),
             **more,
         }
+
+    def _left(self, asked: schema.Sampling) -> float:
+        """Seconds that are left to the request."""
+        most = self._service.config.limits.request_timeout
+        return max(0.0, min(asked.timeout or most, most) - (time.monotonic() - self._began))
 
     async def _timed(self, news: AsyncGenerator[Message]) -> AsyncGenerator[Message]:
         """The news, with the times between them observed."""
@@ -211,6 +216,19 @@ class Exchange:
         self._done = True
         fired = sum(bool(a.end and a.end["guard_fired"]) for a in reply.answers.values())
         self._service.metrics.guarded.inc(fired)
+
+
+async def within(seconds: float, work: Awaitable[T]) -> T:
+    """The result of work that may take so long.
+
+    Raises:
+        ApiError: it takes longer; it is stopped then.
+    """
+    try:
+        async with asyncio.timeout(seconds):
+            return await work
+    except TimeoutError:
+        raise timed_out() from None
 
 
 def reply_to(asked: schema.ChatRequest, pictures: Pictures, layout: TileLayout) -> Reply:

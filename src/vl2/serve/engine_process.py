@@ -209,7 +209,14 @@ class EngineProcess:
             return
         news, self._news = self._news, {}
         self._told_at = time.monotonic()
-        self._send({"kind": "news", "news": list(news.values())})
+        rest = []
+        for one in news.values():
+            if "trace" in one.get("end", ()):  # many together would be more than a message may hold
+                self._send({"kind": "news", "news": [one]})
+            else:
+                rest.append(one)
+        if rest:
+            self._send({"kind": "news", "news": rest})
 
     def _send(self, message: Message) -> None:
         try:

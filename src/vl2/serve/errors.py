@@ -6,6 +6,7 @@ No address, no path and no message of a library stands in them.
 from __future__ import annotations
 
 import math
+import reprlib
 from typing import Any
 
 from starlette.responses import JSONResponse
@@ -27,6 +28,10 @@ KINDS = {
     504: "timeout_error",
 }
 """OpenAI's `type` of each status that is used."""
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 99
+_SHORT.maxlist = _SHORT.maxdict = 20
+"""Of a value of many megabytes no more is written than is shown."""
 CLIENT_LEFT = 499
 """Status that nobody reads, for logs and metrics: nginx's number."""
 
@@ -108,5 +113,5 @@ def shutting_down() -> ApiError:
 
 def shown(value: object) -> str:
     """A client's value as it may stand in a message: short, on one line."""
-    text = " ".join(repr(value).split())
+    text = " ".join(_SHORT.repr(value).split())
     return text if len(text) <= 80 else f"{text[:77]}..."

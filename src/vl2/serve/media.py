@@ -102,6 +102,15 @@ class Media:
             measured = await self._measure(source, file)
             self._check_pixels(measured["sizes"])
             told, [memory] = await self._run(source, file, self._pages_job(source, "png"))
+        if (size := sum(told["lengths"])) > self.limits.max_body:
+            os.close(memory)
+            raise ApiError(
+                413,
+                "file_too_large",
+                f"the pages take {size:,} bytes as PNG: expected at most {self.limits.max_body:,}; "
+                "choose fewer, or fewer dpi",
+                param=source.param,
+            )
         try:
             data, place, files = os.pread(memory, sum(told["lengths"]), 0), 0, []
         finally:

@@ -86,12 +86,15 @@ class Message(Strict):
     """One turn. Answers can be sent back as they came."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: StrictStr | list[Part] | None = None
+    content: StrictStr | Annotated[list[Part], Field(fail_fast=True)] | None = None
     name: Any = Field(default=None, description="Ignored.")
     refusal: Any = Field(default=None, description="Ignored.")
     boxes: Any = Field(default=None, description="Ignored: of an answer that is sent back.")
     trace: Any = Field(default=None, description="Ignored: of an answer that is sent back.")
     tool_calls: Any = Field(default=None, description="Not supported.")
+
+
+Messages = Annotated[list[Message], Field(min_length=1, max_length=256, fail_fast=True)]
 
 
 class JsonSchema(Strict):
@@ -182,7 +185,7 @@ class Sampling(Strict):
 class ChatRequest(Sampling):
     """`POST /v1/chat/completions`."""
 
-    messages: Annotated[list[Message], Field(min_length=1, max_length=256)]
+    messages: Messages
     max_completion_tokens: StrictInt | None = Field(default=None, ge=1, lt=2**63)
     logprobs: StrictBool | None = False
     top_logprobs: StrictInt | None = Field(default=None, ge=0, le=20)
@@ -220,7 +223,7 @@ class TokenizeRequest(Strict):
 
     model: StrictStr | None = None
     prompt: StrictStr | None = None
-    messages: Annotated[list[Message], Field(min_length=1, max_length=256)] | None = None
+    messages: Messages | None = None
 
 
 class LayoutRequest(Strict):
@@ -282,10 +285,14 @@ def _wanted(message: str) -> str:
 
 def _path(places: tuple[int | str, ...], body: Any) -> str:
     """`("messages", 0, "content", "str")` as "messages[0].content": types are no places."""
-    path, here = "", body
+    path, here, tagged = "", body, False
     for number, place in enumerate(places):
+        # Where the type of a part decides, it stands before the field: ("text", "text").
+        if number and not tagged and isinstance(here, dict) and here.get("type") == place:
+            tagged = True
+            continue
         if _holds(here, place):
-            here = here[place]
+            here, tagged = here[place], False
         elif number < len(places) - 1 or not isinstance(here, dict):
             continue
         path += f"[{place}]" if isinstance(place, int) else f".{place}"

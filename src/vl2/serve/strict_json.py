@@ -13,6 +13,8 @@ MAX_DEPTH = 64
 MAX_VALUES = 100_000
 MAX_MARKS = 5
 """Strings, brackets and commas of one value and its key, at most; more of them are no JSON."""
+MAX_KEYS = 10_000
+"""Of one object: each that is unknown costs more than a value does."""
 MAX_DIGITS = 20
 
 _TOKENS = re.compile(rb'"[^"\\]*+(?:\\(?:.|\Z)[^"\\]*+)*+(?:"|\Z)|[\[{\]},]', re.DOTALL)
@@ -66,6 +68,8 @@ def _check_shape(body: bytes) -> None:
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len(pairs) > MAX_KEYS:
+        raise _bad(f"an object of the body holds more than {MAX_KEYS:,} keys: send fewer")
     found = dict(pairs)
     if len(found) != len(pairs):
         raise _bad("an object of the body has the same key twice: send each key once")

@@ -7,6 +7,7 @@ import os
 import queue
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 from subprocess import Popen
 
 from vl2.logs import get_logger
@@ -52,11 +53,12 @@ class Workers:
         Raises:
             ApiError: the picture or PDF is refused, its process died of it, or none can be had.
         """
-        work = self._threads.submit(self._run, job, os.dup(data))
+        copy = os.dup(data)
+        work = self._threads.submit(self._run, job, copy)
         try:
             answer, made = await asyncio.wrap_future(work)
         except asyncio.CancelledError:
-            work.add_done_callback(_discard)
+            work.add_done_callback(partial(_discard, copy))
             raise
         if answer.get("refused"):
             raise refusal(answer)
@@ -155,8 +157,10 @@ def refusal(answer: Message) -> ApiError:
     return ApiError(status, "invalid_image", str(ImageError(code, **values)))
 
 
-def _discard(work: Future[tuple[Message, list[int]]]) -> None:
-    """Close what nobody waits for any longer."""
-    if not work.cancelled() and work.exception() is None:
+def _discard(data: int, work: Future[tuple[Message, list[int]]]) -> None:
+    """Close what nobody waits for any longer; `data` where the work has not begun."""
+    if work.cancelled():
+        os.close(data)
+    elif work.exception() is None:
         for descriptor in work.result()[1]:
             os.close(descriptor)

@@ -22,7 +22,7 @@ from vl2.data.config import SourceConfig
 from vl2.data.index import RowIndex
 from vl2.data.processes import usable_cores
 from vl2.data.sources import open_source
-from vl2.processing import Processor
+from vl2.processing.processor import Processor
 
 PICTURES = 1000
 WORDS = (

@@ -55,7 +55,7 @@ from vl2.model.vl2 import VL2Model
 from vl2.ops import attention
 from vl2.ops.moe import Routing, expert_mlp, expert_mlp_ref, route
 from vl2.ops.native import kernels
-from vl2.processing import Processor
+from vl2.processing.processor import Processor
 from vl2.processing.settings import ProcessorConfig
 from vl2.recipes.embedded.answers import cut_answers, encode
 from vl2.recipes.embedded.see import PlaceReader, SeeTask

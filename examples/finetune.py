@@ -8,7 +8,7 @@ from tempfile import TemporaryDirectory
 import vl2
 from vl2.data.synthetic.lesson import OBJECT, draw_lesson
 from vl2.overrides import override
-from vl2.processing import iou
+from vl2.processing.grounding import iou
 from vl2.recipes.stages import RECIPES
 from vl2.train.setup import run
 

@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from vl2.checkpoint.hf import load_model
+    from vl2.checkpoint.load import load_model
     from vl2.config import VL2Config
     from vl2.engine.async_engine import AsyncEngine
     from vl2.engine.config import (
@@ -54,7 +54,7 @@ _HOMES = {
     "SamplingParams": "vl2.engine.config",
     "StructuredOutputsParams": "vl2.engine.config",
     "VL2Config": "vl2.config",
-    "load_model": "vl2.checkpoint.hf",
+    "load_model": "vl2.checkpoint.load",
 }
 
 

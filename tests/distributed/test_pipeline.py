@@ -30,7 +30,7 @@ from vl2.parallel.pipeline_stage import (
     keep_units,
     run_tower,
 )
-from vl2.processing import ModelInputs
+from vl2.processing.inputs import ModelInputs
 from vl2.train.balance import Balancer
 from vl2.train.config import TRAINED, BalanceConfig, OptimConfig
 from vl2.train.optim import Optimizers, freeze

@@ -22,7 +22,7 @@ from vl2.parallel.config import Layout, ParallelConfig
 from vl2.parallel.mesh import join, leave
 from vl2.parallel.parallelize import Blocks, parallelize_vl2
 from vl2.parallel.pipeline_stage import head_unit
-from vl2.processing import ModelInputs
+from vl2.processing.inputs import ModelInputs
 from vl2.recipes.stages import RECIPES
 from vl2.train.cluster import GPUS, Run, exchanged_bytes
 from vl2.train.config import BalanceConfig, ComputeConfig, TrainConfig

@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 
 import vl2
-from vl2.checkpoint.hf import save_model
 from vl2.checkpoint.lora_files import save_lora
+from vl2.checkpoint.save import save_model
 from vl2.config import VL2Config
 from vl2.model.vl2 import VL2Model
 from vl2.processing.processor import Processor

@@ -240,8 +240,9 @@ def test_data_without_answers_is_refused(tmp_path: Path, capfd: pytest.CaptureFi
 
 
 def test_stages_out_of_order_are_refused(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
-    from vl2.checkpoint.hf import load_model, save_model
-    from vl2.processing import Processor
+    from vl2.checkpoint.load import load_model
+    from vl2.checkpoint.save import save_model
+    from vl2.processing.processor import Processor
 
     tuned = tmp_path / "tuned"
     save_model(load_model("nano", device="cpu"), tuned)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from vl2.checkpoint.hf import load_model
+from vl2.checkpoint.load import load_model
 from vl2.model.vl2 import VL2Model
 from vl2.ops.kv_cache import KVCache
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from vl2.checkpoint.hf import save_model
+from vl2.checkpoint.save import save_model
 from vl2.config import VL2Config
 from vl2.model.vl2 import VL2Model
 from vl2.processing.processor import Processor

@@ -17,7 +17,7 @@ from vl2.data.index import RowIndex
 from vl2.data.loader import TrainLoader
 from vl2.data.records import Record, RecordError, Turn
 from vl2.data.sources import Source
-from vl2.processing import Processor
+from vl2.processing.processor import Processor
 
 WORDS = ["a", "red", "dog", "ran", "over", "green", "hills", "and", "saw", "one", "cat", "sleep"]
 WORDS += ["under", "two", "trees"]

@@ -16,15 +16,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from vl2.checkpoint import save as save_module
-from vl2.checkpoint.errors import SaveError
-from vl2.checkpoint.hf import (
-    CheckpointError,
-    convert_checkpoint,
-    load_model,
-    ours,
-    save_model,
-    table,
-)
+from vl2.checkpoint.convert import convert_checkpoint
+from vl2.checkpoint.errors import CheckpointError, SaveError
+from vl2.checkpoint.layout import ours, table
+from vl2.checkpoint.load import load_model
+from vl2.checkpoint.save import save_model
 from vl2.checkpoint.skeleton import build_skeleton
 from vl2.config import SamConfig, VL2Config
 from vl2.model.vl2 import VL2Model
@@ -236,7 +232,7 @@ def peak():
     status = Path("/proc/self/status").read_text()
     return 1024 * int(re.search(r"VmHWM:\\s+(\\d+)", status)[1])
 before = peak()
-from vl2.checkpoint.hf import load_model
+from vl2.checkpoint.load import load_model
 for dtype in sys.argv[2:]:
     state = load_model(sys.argv[1], dtype=dtype, device="cpu").state_dict()
     assert all(bool(tensor.flatten()[-1] == 0) for tensor in state.values())

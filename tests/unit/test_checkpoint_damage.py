@@ -16,8 +16,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from vl2.checkpoint import load as load_module
-from vl2.checkpoint.hf import CheckpointError, convert_checkpoint, load_model, save_model
-from vl2.checkpoint.load import open_checkpoint
+from vl2.checkpoint.convert import convert_checkpoint
+from vl2.checkpoint.errors import CheckpointError
+from vl2.checkpoint.load import load_model, open_checkpoint
+from vl2.checkpoint.save import save_model
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "model"
 INDEX = "model.safetensors.index.json"

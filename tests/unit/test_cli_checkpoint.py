@@ -20,12 +20,14 @@ from safetensors.torch import load_file
 from vl2 import model_folder
 from vl2.checkpoint import report
 from vl2.checkpoint.budget import best, plan_memory, system_bytes
-from vl2.checkpoint.hf import CheckpointError, load_model, resolve
+from vl2.checkpoint.errors import CheckpointError
+from vl2.checkpoint.load import load_model
 from vl2.checkpoint.report import find_config
 from vl2.cli.convert import convert
 from vl2.cli.inspect import inspect
 from vl2.cli.plan import plan
 from vl2.config import VL2Config
+from vl2.model_folder import resolve
 from vl2.presets import RELEASED
 from vl2.recipes.stages import RECIPES
 from vl2.train.setup import plan as planned_run

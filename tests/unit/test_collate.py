@@ -13,7 +13,7 @@ from vl2.data.encode import encode_record
 from vl2.data.records import Record, Turn
 from vl2.model.vl2 import VL2Model
 from vl2.ops.loss import IGNORE_ID, token_losses
-from vl2.processing import Processor
+from vl2.processing.processor import Processor
 
 
 @pytest.fixture(scope="module")

@@ -14,8 +14,8 @@ from vl2.data.make.fonts import ASCII
 from vl2.data.make.sample import Made, Mark, Spot, ask
 from vl2.failure import WorkError
 from vl2.model.vl2 import VL2Model
-from vl2.processing import Processor
 from vl2.processing.grounding import parse_grounding
+from vl2.processing.processor import Processor
 from vl2.processing.settings import ProcessorConfig
 from vl2.recipes.bpe import train_tokenizer
 from vl2.recipes.embedded import answers, tiles

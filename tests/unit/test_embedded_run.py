@@ -18,7 +18,7 @@ from vl2.checkpoint.dcp import read_extra
 from vl2.config import VL2Config
 from vl2.data.make.kinds import make
 from vl2.model.vl2 import VL2Model
-from vl2.processing import Processor
+from vl2.processing.processor import Processor
 from vl2.recipes.embedded import run, tokenizer
 from vl2.recipes.embedded.answers import cut_answers, encode
 from vl2.recipes.embedded.exam import SKILLS

@@ -23,7 +23,7 @@ from vl2.ops.attention import attention_ref
 from vl2.ops.loss import IGNORE_ID
 from vl2.parallel.activation_checkpoint import Recompute, recompute_activations
 from vl2.parallel.pipeline_stage import unit_costs
-from vl2.processing import ModelInputs
+from vl2.processing.inputs import ModelInputs
 from vl2.train.config import TRAINED, BalanceConfig, ComputeConfig
 from vl2.train.flops import (
     PARTS,

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from vl2.checkpoint.hf import load_model, save_model
+from vl2.checkpoint.load import load_model
+from vl2.checkpoint.save import save_model
 from vl2.config import LanguageConfig, ProjectorConfig, SamConfig, VisionConfig, VL2Config
 from vl2.geometry import TileGrid, image_tokens
 from vl2.model import hybrid, sam

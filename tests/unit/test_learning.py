@@ -14,7 +14,8 @@ from vl2.data.config import SourceConfig
 from vl2.data.encode import encode_record
 from vl2.data.source_synthetic import SyntheticSource
 from vl2.model.vl2 import VL2Model
-from vl2.processing import Processor, ProcessorConfig
+from vl2.processing.processor import Processor
+from vl2.processing.settings import ProcessorConfig
 from vl2.train.balance import Balancer
 from vl2.train.config import BalanceConfig, OptimConfig
 from vl2.train.optim import Optimizers, freeze

@@ -32,7 +32,7 @@ from vl2.data.loader import TrainLoader
 from vl2.data.records import Record
 from vl2.data.sources import open_source
 from vl2.data.substitute import DataWorkError
-from vl2.processing import Processor
+from vl2.processing.processor import Processor
 
 
 @pytest.fixture(scope="module")

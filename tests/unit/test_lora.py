@@ -9,7 +9,8 @@ import torch
 from tests.unit.small_models import small_model
 from torch import Tensor, nn
 
-from vl2.checkpoint.hf import load_model, save_model
+from vl2.checkpoint.load import load_model
+from vl2.checkpoint.save import save_model
 from vl2.checkpoint.skeleton import build_skeleton
 from vl2.config import VL2Config
 from vl2.geometry import TileGrid, image_tokens

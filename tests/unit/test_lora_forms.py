@@ -9,8 +9,9 @@ import torch
 from tests.unit.small_models import small_model
 from tests.unit.test_lora import EVERYTHING, batch_of, cached_logits, copied, same, train
 
-from vl2.checkpoint.hf import load_model, save_model
+from vl2.checkpoint.load import load_model
 from vl2.checkpoint.lora_files import adapters, load_lora, save_lora
+from vl2.checkpoint.save import save_model
 from vl2.model.lora import lora_layers
 from vl2.model.quantized import default_plan, quantize_modules
 from vl2.model.vl2 import VL2Model

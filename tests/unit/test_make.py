@@ -28,8 +28,8 @@ from vl2.data.make.sheet import Sheet, Style, wrap
 from vl2.data.make.tables import Grid
 from vl2.data.make.texts import _part, plain_text
 from vl2.data.sources import open_source
-from vl2.processing import Processor
 from vl2.processing.grounding import parse_grounding
+from vl2.processing.processor import Processor
 
 ROWS = range(6)
 

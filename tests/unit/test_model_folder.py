@@ -17,10 +17,10 @@ from huggingface_hub.errors import (
 )
 
 from vl2 import model_folder
-from vl2.checkpoint.hf import load_model, resolve
-from vl2.checkpoint.load import choose_device
+from vl2.checkpoint.load import choose_device, load_model
 from vl2.config import VL2Config
-from vl2.processing import Processor
+from vl2.model_folder import resolve
+from vl2.processing.processor import Processor
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "model"
 

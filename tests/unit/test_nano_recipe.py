@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from vl2.checkpoint.hf import load_model
+from vl2.checkpoint.load import load_model
 from vl2.config import VL2Config
 from vl2.data.collate import TrainBatch
 from vl2.data.synthetic import SceneRecipe, dense_labels, draw_scene
 from vl2.ops.loss import IGNORE_ID
-from vl2.processing import Processor
+from vl2.processing.processor import Processor
 from vl2.recipes import nano_corpus
 from vl2.recipes.bpe import train_tokenizer
 from vl2.recipes.nano import NanoRecipe, nano, scene_recipe, shard_kinds, train

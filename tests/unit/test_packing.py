@@ -9,7 +9,7 @@ from vl2.config import VL2Config
 from vl2.data.packing import common_prefix, share_prefix
 from vl2.model.vl2 import VL2Model
 from vl2.ops.loss import IGNORE_ID
-from vl2.processing import ModelInputs
+from vl2.processing.inputs import ModelInputs
 
 
 def sample(ids: list[int], pictures: int = 0) -> ModelInputs:

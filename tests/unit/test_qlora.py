@@ -16,8 +16,10 @@ from tests.unit.small_models import small_model
 from tests.unit.test_lora import EVERYTHING, batch_of, close, copied, same, train
 from torch import Tensor, nn
 
-from vl2.checkpoint.hf import convert_checkpoint, load_model, save_model
+from vl2.checkpoint.convert import convert_checkpoint
+from vl2.checkpoint.load import load_model
 from vl2.checkpoint.lora_files import WEIGHTS, load_lora, save_lora
+from vl2.checkpoint.save import save_model
 from vl2.checkpoint.skeleton import build_skeleton
 from vl2.cli import main
 from vl2.config import VL2Config

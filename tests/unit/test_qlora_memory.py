@@ -100,7 +100,7 @@ def peak():
     status = Path("/proc/self/status").read_text()
     return 1024 * int(re.search(r"VmHWM:\\s+(\\d+)", status)[1])
 torch.set_num_threads(1)
-from vl2.checkpoint.hf import load_model
+from vl2.checkpoint.load import load_model
 from vl2.train.lora import LoraConfig, apply_lora
 model = load_model(sys.argv[1], "bfloat16", "cpu", sys.argv[2])
 model.language.lm_head = torch.nn.Linear(768, 64, bias=False, dtype=torch.bfloat16)

@@ -15,14 +15,12 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from vl2.checkpoint import load
-from vl2.checkpoint.hf import (
-    CheckpointError,
-    convert_checkpoint,
-    load_model,
-    save_model,
-    table,
-)
+from vl2.checkpoint.convert import convert_checkpoint
+from vl2.checkpoint.errors import CheckpointError
+from vl2.checkpoint.layout import table
+from vl2.checkpoint.load import load_model
 from vl2.checkpoint.report import describe
+from vl2.checkpoint.save import save_model
 from vl2.checkpoint.skeleton import build_skeleton
 from vl2.cli.convert import convert
 from vl2.config import QuantizationConfig, VL2Config
@@ -284,7 +282,7 @@ def peak():
     status = Path("/proc/self/status").read_text()
     return 1024 * int(re.search(r"VmHWM:\\s+(\\d+)", status)[1])
 torch.set_num_threads(1)
-from vl2.checkpoint.hf import load_model
+from vl2.checkpoint.load import load_model
 folder, scheme = sys.argv[1], sys.argv[2] if len(sys.argv) > 2 else None
 before = peak()
 state = load_model(folder, device="cpu", quantization=scheme).state_dict()

@@ -12,7 +12,9 @@ from tests.unit.quant_samples import relative
 from tests.unit.small_engines import MIXED
 
 import vl2
-from vl2.checkpoint.hf import convert_checkpoint, load_model, save_model
+from vl2.checkpoint.convert import convert_checkpoint
+from vl2.checkpoint.load import load_model
+from vl2.checkpoint.save import save_model
 from vl2.cli.loading import load_engine
 from vl2.engine import loading
 from vl2.engine.quantize import quantize_model

@@ -14,7 +14,7 @@ from vl2.data.collate import Sample, SampleInfo, TrainBatch, collate_rows
 from vl2.geometry import TileGrid
 from vl2.model.vl2 import VL2Model
 from vl2.ops.loss import IGNORE_ID
-from vl2.processing import ModelInputs
+from vl2.processing.inputs import ModelInputs
 from vl2.train import task
 from vl2.train.config import BalanceConfig
 from vl2.train.optim import freeze

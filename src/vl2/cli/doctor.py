@@ -181,7 +181,7 @@ def _devices() -> dict[str, Any]:
 def _folders() -> dict[str, str]:
     from huggingface_hub.constants import HF_HUB_CACHE
 
-    from vl2.checkpoint.hf import resolve
+    from vl2.model_folder import resolve
 
     try:
         embedded = str(resolve("nano"))

@@ -32,7 +32,7 @@ def tiles(
     Every picture is taken as if it were asked about alone; with more than two in one conversation
     the released rule cuts none of them. --save draws both layouts side by side.
     """
-    from vl2.checkpoint.hf import resolve
+    from vl2.model_folder import resolve
     from vl2.processing.processor import Processor
 
     check_target(save)

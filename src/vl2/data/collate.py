@@ -11,7 +11,7 @@ from torch import Tensor
 
 from vl2.data.balance_tiles import TileLoad
 from vl2.ops.loss import IGNORE_ID
-from vl2.processing import ModelInputs
+from vl2.processing.inputs import ModelInputs
 
 PAD_SEGMENT = -1
 """The segment of padding: nothing else is in it, so nothing sees it."""

@@ -29,7 +29,7 @@ from vl2.data.source_record import reason_of
 from vl2.data.sources import Source, open_source
 from vl2.data.substitute import DataWorkError
 from vl2.logs import get_logger
-from vl2.processing import Processor
+from vl2.processing.processor import Processor
 
 log = get_logger(__name__)
 

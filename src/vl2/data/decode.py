@@ -18,7 +18,8 @@ from vl2.data.plan import MicroPlan, RowRef, draw
 from vl2.data.records import Record
 from vl2.data.sources import Source, open_source
 from vl2.data.substitute import SlotReport, fill
-from vl2.processing import ModelInputs, Processor
+from vl2.processing.inputs import ModelInputs
+from vl2.processing.processor import Processor
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -15,9 +15,10 @@ from vl2.data.records import Record, RecordError
 from vl2.data.source_pictures import TRAINING, picture_size
 from vl2.data.source_record import Origin
 from vl2.geometry import Resolution
-from vl2.processing import ModelInputs, Processor
 from vl2.processing import conversation as talk
 from vl2.processing.image_gate import ImagePolicy, open_image
+from vl2.processing.inputs import ModelInputs
+from vl2.processing.processor import Processor
 from vl2.processing.tiling import choose_canvas
 
 Source = bytes | Path

@@ -18,7 +18,7 @@ from vl2.data.counting import UNUSABLE, Unusable, count_rows
 from vl2.data.sources import Source
 from vl2.data.substitute import REASONS, DataError, bad_allowed
 from vl2.logs import get_logger
-from vl2.processing import Processor
+from vl2.processing.processor import Processor
 
 log = get_logger(__name__)
 

@@ -30,7 +30,7 @@ from vl2.data.processes import sheltered, worker_context
 from vl2.data.sources import Source
 from vl2.data.substitute import DataWorkError, SlotReport, Tally, reports_of, reports_text
 from vl2.logs import get_logger
-from vl2.processing import Processor
+from vl2.processing.processor import Processor
 
 log = get_logger(__name__)
 

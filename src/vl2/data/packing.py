@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from vl2.ops.loss import IGNORE_ID
-from vl2.processing import ModelInputs
+from vl2.processing.inputs import ModelInputs
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

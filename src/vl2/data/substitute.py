@@ -17,7 +17,7 @@ from vl2.data.records import Record, RecordError
 from vl2.data.sources import Source
 from vl2.failure import WorkError
 from vl2.logs import get_logger
-from vl2.processing import ModelInputs
+from vl2.processing.inputs import ModelInputs
 
 log = get_logger(__name__)
 

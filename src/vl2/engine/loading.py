@@ -9,12 +9,12 @@ import torch
 
 from vl2.checkpoint.container import main_dtype
 from vl2.checkpoint.folder import scan_folder
-from vl2.checkpoint.hf import load_model, resolve
-from vl2.checkpoint.load import choose_device
+from vl2.checkpoint.load import choose_device, load_model
 from vl2.config import VL2Config
 from vl2.engine.config import EngineConfig
 from vl2.engine.cores import choose_threads, emulates_bfloat16
 from vl2.engine.engine import Engine
+from vl2.model_folder import resolve
 from vl2.ops.native import kernels
 from vl2.processing.processor import Processor
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from vl2.checkpoint.hf import load_model
+from vl2.checkpoint.load import load_model
 from vl2.engine.compiling import compiled, why_not_compiled
 from vl2.engine.config import EngineConfig, SamplingParams
 from vl2.engine.engine import Engine

@@ -25,12 +25,12 @@ from typing import Any
 import torch
 
 from vl2.checkpoint.dcp import CheckpointStore
-from vl2.checkpoint.hf import save_model
+from vl2.checkpoint.save import save_model
 from vl2.config import VL2Config
 from vl2.data.synthetic import SceneRecipe, fetch_fonts, font_split
 from vl2.logs import get_logger, log_to_stderr
 from vl2.model.vl2 import VL2Model
-from vl2.processing import Processor
+from vl2.processing.processor import Processor
 from vl2.recipes.nano_corpus import (
     Batches,
     BatchPlan,

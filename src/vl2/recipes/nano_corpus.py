@@ -33,7 +33,9 @@ from vl2.data.synthetic import (
 )
 from vl2.logs import get_logger
 from vl2.ops.loss import IGNORE_ID
-from vl2.processing import ModelInputs, Processor, conversation
+from vl2.processing import conversation
+from vl2.processing.inputs import ModelInputs
+from vl2.processing.processor import Processor
 
 log = get_logger(__name__)
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from vl2.checkpoint.hf import save_model
 from vl2.checkpoint.lora_files import load_lora, save_lora
+from vl2.checkpoint.save import save_model
 from vl2.failure import WorkError
 from vl2.logs import get_logger
 from vl2.model.vl2 import VL2Model

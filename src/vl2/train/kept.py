@@ -10,7 +10,7 @@ from vl2.checkpoint.dcp import load_step
 from vl2.checkpoint.manifest import step_number
 from vl2.model.vl2 import VL2Model
 from vl2.overrides import read_yaml
-from vl2.processing import Processor
+from vl2.processing.processor import Processor
 from vl2.train.config import TrainConfig
 from vl2.train.lora import merge_lora
 from vl2.train.origin import (

@@ -17,7 +17,8 @@ from vl2.model.quantized import KEPT_FLOAT, default_plan, float_copy, quantize_m
 from vl2.model.vl2 import VL2Model
 from vl2.model_folder import resolve
 from vl2.parallel.config import Layout
-from vl2.processing import Processor, ProcessorConfig
+from vl2.processing.processor import Processor
+from vl2.processing.settings import ProcessorConfig
 from vl2.train.config import STAGE_ORDER, InitConfig, TrainConfig
 from vl2.train.lora import LoraConfig
 

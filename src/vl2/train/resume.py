@@ -17,7 +17,7 @@ from vl2.checkpoint.lora_files import CONFIG
 from vl2.data.sources import Source
 from vl2.folders import check_folder
 from vl2.overrides import to_mapping
-from vl2.processing import Processor
+from vl2.processing.processor import Processor
 from vl2.train.config import InitConfig, TrainConfig
 from vl2.train.origin import (
     ADAPTER,

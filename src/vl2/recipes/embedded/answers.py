@@ -19,8 +19,8 @@ from vl2.data.make.world import World
 from vl2.data.packing import PackedRow, share_prefix
 from vl2.geometry import Resolution
 from vl2.ops.loss import IGNORE_ID
-from vl2.processing import Processor
 from vl2.processing.grounding import to_999
+from vl2.processing.processor import Processor
 from vl2.recipes.embedded.shards import to_pixels
 
 PICTURES_PER_SHARD = 500

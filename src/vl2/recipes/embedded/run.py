@@ -35,7 +35,7 @@ from vl2.failure import WorkError
 from vl2.folders import check_folder
 from vl2.logs import get_logger, log_to_stderr
 from vl2.model.vl2 import VL2Model
-from vl2.processing import Processor
+from vl2.processing.processor import Processor
 from vl2.recipes.embedded.answers import cut_answers, draw_answers
 from vl2.recipes.embedded.exam import SKILLS, draw_items, examine
 from vl2.recipes.embedded.mixture import READ_KINDS, SEE_KINDS

@@ -77,7 +77,7 @@ def write_step(root: Path, step: int, writer: Callable[[Path], None]) -> Path:
     """Write one step: `writer` fills an empty folder, which then becomes the newest step.
 
     Leftovers of interrupted writes are swept. Folders of this step or of later ones that fail their
-    check (training went back behind them) are set aside. Call it under `lock_root`.
+    check (training went back to an earlier step) are set aside. Call it under `lock_root`.
 
     Raises:
         CheckpointError: this or a later step is there and whole.
@@ -123,7 +123,7 @@ def newest_valid(root: Path) -> Path | None:
 
 
 def newest_state(root: Path) -> Path | None:
-    """The newest whole step to go on from; None only where no step was ever kept.
+    """The newest whole step to resume from; None only where no step was ever saved.
 
     One folder with a manifest and no marker is what an interrupted first save leaves. All else that
     is named like a step was kept once.
@@ -172,7 +172,7 @@ def keep_last(root: Path, count: int, *, valid: Path | None = None) -> None:
 
 
 def discard_after(root: Path, step: int) -> None:
-    """Remove every committed step later than `step`, newest first: training goes on from there.
+    """Remove every committed step later than `step`, newest first: training continues from there.
 
     Raises:
         SaveError: a step cannot be removed.

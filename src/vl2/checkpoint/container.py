@@ -35,7 +35,7 @@ QUANTIZED_DTYPES: dict[str, torch.dtype] = {
     "U8": torch.uint8,
     "F8_E4M3": torch.float8_e4m3fn,
 }
-"""The same with those that quantised weights are held in."""
+"""The same with the dtypes of quantised weights."""
 NAMES: dict[torch.dtype, str] = {dtype: name for name, dtype in QUANTIZED_DTYPES.items()}
 
 MAX_HEADER_BYTES = 8 * 2**20

@@ -97,8 +97,8 @@ class CheckpointStore:
     ) -> None:
         """Write a step and remove the oldest ones beyond `keep`.
 
-        The state is copied before this returns, so training may go on at once. At most one save is
-        in flight: a second one waits for it.
+        The state is copied before this returns, so training may continue at once. At most one save
+        is in flight: a second one waits for it.
 
         Args:
             step: later than every whole step in the folder.
@@ -225,7 +225,7 @@ def load_step(folder: Path, tensors: Mapping[str, Any], *, subset: bool = False)
         subset: let the step hold more than is asked for, such as moments.
 
     Raises:
-        CheckpointError: the step is damaged, or its tensors are not those given.
+        CheckpointError: the step is damaged, or has other tensors than the given ones.
     """
     verify(folder)
     return _fill(folder, tensors, subset=subset)
@@ -288,7 +288,7 @@ def _write_tensors(
 
 
 def _files(state: Mapping[str, Tensor], max_file_bytes: int, peers: Peers) -> dict[str, int]:
-    """The number of the file that each tensor goes into, of those that each rank writes.
+    """The number of the file that each tensor goes into, among the files of its rank.
 
     It is the same on all ranks, also where some have tensors that others lack.
     """
@@ -326,7 +326,7 @@ def _allow_single_process() -> None:
 def _check_same(
     folder: Path, stored: Mapping[str, Any], targets: Mapping[str, Tensor], subset: bool
 ) -> None:
-    """The step must hold exactly the tensors that are to be filled, or at least those."""
+    """Refuse a step that lacks tensors that are to be filled or, unless `subset`, has others."""
     for name in sorted(targets.keys() - stored.keys()):
         raise CheckpointError(f"{name} is not in {folder}: load into the model that was saved")
     for name in sorted(stored.keys() - targets.keys() if not subset else ()):

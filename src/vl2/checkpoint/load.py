@@ -1,6 +1,6 @@
 """Load a model straight into its dtype and device, with one copy of the weights in memory.
 
-Order of events: headers are read and checked, the model is built on the meta device, every stored
+Order: headers are read and checked, the model is built on the meta device, every stored
 tensor is matched with its place, and only then memory is taken, once per tensor, and filled from
 the files. Whatever fails before the end leaves no model behind.
 """

@@ -45,7 +45,7 @@ def quantized_pieces(
     for matrix in matrices:
         parts = (part for _, part in _quantized_rows(matrix, scheme, lambda _: None))
         if scales:
-            # Those of int4 lie group by group, so they are put together; they are small.
+            # Scales of int4 lie group by group, so they are put together; they are small.
             yield torch.cat([part.scale for part in parts], dim=1 if scheme == "int4" else 0)
         else:
             yield from (part.values for part in parts)

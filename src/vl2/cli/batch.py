@@ -54,8 +54,8 @@ def batch(  # noqa: PLR0913 - each parameter is an option of the command
 ) -> None:
     """Answer many requests in OpenAI's batch format, without a server.
 
-    After a kill the same command goes on where it stopped. Code 1 says that requests failed; their
-    errors are in their lines.
+    After a kill the same command continues where it stopped. Code 1 says that requests failed;
+    their errors are in their lines.
     """
     try:
         from vl2.serve.batch import Figures, answer_file, check_files

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from vl2.engine.engine import Engine
 
 COLUMNS = ("picture", "text", "boxes", "finish_reason", "error")
-"""Of `--csv`; boxes are JSON."""
+"""Columns of `--csv`; boxes are JSON."""
 MOST_OPEN = 32
 """Pictures in memory at a time; one takes up to 18 MB as tiles."""
 

@@ -1,6 +1,6 @@
 """Damage as cameras and scanners do it, for robust training: the picture keeps its size.
 
-The embedded model's synthetic pictures have their own, lighter kinds: those are as large as one
+The embedded model's synthetic pictures have their own, lighter kinds: they are as large as one
 tile, while a photograph is scaled down before the model sees it, and what is to be seen after that
 has to grow with its size.
 """

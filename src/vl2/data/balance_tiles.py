@@ -2,8 +2,9 @@
 
 Ranks wait for the one with the most tiles, in every micro batch (paper section 4.2: image tiles are
 balanced over data-parallel ranks). Three things follow each other: sequences are packed under a
-budget of tiles; the sequences of a step are alike in tiles; in a step, those that run at the same
-time are. The first two know nothing of ranks, so a step's samples do not depend on their number.
+budget of tiles; the sequences of a step are alike in tiles; in a step, the sequences that run at
+the same time are too. The first two know nothing of ranks, so a step's samples do not depend on
+their number.
 """
 
 from __future__ import annotations
@@ -100,7 +101,7 @@ def pack_evenly(
 def spread(
     sizes: Sequence[int], tiles: Sequence[int], room: int, bins: int
 ) -> list[list[int]] | None:
-    """Items over so many bins: those with tiles where fewest are, the others where most room is.
+    """Items over so many bins: items with tiles where fewest are, the others where most room is.
 
     Bins come in the order of their first item. None if that does not find room for an item.
     """
@@ -119,7 +120,7 @@ def spread(
 
 
 def even_runs(tiles: Sequence[int], run: int, lead: int) -> list[int]:
-    """An order of sequences in which those of one step are alike in tiles.
+    """An order of sequences in which the sequences of one step are alike in tiles.
 
     Sequences are sorted by tiles and cut into runs of a step's length. Runs come in the order of
     their earliest sequence, and sequences in their own in each: at random if they came so. What

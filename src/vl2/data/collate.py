@@ -70,10 +70,10 @@ def collate_rows(
     closes_step: bool = True,
     tile_loads: tuple[TileLoad, TileLoad] | None = None,
 ) -> TrainBatch:
-    """Pack the samples of each row one behind the other, and pad the rows on the right.
+    """Pack the samples of each row one after the other, and pad the rows on the right.
 
-    Positions restart with each sample, and no sample's first token is a target, because what stands
-    before it belongs to another. A row may be empty; it is all padding then.
+    Positions restart with each sample, and no sample's first token is a target, because the token
+    before it belongs to another sample. A row may be empty; it is all padding then.
 
     Args:
         rows: samples of each sequence.

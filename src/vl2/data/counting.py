@@ -34,7 +34,7 @@ from vl2.processing.processor import Processor
 log = get_logger(__name__)
 
 UNUSABLE = -1
-"""Stands for both counts of a row that cannot be used."""
+"""Both counts of a row that cannot be used."""
 
 NAMED = 10
 """Rows that cannot be used and are named with their place."""
@@ -56,14 +56,14 @@ class Unusable:
     named: list[tuple[int, str]] = field(default_factory=list)  # the first few: row and reason
 
     def add(self, other: Unusable) -> None:
-        """Put the rows of a later chunk behind these."""
+        """Add the rows of a later chunk."""
         self.reasons.update(other.reasons)
         self.named += other.named[: NAMED - len(self.named)]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Counted:
-    """What a chunk gave; `failure` is a mistake of ours or a broken machine, in one line."""
+    """The results of a chunk; `failure` is a programming error or a broken machine, in one line."""
 
     sizes: np.ndarray  # [2, rows]
     unusable: Unusable

@@ -24,7 +24,7 @@ from vl2.processing.processor import Processor
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Decoded:
-    """A micro batch, where the stream goes on behind it, and what was met on the way."""
+    """A micro batch, the place of the stream after it, and the bad records on the way."""
 
     batch: TrainBatch
     state: Mapping[str, int]
@@ -33,7 +33,7 @@ class Decoded:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Crash:
-    """A mistake of ours or a broken machine, as opposed to a bad record."""
+    """A programming error or a broken machine, as opposed to a bad record."""
 
     message: str  # one line
     trace: str

@@ -1,7 +1,7 @@
 """Batches for the trainer: the plan is made here, records are read and tiled by a pool of workers.
 
 The stream does not depend on the number of workers, on how far they read ahead, or on the number of
-ranks, and goes on exactly from a small state.
+ranks, and resumes exactly from a small state.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from vl2.processing.processor import Processor
 log = get_logger(__name__)
 
 _PLAN = 2
-"""Which rows share a sequence and a step by other rules is another stream: raise it then."""
+"""Version of the rules for which rows share a sequence and a step: raise it when they change."""
 
 _PLANNED = (
     "sequence_length",
@@ -51,13 +51,13 @@ _PLANNED = (
 class TrainLoader:
     """An endless iterator of steps, each a list of micro batches.
 
-    `state()` stands behind the last batch that was handed out, whatever the workers have prepared
-    since; `restore` goes on behind it, with any number of workers and, at the end of a step, of
-    ranks. All randomness comes from the seed and the place in the order. Use it as a context
+    `state()` is the place after the last batch that was handed out, whatever the workers have
+    prepared since; `restore` continues there, with any number of workers and, at the end of a step,
+    of ranks. All randomness comes from the seed and the place in the order. Use it as a context
     manager, or call `close`, to end the workers.
 
-    The counts of bad records are those of all ranks, if they are told of each other by `gather`:
-    all of them give up at the same step then.
+    The counts of bad records are of all ranks, if `gather` tells them of each other: all of them
+    give up at the same step then.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class TrainLoader:
             processor: of the model.
             sources: opened from `config.sources`, in their order; workers open their own.
             index: tokens and tiles of their rows.
-            rank: of this process among those that share each step.
+            rank: of this process among the processes that share each step.
             world: number of these processes.
             gather: gives the texts of all these processes; called once a step, by all of them.
 
@@ -91,7 +91,7 @@ class TrainLoader:
             raise ValueError(
                 f"sources are named {list(names)}: give each its own data.sources.name"
             )
-        assert len(names) == len(config.sources), "sources are those of the configuration"
+        assert len(names) == len(config.sources), "sources are not the sources of the configuration"
         self.config, self.index = config, index
         self._counts = [index.counts(number) for number in range(len(names))]
         self._tiles = [index.tiles(number) for number in range(len(names))]
@@ -145,7 +145,7 @@ class TrainLoader:
         return {"place": dict(self._place), "sources": self._tally.state()}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Go on behind what `state` had handed out; iterators in use go on from there too.
+        """Continue after what `state` had handed out; iterators in use continue from there too.
 
         Raises:
             ValueError: the state is of other sources or settings.
@@ -242,7 +242,7 @@ class TrainLoader:
 
 
 class _Plans:
-    """The pool's sampler: plans from where the loader stands."""
+    """The pool's sampler: plans from the loader's place on."""
 
     def __init__(self) -> None:
         self.plans: Iterator[MicroPlan] = iter(())

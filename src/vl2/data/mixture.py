@@ -87,8 +87,8 @@ class RowOrder:
 
         Nor does it in a packed step, which takes from a few windows, if its source lasts for one.
 
-        Epochs are then those of the smallest source that lasts for a step or longer; if none does,
-        those of the largest one. Small sources whose own epochs end within such a one are
+        Epochs are then the epochs of the smallest source that lasts for a step or longer; if none
+        does, of the largest one. Small sources whose own epochs end within such an epoch are
         shuffled so that a step can hold the end of an epoch and the beginning of the next.
 
         Args:
@@ -169,7 +169,7 @@ class _FewRows:
     """The shuffle of a small source, one epoch at a time.
 
     Rows are dealt to groups once. An epoch is one group after the other, each shuffled anew, so a
-    row comes again after all rows but those of its own group at the soonest.
+    row comes again after all rows of the other groups at the soonest.
     """
 
     def __init__(self, rows: int, seed: int, apart: int = 1) -> None:
@@ -189,7 +189,7 @@ class _FewRows:
 
 
 def _usable(counts: np.ndarray, longest: int, name: str) -> np.ndarray:
-    """Rows that can be trained on; says how many cannot."""
+    """Rows that can be trained on; logs how many cannot."""
     ids = np.flatnonzero((counts > 0) & (counts <= longest))
     long, bad = int((counts > longest).sum()), int((counts <= 0).sum())
     if long or bad:

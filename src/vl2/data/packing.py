@@ -34,8 +34,8 @@ def common_prefix(rows: Sequence[Tensor]) -> int:
 def share_prefix(samples: Sequence[ModelInputs]) -> PackedRow:
     """Pack samples that begin alike, as several questions about one picture do.
 
-    Each continuation sees the prefix and itself, and its positions go on where the prefix ends, so
-    that it computes what it would compute alone. The first token of a continuation is not
+    Each continuation sees the prefix and itself, and its positions continue where the prefix ends,
+    so that it computes what it would compute alone. The first token of a continuation is not
     supervised: what stands before it in the row is another continuation's end.
 
     Raises:

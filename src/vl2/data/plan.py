@@ -80,7 +80,7 @@ class MicroPlan:
     """The sequences of one forward pass of one rank."""
 
     sequences: tuple[SequencePlan, ...]
-    state: Mapping[str, int]  # where to go on behind it, the same for every rank
+    state: Mapping[str, int]  # the place after it, the same for every rank
     closes_step: bool  # the last one of its optimiser step
     tile_loads: tuple[TileLoad, TileLoad]  # of its step: without balancing, and as it is
 
@@ -93,7 +93,7 @@ class Order(Protocol):
     window: int  # most positions that are planned together
 
     def spaced(self, *, step: int, window: int) -> Order:
-        """The same rows for steps and windows of so many positions."""
+        """The same rows, ordered for steps and windows of so many positions."""
         ...
 
     def epoch(self, position: int) -> range:
@@ -117,8 +117,8 @@ class Planner:
     What its last sequences lack to a step is made up by spreading its samples over more sequences,
     and by empty ones where there are fewer samples than sequences.
 
-    With `balance_tiles`, sequences are packed under a budget of tiles, and those of a step are
-    alike in tiles.
+    With `balance_tiles`, sequences are packed under a budget of tiles, and the sequences of a step
+    are alike in tiles.
     """
 
     def __init__(
@@ -150,7 +150,7 @@ class Planner:
         return {"position": self._position, "bin": self._bin}
 
     def restore(self, state: Mapping[str, int]) -> None:
-        """Go on where `state` was taken.
+        """Continue where `state` was taken.
 
         Raises:
             ValueError: the state cannot be of this order and these settings.
@@ -275,7 +275,7 @@ def micro_plans(planner: Planner, *, rank: int, world: int, done: int = 0) -> It
     """Endless micro batches of one rank, step by step.
 
     All ranks together take micro_batch * world sequences of a step at a time. A step's sequences do
-    not depend on `world`, and neither does which of them are done behind each of these.
+    not depend on `world`, nor does the set of them that is done after each of these.
 
     Args:
         planner: gives the steps of all ranks.
@@ -315,10 +315,10 @@ def _micro_plans(planner: Planner, rank: int, world: int, first: int) -> Iterato
         loads = (load_of(plain, step.plain_tiles), load_of(hands, tiles))
         for number in range(first, len(hands)):
             closes = number == len(hands) - 1
-            behind = {**start, "done": (number + 1) * micro_batch * world}
+            after = {**start, "done": (number + 1) * micro_batch * world}
             yield MicroPlan(
                 sequences=tuple(step.sequences[i] for i in hands[number][rank]),
-                state={**planner.state(), "done": 0} if closes else behind,
+                state={**planner.state(), "done": 0} if closes else after,
                 closes_step=closes,
                 tile_loads=loads,
             )

@@ -12,7 +12,7 @@ from multiprocessing import resource_tracker
 from typing import Any
 
 TRAINER_SIGNALS = tuple(s for s in signal.Signals if s.name in ("SIGINT", "SIGTERM", "SIGUSR1"))
-"""Those of them that the platform has: Windows has no SIGUSR1."""
+"""Signals for the trainer, as far as the platform has them: Windows has no SIGUSR1."""
 
 
 def worker_context() -> Any:

@@ -66,7 +66,7 @@ def _has_no_object(head: bytes) -> bool:
 
 
 def check_kind(path: Path, wanted: str) -> None:
-    """Hold the content of a file against the format of its source; its name does not count.
+    """Refuse a file whose content does not have the format of its source; its name does not count.
 
     Raises:
         ValueError: it is of another kind, which is named with the format for it.
@@ -98,12 +98,12 @@ def locate(ends: np.ndarray, row: int) -> tuple[int, int]:
 
 
 def row_count(whole: int, limit: int | None) -> int:
-    """Rows that are used of those that there are: `rows` of the configuration, or all."""
+    """How many of the rows are used: `rows` of the configuration, or all."""
     return whole if limit is None else min(limit, whole)
 
 
 def check_row(row: int, rows: int, source: str) -> None:
-    """Hold a row's number against the number of rows of a source.
+    """Refuse the number of a row that the source does not have.
 
     Raises:
         IndexError: there is no such row.

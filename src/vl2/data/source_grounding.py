@@ -1,4 +1,4 @@
-"""Boxes in the forms of other trainers become those that the model writes.
+"""Boxes in the forms of other trainers become boxes that the model writes.
 
 ms-swift: marks `<ref-object>` and `<bbox>` in the text, filled in their order from "objects"
 {"ref", "bbox", "bbox_type", "image_id"}, as its documentation of custom datasets has it.

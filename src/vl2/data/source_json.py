@@ -122,7 +122,7 @@ def read_object(data: bytes, origin: Origin) -> Row:
 
 
 def _spans(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """First byte of each row, and the byte behind its last."""
+    """First byte of each row, and the byte after its last."""
     with path.open("rb") as file:
         head = file.read(4096).removeprefix(_BOM).lstrip()
     # Lines that are lists are no rows, so a .jsonl that begins a list of objects is misnamed.

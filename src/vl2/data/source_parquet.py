@@ -19,7 +19,7 @@ from vl2.data.source_llava import ANSWERS, llava_record, pictures_of
 from vl2.data.source_record import Origin, record_id
 
 MAX_GROUP_BYTES = 2**31
-"""Of a row group once it is decompressed: what is held in memory."""
+"""Most bytes of a row group in memory, once it is decompressed."""
 
 COLUMNS = ("id", "image", "images", "system", "bbox_type", *ANSWERS)
 
@@ -29,8 +29,8 @@ class ParquetSource:
 
     Answers are in `conversations` list<struct{from, value}>, `messages` list<struct{role,
     content}>, `texts` list<struct{user, assistant}>, `objects` list<struct{label, box}> or
-    `caption`; a `system` prompt may stand beside them. Of other columns only those are read that
-    say that a row cannot be used.
+    `caption`; a `system` prompt may stand beside them. Of other columns, only columns that say that
+    a row cannot be used are read.
     """
 
     def __init__(self, config: SourceConfig) -> None:

@@ -15,10 +15,10 @@ from vl2.data.records import PLACEHOLDER, Record, RecordError, Role, Turn
 from vl2.processing.grounding import GRID
 
 MAX_TEXT_BYTES = 4 * 4096 * 16
-"""Of all text of a record: sixteen full contexts of four bytes a token."""
+"""Most bytes of all text of a record: sixteen full contexts of four bytes a token."""
 
 MAX_ROW_BYTES = 16 * 2**20
-"""Of the JSON of a record; a longer one is not read."""
+"""Most bytes of the JSON of a record; a longer one is not read."""
 
 _ROLES: dict[str, Role] = {
     "human": "user",

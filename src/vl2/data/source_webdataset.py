@@ -34,7 +34,7 @@ _DIGITS = re.compile(r"(\d+)")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Shard:
-    """Where the members of one tar's samples are; those of a sample stand together."""
+    """Where the members of one tar's samples are; members of a sample stand together."""
 
     path: Path
     keys: list[str]

@@ -36,7 +36,7 @@ class DataError(ValueError):
 
 
 class DataWorkError(DataError, WorkError):
-    """A process that reads the data died, or reading shows a mistake of ours."""
+    """A process that reads the data died, or reading shows a programming error."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -219,7 +219,7 @@ class Tally:
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Go on from such counts.
+        """Continue from the counts that `state` gave.
 
         Raises:
             ValueError: they are of other sources.

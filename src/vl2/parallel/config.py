@@ -25,7 +25,7 @@ class Layout(NamedTuple):
 
     @property
     def data(self) -> int:
-        """Ranks that take samples of their own; those of one pipeline share theirs."""
+        """Ranks that take samples of their own; the ranks of one pipeline share them."""
         return self.replicate * self.shard * self.expert
 
 
@@ -34,7 +34,7 @@ class ParallelConfig:
     """The layout; the defaults shard everything over all ranks (FSDP2)."""
 
     replicate: Annotated[int, Range(least=1)] = 1  # copies of the sharded model
-    # ranks that each hold a part of every parameter; -1: those that are left
+    # ranks that each hold a part of every parameter; -1: all that are left
     shard: Annotated[int, Range(least=1, also=(-1,))] = -1
     expert: Annotated[int, Range(least=1)] = 1  # ranks that share the routed experts of a layer
     pipeline: Annotated[int, Range(least=1)] = (

@@ -116,7 +116,7 @@ def _own_experts(
     weights: tuple[Tensor, Tensor, Tensor],
     change: ExpertChange | None,
 ) -> Float[Tensor, "m h"]:
-    """This rank's experts on the copies that came: by rank, and those of a rank by expert."""
+    """This rank's experts on the copies that came, which are ordered by rank, then by expert."""
     ranks, own = came.shape
     experts = torch.arange(own, device=rows.device).repeat(ranks)
     experts = experts.repeat_interleave(came.flatten(), output_size=len(rows))  # (M,)
@@ -130,7 +130,7 @@ def _exchange(rows: Tensor, sent: list[int], received: list[int], mesh: DeviceMe
 
 
 def _own_change(change: ExpertChange | None, mesh: DeviceMesh) -> ExpertChange | None:
-    """The part of a change, which every rank has whole, that is of this rank's experts."""
+    """The part of a change for this rank's experts; every rank has the whole change."""
     if change is None:
         return None
     ranks, rank = mesh.size(), mesh.get_local_rank()

@@ -1,7 +1,7 @@
 """Parameters, gradients and moments in parts, one part per rank (FSDP2, `fully_shard`).
 
 Gradients are added up over the ranks and not averaged: each rank's loss is its share of the mean
-over the tokens of all. A rank's block is gathered when it runs and dropped behind it.
+over the tokens of all ranks. A block is gathered before it runs and dropped afterwards.
 """
 
 from __future__ import annotations

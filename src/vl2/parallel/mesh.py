@@ -46,19 +46,19 @@ class Meshes:
 
 @dataclass(kw_only=True, slots=True)
 class Pulse:
-    """How far this rank's trainer is, for those who watch it."""
+    """How far this rank's trainer is, for the watchdog."""
 
     step: int = 0
     doing: str = "starting"
 
     def at(self, step: int, doing: str) -> None:
-        """Note the place."""
+        """Note what the trainer is doing."""
         self.step, self.doing = step, doing
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Ranks:
-    """This process among those of the run. One without meshes is alone."""
+    """This process among the processes of the run. Without meshes it is alone."""
 
     layout: Layout = ONE
     rank: int = 0

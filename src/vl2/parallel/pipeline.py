@@ -1,7 +1,7 @@
 """A step of training over the stages of a pipeline (torch.distributed.pipelining).
 
 Every rank of a pipeline is given the same micro batches; only activations travel: patch features
-of all tiles of a micro batch inside the vision tower, hidden states behind it. Two strategies, as
+of all tiles of a micro batch inside the vision tower, hidden states after it. Two strategies, as
 in the paper (section 4.1): a step with pictures runs all stages; in a step of text alone the vision
 tower rests. Its stages then hand on an empty message, and its parameters get no gradient.
 """
@@ -54,7 +54,7 @@ class PipelineStep(NamedTuple):
 
 
 class _Shape(NamedTuple):
-    """What a schedule is made for."""
+    """The shape of a step that a schedule is made for."""
 
     micro_batches: int
     rows: int
@@ -79,7 +79,7 @@ class Pipeline:
     """Runs one stage of a model, in step with the other ranks of the pipeline.
 
     The model's `forward` becomes the stage's: it can no longer be called by itself. Gradients add
-    up in the parameters, as those of `backward` do.
+    up in the parameters, as after `backward`.
     """
 
     def __init__(
@@ -98,7 +98,7 @@ class Pipeline:
             model: cut to `units` by `keep_units`, on its device, frozen where it is to be frozen.
             mesh: the ranks of this pipeline, one dimension, a stage each.
             units: of this stage, see `split_points`.
-            schedule: 1f1b keeps the activations of few micro batches, gpipe those of all.
+            schedule: 1f1b keeps the activations of few micro batches, gpipe of all.
             autocast: compute products in bfloat16.
             dtype: of the activations that travel, alike on all ranks; None takes the parameters'.
         """
@@ -227,7 +227,7 @@ class Pipeline:
         return self._runner
 
     def _message(self, shape: _Shape, unit: int, stages: int) -> tuple[Tensor, ...]:
-        """What passes in front of a unit, behind the first `stages`: shape, dtype and gradient."""
+        """What the first `stages` stages send to a unit: shape, dtype and gradient."""
         if unit == 0:
             return ()
         vision, language = self._trains[:stages].any(dim=0).tolist()

@@ -27,7 +27,7 @@ PADDING = {
     "segment_ids": -1,  # a document of its own: segment 0 would be seen by all
     "images_seq_mask": 0,
 }
-"""What fills each tensor behind the end of a row."""
+"""What fills each tensor after the end of a row."""
 PICTURES = ("images", "images_spatial_crop", "images_seq_mask")
 
 
@@ -35,7 +35,7 @@ PICTURES = ("images", "images_spatial_crop", "images_seq_mask")
 class MicroBatch:
     """One micro batch, in the shape that all of its step have."""
 
-    tensors: dict[str, Tensor]  # those of `PADDING` that were given, [b, t], and attention_mask
+    tensors: dict[str, Tensor]  # the given ones of `PADDING`, [b, t], and attention_mask
     grids: tuple[TileGrid, ...]  # of each picture, in order
     views: tuple[Tensor, ...]  # tiles of each picture, [n, 3, s, s]; one stands for two equal ones
     tiles: int  # to be encoded, blank ones with them; 0 when the whole step is text
@@ -119,7 +119,7 @@ def _pictures(batch: Mapping[str, Tensor]) -> list[tuple[Tensor, TileGrid]]:
 
 
 def _pad(batch: Mapping[str, Tensor], length: int) -> dict[str, Tensor]:
-    """What goes along the rows, with an attention mask in any case."""
+    """Padded tensors of the rows, with an attention mask in any case."""
     given = {name: tensor for name, tensor in batch.items() if name in PADDING}
     given.setdefault("attention_mask", torch.ones_like(given["input_ids"], dtype=torch.bool))
     return {

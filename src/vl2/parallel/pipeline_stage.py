@@ -32,7 +32,7 @@ Cut = tuple[int, int, tuple[int, ...]]
 
 
 def arrange_unit(config: VL2Config) -> int:
-    """Number of the unit behind the vision blocks: adaptor and token embedding."""
+    """Number of the unit after the vision blocks: adaptor and token embedding."""
     return 1 + config.vision_config.layers
 
 
@@ -44,8 +44,8 @@ def head_unit(config: VL2Config) -> int:
 def unit_costs(config: VL2Config, *, tokens: int = TOKENS, tiles: int = TILES) -> list[int]:
     """Floating point operations of each unit in one forward pass of one row.
 
-    Two per weight and input of every matrix (of the routed experts, those that a token chooses),
-    and those of attention's two products, of which a causal layer needs half. Norms, softmax and
+    Two per weight and input of every matrix (only of experts that a token chooses), and
+    attention's two products, of which a causal layer needs half. Norms, softmax and
     table look-ups are left out; going backward costs every unit the same multiple.
 
     Args:
@@ -98,10 +98,10 @@ def split_points(
 
 
 def keep_units(model: VL2Model, units: range) -> None:
-    """Take every unit out of the model but those of one stage.
+    """Take every unit out of the model but the units of one stage.
 
-    What is left keeps its names. Single parts become None; lists of blocks and layers keep those
-    of the stage, by their own numbers.
+    What is left keeps its names. Single parts become None; lists of blocks and layers keep the
+    blocks and layers of the stage, by their own numbers.
 
     Raises:
         ValueError: the model has a hybrid tower.
@@ -194,7 +194,7 @@ def _require_siglip(config: VL2Config) -> None:
 
 
 def _embed_tiles(model: VL2Model, micro: MicroBatch) -> Float[Tensor, "n p w"]:
-    """All views one behind the other, then blank tiles."""
+    """All views one after the other, then blank tiles."""
     place, size = model.vision.pos_embed, model.config.vision_config.image_size
     views = [view.to(place.device, place.dtype, non_blocking=True) for view in micro.views]
     blank = place.new_zeros((micro.tiles - sum(map(len, views)), 3, size, size))

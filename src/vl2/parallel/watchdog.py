@@ -36,16 +36,16 @@ SILENCE = 120.0
 """Seconds without a sign of life, at most, before a rank counts as lost."""
 
 BEATS = 5
-"""Signs of life in that time, at least."""
+"""Fewest signs of life in that time."""
 
 INTERVAL = 3.0
-"""Seconds between two of them, at most: the job ends within three of these behind the limit."""
+"""Most seconds between two signs: the job ends within three of these after the limit."""
 
 PATIENT = ("starting", "saving", "exporting")
 """What may take as long as it takes, as long as the process lives."""
 
 LEFT = "left"
-"""Of a rank that is not watched any more."""
+"""Sign of a rank that is not watched any more."""
 
 VERDICT = "verdict"
 """Name under which the main rank tells who is stuck."""
@@ -111,7 +111,7 @@ class Watchdog:
             self._lost(str(error).partition("\n")[0])
 
     def _listen(self) -> None:
-        """Give signs, and read those of the ranks that this one watches."""
+        """Give signs, and read the signs of the ranks that this one watches."""
         ranks, store = self.ranks, self._store
         watched = range(ranks.layout.world) if ranks.is_main else [0]
         limit = self.seconds if ranks.is_main else float("inf")
@@ -136,7 +136,7 @@ class Watchdog:
         store.set(str(ranks.rank), json.dumps({**self._sign(), "doing": LEFT}))
 
     def _watch_store(self) -> None:
-        """What serves the signs may be gone, or stopped: reading them does not return then."""
+        """The store may be gone, or stopped: reading the signs does not return then."""
         rounds, waits = 0, 0
         while not self._over.wait(self.interval):
             waits = waits + 1 if self._rounds == rounds else 0
@@ -175,8 +175,8 @@ def find_stuck(
 ) -> dict[int, str]:
     """The ranks that everybody waits for, and what is wrong with each.
 
-    Silent ones first. Otherwise, if no rank has moved for so long, those that are the furthest
-    behind; all of them, when they stand at the same place. Ranks that have left do not count.
+    Silent ranks first. Otherwise, if no rank has moved for so long, the ranks that are the furthest
+    behind; all, when they stand at the same place. Ranks that have left do not count.
     """
     signs = {rank: sign for rank, sign in signs.items() if sign.said.get("doing") != LEFT}
     silent = {
@@ -228,7 +228,7 @@ def _heard(before: Sign | None, said: Mapping[str, Any], now: float) -> Sign:
 def _verdict(
     stuck: Mapping[int, str], signs: Mapping[int, Sign], now: float, silence: float
 ) -> dict[str, Any]:
-    """What the other ranks have to know of those that are stuck."""
+    """What the other ranks have to know of the stuck ranks."""
     return {
         str(rank): {
             "host": signs[rank].said.get("host"),
@@ -240,7 +240,7 @@ def _verdict(
 
 
 def _read(store: Any, names: list[str]) -> list[dict[str, Any]]:
-    """What is there under each name, in one request if all are; {} where nothing is."""
+    """The values under each name, in one request if all exist; {} where none does."""
     if store.check(names):
         return [json.loads(text) for text in store.multi_get(names)]
     return [json.loads(store.get(name)) if store.check([name]) else {} for name in names]

@@ -45,10 +45,10 @@ def orientation(image: Image.Image) -> int:
 
 
 def told_orientation(image: Image.Image) -> int:
-    """The same of a picture that is not decoded, as far as its header tells; decodes nothing."""
+    """Orientation of a picture that is not decoded, as far as its header tells; decodes nothing."""
     if image.format != "PNG":
         return orientation(image)
-    header = Image.Image()  # PNG's own getexif would decode the picture to look behind it
+    header = Image.Image()  # PNG's own getexif would decode the picture to look after it
     header.info = image.info
     return orientation(header)
 

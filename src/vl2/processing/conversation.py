@@ -80,9 +80,9 @@ def from_conversation(
     Args:
         conversation: messages with string content.
         tokenizer: recognises control strings.
-        images: the pictures in the order of their `<image>`; None takes those that the messages
+        images: the pictures in the order of their `<image>`; None takes the ones that the messages
             name in "images".
-        open_end: leave out the EOS of a last assistant turn, so that the model goes on.
+        open_end: leave out the EOS of a last assistant turn, so that the model continues it.
 
     Raises:
         ValueError: an unknown role, a system text or `<image>` in the wrong place, or another
@@ -122,7 +122,7 @@ def from_document(
         text: with `<image>` where the pictures stand.
         tokenizer: recognises control strings.
         images: the pictures in the order of their `<image>`.
-        open_end: leave out the EOS, so that the model goes on.
+        open_end: leave out the EOS, so that the model continues the text.
 
     Raises:
         ValueError: another number of `<image>` than of pictures.

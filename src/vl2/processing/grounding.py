@@ -166,7 +166,7 @@ def draw_boxes(
 
 
 _COLOURS = ("#d62728", "#1f77b4", "#2ca02c", "#9467bd", "#b35900", "#c2185b", "#00796b", "#4e342e")
-"""Dark enough for white letters."""
+"""Colours of boxes, dark enough for white letters."""
 
 
 def _draw_label(

@@ -41,10 +41,10 @@ MAX_BYTES, MOST_BYTES = 20 * 2**20, 2**40
 REDUCED = 8
 """A JPEG of up to so many times `max_pixels` is decoded at a half, a quarter or an eighth."""
 REDUCED_SCANS = 2
-"""The same of a JPEG in several scans: all of its coefficients are in memory at once."""
+"""The same limit of a JPEG in several scans: all of its coefficients are in memory at once."""
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
-"""What is opened. A JPEG with more pictures behind it (MPO; phones write them) counts as JPEG."""
+"""Formats that are opened. A JPEG that more pictures follow (MPO, of phones) counts as JPEG."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -65,15 +65,15 @@ class ImagePolicy:
 
 
 MESSAGES = ImagePolicy()
-"""For pictures that people send."""
+"""The policy for pictures that people send."""
 
 REFERENCE = ImagePolicy(exif=False, alpha="drop")
-"""As the official code reads files: no EXIF, and colours hidden by transparency show."""
+"""The policy of the official code: no EXIF, and colours hidden by transparency show."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Admitted:
-    """A picture behind the gate."""
+    """A picture that the gate has admitted."""
 
     image: Image.Image  # decoded, mode RGB
     sent: Resolution  # (width, height) of the picture as it was sent, turned; boxes refer to it
@@ -123,7 +123,7 @@ def admit(source: Source, policy: ImagePolicy = MESSAGES) -> Admitted:
 def probe(source: Source, policy: ImagePolicy = MESSAGES, *, as_sent: bool = False) -> Resolution:
     """(width, height) that the admitted picture will have; decodes nothing.
 
-    A PNG may hide its EXIF behind its pixels; such a one is measured as it lies.
+    A PNG may hold its EXIF after its pixels; its size is then taken as it is stored.
 
     Args:
         source: the picture.

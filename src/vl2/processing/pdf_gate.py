@@ -55,7 +55,7 @@ class PdfPolicy:
 
 
 PDFS = PdfPolicy()
-"""For PDFs that people send."""
+"""The policy for PDFs that people send."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -27,9 +27,9 @@ JOINT_GAP = 0.9
 LEADING = 2.4
 """Heights of a line between the middles of two lines up to which they may be one block."""
 NEAR = 3
-"""Words at both ends of a line that tell its height; those in the middle may be dots."""
+"""Words at each end of a line that tell its height; words in the middle may be dots."""
 MOST_BLOCKS = 200
-"""Of a page with more blocks the PDF's own order is kept."""
+"""Most blocks that are sorted; a page with more keeps the PDF's own order."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -7,7 +7,7 @@ from bisect import bisect_right
 
 _MARK = re.compile(r"<\|(?:/?(?:ref|det)|grounding)\|>")
 _BEGUN = re.compile(r"<(?:\|(?:/?[a-z]*\|?)?)?\Z")
-"""What may become a mark once the text goes on."""
+"""What may become a mark when more text comes."""
 
 
 class PlainText:

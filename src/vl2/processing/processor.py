@@ -165,7 +165,7 @@ class Processor:
         Args:
             conversation: {"role": "<|User|>" | "<|Assistant|>" | "system", "content": str}, with
                 `<image>` in user text where a picture stands.
-            images: the pictures in that order; None takes those that the messages name in
+            images: the pictures in that order; None takes the ones that the messages name in
                 "images", as the official examples do.
             inference_mode: end where the model answers; False for training.
             mask_prompt: learn answers only; None takes the setting of processor_config.json.

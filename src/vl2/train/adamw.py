@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.optim.adamw import adamw
 
 WIDENED = 2**26
-"""Numbers whose moments are wide at the same time, if no single parameter has more: 512 MiB."""
+"""Most numbers whose moments are float32 at one time, unless one parameter has more: 512 MiB."""
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -25,8 +25,8 @@ LARGEST_BETA = 1 - 2**-8
 class Bfloat16AdamW(torch.optim.Optimizer):
     """AdamW (arXiv 1711.05101) whose moments are bfloat16 between the steps.
 
-    The parameters may be DTensors, those of a group on one mesh: everything is done number by
-    number.
+    The parameters may be DTensors; the parameters of a group are on one mesh. Everything is done
+    number by number.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class Bfloat16AdamW(torch.optim.Optimizer):
 
 
 def fresh_state(parameter: Tensor, dtype: torch.dtype) -> dict[str, Tensor]:
-    """What AdamW holds of a parameter before its first step: a counter and two moments."""
+    """The state of a parameter before its first step: a counter and two moments."""
     return {
         "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
         **{name: torch.zeros_like(parameter, dtype=dtype) for name in MOMENTS},
@@ -90,7 +90,7 @@ def _as_wide_as(parameters: Sequence[nn.Parameter], moments: Sequence[Tensor]) -
 
 
 def _portions(parameters: Iterable[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
-    """Those with a gradient, few enough at a time for `WIDENED`."""
+    """Parameters with a gradient, in lists of at most `WIDENED` numbers unless one has more."""
     portion: list[nn.Parameter] = []
     numbers = 0
     for parameter in parameters:

@@ -57,7 +57,7 @@ class Balancer:
                 self.loads[kind, layer] += expert_load(routing, mask, experts).to(self.loads)
 
     def gather(self) -> None:
-        """Add up the loads of all ranks, once behind a step's last micro batch."""
+        """Add up the loads of all ranks, once after a step's last micro batch."""
         self.loads = self.ranks.total(self.loads)
 
     def update(self) -> None:
@@ -98,7 +98,7 @@ class Balancer:
 
 
 def loss_scale(weight: float | None, config: LanguageConfig) -> float:
-    """What the model's balance loss, which has its own weight, is multiplied with.
+    """The factor of the model's balance loss, which has a weight already.
 
     Args:
         weight: that the balance loss is to have; None leaves the model's.

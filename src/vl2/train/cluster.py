@@ -33,7 +33,7 @@ their second dimension.
 
 A collective over n ranks on N nodes, of B bytes when gathered, takes B (n - 1) / n / bandwidth
 (twice that if summed everywhere) + (n - N) * HOP_INSIDE + (N - 1) * HOP_BETWEEN. The bandwidth is
-NVLink's within a node, else that of the network cards of those ranks of the group that share a
+NVLink's within a node, else that of the network cards of the ranks of the group that share a
 node, at most NVLink's; both times LINK_SHARE.
 """
 
@@ -117,7 +117,7 @@ EFFICIENCY: dict[str, float] = {
     "head": 0.55,
 }
 """Share of the dense bfloat16 peak that each part's products reach. Assumed: large products alone
-reach 0.8 (790 of 989 TFLOP/s on an H200), those of 1152 to 2560 columns less, grouped ones over
+reach 0.8 (790 of 989 TFLOP/s on an H200), products of 1152 to 2560 columns less, grouped ones over
 tens of experts still less, attention under a mask least."""
 
 MEMORY_SHARE = 0.9  # of the memory's bandwidth that is reached: 4.3 of 4.8 TB/s on an H200
@@ -132,7 +132,7 @@ COMPUTING = ("compute", "between", "launch", "exchange", "gather", "send")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Link:
-    """The way that the ranks of one group speak over."""
+    """The connection between the ranks of one group."""
 
     ranks: int
     nodes: int
@@ -140,7 +140,7 @@ class Link:
 
     @classmethod
     def of(cls, gpu: Gpu, world: int, ranks: int, stride: int = 1) -> Link:
-        """Between `ranks` ranks, each `stride` places behind the one before, of a world of them."""
+        """The link between `ranks` ranks of a world, whose numbers are `stride` apart."""
         beside = neighbours(world, ranks, stride)
         nodes = -(-ranks // beside)
         bandwidth = gpu.nvlink if nodes == 1 else min(gpu.nvlink, beside * gpu.network)
@@ -178,11 +178,11 @@ class Run:
 
     @property
     def tokens(self) -> int:
-        """Of one micro batch of one rank."""
+        """Tokens of one micro batch of one rank."""
         return self.config.data.micro_batch * self.config.data.sequence_length
 
     def passes(self, unit: int) -> tuple[int, int, int]:
-        """How often a unit is run forward, once more, and backward."""
+        """How often a unit is run: forward, recomputed, and backward."""
         compute, vision = self.config.compute, unit < arrange_unit(self.model)
         how = compute.recompute_vision if vision else compute.recompute
         learns = int(unit >= self.lowest)

@@ -16,7 +16,7 @@ from vl2.train.lora import LoraConfig
 
 StageKind = Literal["align", "pretrain", "sft"]
 STAGE_ORDER: tuple[str, ...] = ("align", "pretrain", "sft")
-"""A stage starts from a model that is not behind it in this order."""
+"""The order of the stages: a stage does not start from a model of a later stage."""
 
 LANGUAGE_FROZEN = ("vision", "projector", "image_newline", "view_seperator")
 LEAST_WINDOW = 32
@@ -89,7 +89,7 @@ class OptimConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BalanceConfig:
-    """How the experts are kept busy."""
+    """Balance loss and bias step, which keep the experts equally busy."""
 
     # of the sequence-wise balance loss; None: aux_loss_alpha
     loss_weight: Annotated[float | None, Range(least=0, most=1000)] = None
@@ -103,15 +103,15 @@ class BalanceConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GuardConfig:
-    """When a step is thrown away, and what then."""
+    """When a step is thrown away, and what happens then."""
 
     # standard deviations of the window above its mean; 0 turns it off
     spike: Annotated[float, Range(least=0)] = 6.0
     # clean steps that mean and deviation are taken from; fewer than the least are no measure
     window: Annotated[int, Range(least=LEAST_WINDOW)] = 128
-    # then the run goes back to its last checkpoint, past these batches
+    # bad steps, then the run goes back to its last checkpoint and skips their batches
     skips_in_a_row: Annotated[int, Range(least=1)] = 3
-    rollbacks: Annotated[int, Range(least=0)] = 3  # then the run ends
+    rollbacks: Annotated[int, Range(least=0)] = 3  # one more ends the run
 
     def __post_init__(self) -> None:
         """Check the ranges."""
@@ -133,7 +133,7 @@ class CheckpointConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ComputeConfig:
-    """How the same numbers are computed."""
+    """Device, precision, compiler and recomputing."""
 
     device: str = "auto"
     autocast: bool = False  # bfloat16 matrix products on float32 weights

@@ -99,7 +99,7 @@ def step_flops(work: Iterable[Work], sizes: Sizes) -> float:
 
 
 def recomputed_flops(work: Iterable[Work], sizes: Sizes) -> float:
-    """Operations that the hardware does beyond those of the model."""
+    """Operations of recomputing, which the hardware does beside the model's own."""
     return sum(item.again * sizes[item.per] for item in work)
 
 
@@ -111,7 +111,7 @@ def document_pairs(lengths: Iterable[int]) -> int:
 def planned_sizes(
     config: VL2Config, *, rows: int, length: int, tiles: float, documents: Sequence[int] = ()
 ) -> dict[str, float]:
-    """What a step will have, as far as it is known before.
+    """Sizes of a step, estimated before its data is known.
 
     All tokens that are no picture's count as supervised: an upper estimate where prompts are
     masked. A tile is counted as the rows of its tokens with their newlines, 210 in the released
@@ -134,7 +134,7 @@ def planned_sizes(
 
 
 def place_of(name: str, config: VL2Config) -> Place:
-    """Where in the order of the computation a parameter is used."""
+    """The place of a parameter in the order of the computation."""
     words = name.split(".")
     if name.startswith(("vision.patch_embed", "vision.pos_embed")):
         unit = 0

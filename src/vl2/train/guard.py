@@ -19,7 +19,7 @@ LEAST_LOSS = 2.0
 """No smaller loss is a spike: to a well-fitted model a sample that it has yet to learn looks like
 one. At 2 the right token still has one chance in seven."""
 LEAST_NORM = 10.0
-"""The same of the gradient's norm, which is clipped to 1 as a rule."""
+"""No smaller gradient norm is a spike; the norm is clipped to 1 as a rule."""
 SHORT_RUN = 3
 """Steps up to which a run may try more batches than it has steps."""
 
@@ -58,7 +58,7 @@ class Guard:
         return self.in_a_row >= self.most_in_a_row
 
     def rolled_back(self) -> bool:
-        """Note a rollback; False when the run must end instead."""
+        """Count a rollback; False when the run must end instead."""
         self.in_a_row = 0
         self.window.clear()
         self.rollbacks += 1

@@ -1,4 +1,4 @@
-"""A model out of the kept state of a run, finished or not: what `vl2 convert RUN` writes."""
+"""A model from the saved state of a run, finished or not: what `vl2 convert RUN` writes."""
 
 from __future__ import annotations
 

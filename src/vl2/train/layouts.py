@@ -43,12 +43,12 @@ class Planned:
 
     @property
     def needed(self) -> int:
-        """Bytes of the fullest rank."""
+        """Bytes that the fullest rank needs."""
         return sum(self.memory.values())
 
     @property
     def fits(self) -> bool:
-        """Whether they are there."""
+        """Whether the GPU has the bytes that are needed."""
         return self.needed <= self.room
 
     @property

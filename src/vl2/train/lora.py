@@ -1,6 +1,6 @@
 """Which layers of a model get adapters, and adapters merged into the weights and out again.
 
-The layers are those of model/lora.py, the files of checkpoint/lora_files.py.
+The layers are in model/lora.py, the files in checkpoint/lora_files.py.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ def apply_lora(
 
 
 def base_scheme(model: nn.Module) -> str | None:
-    """How the quantised layers of a model are held, the lowest form of it; None: all are floats."""
+    """The lowest precision of a model's quantised layers; None: all are floats."""
     found = {module.scheme for module in model.modules() if isinstance(module, QuantWeight)}
     return next((scheme for scheme in reversed(SCHEMES) if scheme in found), None)
 

@@ -76,11 +76,11 @@ class Widths:
     products: int
     autocast: bool
     moments: int = WIDTHS["float32"]  # at most; never wider than the parameter
-    wide_experts: bool = False  # those in int8 give float32, whatever they are given
+    wide_experts: bool = False  # experts in int8 give float32, whatever they are given
 
     @classmethod
     def of(cls, config: TrainConfig) -> Widths:
-        """Those that a configuration asks for."""
+        """The widths that a configuration asks for."""
         weights = WIDTHS[config.init.dtype]
         autocast = config.compute.autocast and weights == WIDTHS["float32"]
         scheme = None if config.lora is None else config.lora.quantization
@@ -96,7 +96,7 @@ class Widths:
 
 
 class UnitBytes(NamedTuple):
-    """Bytes that the parameters of one unit take on a rank, or of several units."""
+    """Bytes that the parameters of one unit, or of several, take on a rank."""
 
     weights: int = 0
     gradients: int = 0
@@ -167,7 +167,7 @@ def _held(model: VL2Model, config: TrainConfig) -> dict[str, int]:
 
 
 def total(items: Iterable[UnitBytes]) -> UnitBytes:
-    """Their sum."""
+    """Bytes of all of them."""
     return UnitBytes(*map(sum, zip(UnitBytes(), *items, strict=True)))
 
 
@@ -207,7 +207,7 @@ def rank_memory(
 
 
 def lowest_unit(parameters: Sequence[UnitBytes]) -> int:
-    """The first unit in which something trains; gradients pass through all behind it."""
+    """The first unit in which something trains; gradients pass through all units after it."""
     training = (unit for unit, item in enumerate(parameters) if item.gradients)
     return next(training, len(parameters))
 
@@ -259,7 +259,7 @@ def kept_by_block(c: VisionConfig, how: str, widths: Widths) -> int:
 def _parameter_bytes(
     name: str, shape: tuple[int, ...], layout: Layout, widths: Widths, *, moments: int
 ) -> UnitBytes:
-    """One parameter's; `moments` is 0 if it does not train."""
+    """Bytes of one parameter; `moments` is 0 if it does not train."""
     adapter = ".lora_" in name
     expert = ".experts." in name and not adapter  # adapters are sharded with their layer
     width = WIDTHS["float32"] if adapter else widths.weights

@@ -1,4 +1,4 @@
-"""What a run shows of itself: a line per few steps on stderr and in `metrics.jsonl`, TensorBoard.
+"""Figures of a run: a line every few steps on stderr and in `metrics.jsonl`, TensorBoard.
 
 MFU is the model's operations of a step (`train/flops.py`), recomputing left out, as a share of what
 the devices could do in its time.
@@ -34,7 +34,7 @@ PEAK_FLOPS: dict[str, float] = {
 
 
 def batch_size(batches: Sequence[TrainBatch]) -> dict[str, int]:
-    """What a step had; all of it adds up over ranks.
+    """Sizes of a step, which add up over ranks.
 
     Tokens without padding, supervised tokens, pictures, tiles; `encoded_tiles`, of which a picture
     of one tile has one because its two views are equal; `pairs` of a token and one that it sees.
@@ -52,7 +52,7 @@ def _encoded_tiles(batch: TrainBatch) -> int:
 
 
 def _pairs(batch: TrainBatch) -> int:
-    """Of the documents of each row; without segments a row is one. 0 in a batch without tokens."""
+    """Pairs in the documents of each row; without segments a row is one. 0 without tokens."""
     segments, ids = batch.tensors.get("segment_ids"), batch.tensors.get("input_ids")
     if segments is None:
         return 0 if ids is None else document_pairs([ids.shape[1]] * len(ids))
@@ -196,7 +196,7 @@ class MetricsLog:
 
 
 class SilentMetrics:
-    """The metrics of a rank that leaves the speaking to the main one."""
+    """The metrics of a rank that is not the main one, which writes for all."""
 
     def __init__(self, steps: int) -> None:
         self.steps = steps
@@ -237,7 +237,7 @@ def _short(values: Mapping[str, float]) -> str:
 
 
 def _cut_after(path: Path, stage: str, step: int) -> None:
-    """Drop the lines of later steps of this stage, and what a killed run or a bad disk left."""
+    """Drop the lines of later steps of this stage, and incomplete lines."""
     if not path.exists():
         return
     kept = []

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from vl2.parallel.gradients import on_whole
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
-"""Of the quintic iteration; chosen by its authors for speed, singular values end in 0.7 .. 1.2."""
+"""Coefficients of the quintic iteration, chosen for speed: singular values end in 0.7 .. 1.2."""
 
 
 def orthogonalised(matrix: Float[Tensor, "*n r c"], steps: int = 5) -> Float[Tensor, "*n r c"]:

@@ -17,7 +17,7 @@ from vl2.train.config import OptimConfig
 from vl2.train.muon import Muon
 
 OUTER = ("embed", "lm_head", "heads.", "attn_pool")
-"""Parts of names that mark the ends of a network, which Muon leaves to AdamW."""
+"""Parts of names of embeddings and head, which Muon leaves to AdamW."""
 NEVER = ("vision.attn_pool",)
 """The tower's pool head is kept for its keys and never run: it gets no gradient."""
 

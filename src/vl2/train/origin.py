@@ -1,4 +1,4 @@
-"""Where a run starts from: a model with its processor, and the stages that are behind it."""
+"""Where a run starts from: a model with its processor, and the stages that it has been through."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ EXPORTED = "model"
 ADAPTER = "adapter"
 """Where a run with low-rank adapters leaves them, beside the merged model if there is one."""
 HISTORY = "training.json"
-"""Beside an exported model: which stages made it."""
+"""File of an exported model that lists the stages that made it."""
 HEAD = "language.lm_head"
 FLOAT_IN_TRAINING = (*KEPT_FLOAT, "lm_head")
-"""Last names of layers that no run quantises: the loss multiplies by the head's matrix, too."""
+"""Last names of layers that no run quantises: the loss multiplies by the head's matrix."""
 SAMPLED_PARTS, SAMPLED_BYTES = 16, 64 * 2**10
 """What is read of each file to know it again: reading the largest model whole takes minutes."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Origin:
-    """What is known of the start before a weight is read."""
+    """What is known about the start of a run before a weight is read."""
 
     config: VL2Config  # of the model as floats
     processor: Processor
@@ -242,7 +242,7 @@ def read_history(folder: Path) -> tuple[str, ...]:
 
 
 def write_history(folder: Path, stages: tuple[str, ...]) -> None:
-    """Say beside an exported model which stages made it."""
+    """Write next to an exported model which stages made it."""
     (folder / HISTORY).write_text(json.dumps({"stages": list(stages)}) + "\n", encoding="utf-8")
 
 

@@ -1,4 +1,4 @@
-"""What a run that goes on must have in common with its kept states: all but `MAY_CHANGE`."""
+"""What a resumed run must have in common with its saved states: everything but `MAY_CHANGE`."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ MAY_CHANGE = (
     *("data.micro_batch", "data.workers", "data.prefetch", "data.max_bad*", "data.bad_rate_window"),
     "data.sources.*.image_root",
 )
-"""Settings that may differ when a run goes on. Every other one decides the numbers."""
+"""Settings that may differ when a run resumes. Every other setting decides the numbers."""
 
 BY_CONTENT = ("init.model", "init.preset", "init.tokenizer", "lora.experts", "data.sources.*.path")
 """Settings that name a file or a model, which may move: what they name must stay."""
@@ -72,7 +72,7 @@ def identity(config: TrainConfig, origin: Origin, sources: Sequence[Source]) -> 
 
 
 def start_identity(init: InitConfig, origin: Origin) -> dict[str, Any]:
-    """What tells the model that a run starts from; nothing while its weights are not fetched."""
+    """What identifies the model that a run starts from; empty while its weights are not fetched."""
     if origin.folder is not None and not any(origin.folder.glob("*.safetensors")):
         return {}
     name = "init.preset" if init.model is None else "init.model"
@@ -86,7 +86,7 @@ def content(shown: str | None, parts: Iterable[str]) -> dict[str, Any]:
 
 
 def check_kept(root: Path, known: Mapping[str, Any], *, steps: int | None = None) -> None:
-    """Refuse what could not go on from the states below `root`. Nothing is written, or locked.
+    """Refuse a run that cannot resume from the states below `root`. Nothing is written or locked.
 
     Raises:
         ValueError: see `check_same`, more than `steps` are done already, or the states of a run
@@ -128,7 +128,7 @@ def check_places(folder: Path) -> None:
 
 
 def check_same(found: Path, known: Mapping[str, Any]) -> None:
-    """Refuse to go on from a kept step of another run, before anything is touched.
+    """Refuse to resume from a saved step of another run, before anything is touched.
 
     Args:
         found: the step.

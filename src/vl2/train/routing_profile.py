@@ -1,6 +1,6 @@
 """Which experts some data uses: counted over real tokens, kept as JSON, read to choose experts.
 
-A fine-tune on narrow data meets few experts often (ESFT, arXiv 2407.01906): adapters on those alone
+A fine-tune on narrow data meets few experts often (ESFT, arXiv 2407.01906): adapters on them alone
 are smaller and leave the others' knowledge as it is.
 """
 
@@ -99,7 +99,7 @@ def load_profile(path: Path, model: VL2Model) -> dict[str, Any]:
 def chosen_experts(profile: Mapping[str, Any], share: float) -> dict[int, list[int]]:
     """The most used experts of each layer by index, sorted: `share` of all, at least one.
 
-    Of equally used ones the first count.
+    Of experts that are used equally the first are taken.
     """
     chosen = {}
     for layer, counts in profile["layers"].items():

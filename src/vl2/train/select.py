@@ -1,4 +1,4 @@
-"""Which parameters a stage trains: those that it does not freeze, or low-rank adapters."""
+"""Which parameters a stage trains: all that it does not freeze, or low-rank adapters."""
 
 from __future__ import annotations
 

@@ -81,7 +81,7 @@ def prepare(config: TrainConfig, layout: Layout = ONE, *, check: bool = False) -
     Args:
         config: of the run.
         layout: of its ranks.
-        check: whether the run could go on from what its folder holds, before anything is written.
+        check: whether the run could resume from what its folder holds, before anything is written.
 
     Raises:
         ValueError: what is wrong, in one line.
@@ -289,7 +289,7 @@ def _model(prepared: Prepared, ranks: Ranks) -> tuple[VL2Model, dict[str, Any]]:
 
 
 def _pipeline(model: VL2Model, config: TrainConfig, ranks: Ranks) -> Pipeline | None:
-    """What runs the model if it is a stage."""
+    """The pipeline that runs the model, if it is one stage of it."""
     if ranks.meshes is None or ranks.layout.pipeline == 1:
         return None
     from vl2.parallel.pipeline import Pipeline  # noqa: PLC0415 - takes seconds to import
@@ -331,7 +331,7 @@ def _log_parts(
 ) -> None:
     """Log the numbers by part, and the form of what is frozen."""
     counted = model
-    if held:  # numbers are those of the float model
+    if held:  # numbers are of the float model
         _log_held(held, origin)
         counted = build_skeleton(origin.config)
         select(counted, config)
@@ -364,7 +364,7 @@ def _metrics(config: TrainConfig, origin: Origin, ranks: Ranks) -> MetricsLog:
 
 
 def _flops(config: TrainConfig, origin: Origin) -> Callable[[Mapping[str, int]], float]:
-    """Operations of a step by what it had."""
+    """A function from the sizes of a step to its operations."""
     model = build_skeleton(origin.config)
     select(model, config)
     work = model_work(model, config.compute)

@@ -40,7 +40,7 @@ class StepReport:
 
 @runtime_checkable
 class Task(Protocol):
-    """Gradients of a step, and what happens behind the optimiser."""
+    """Gradients of a step, and what happens after the optimiser has moved."""
 
     @property
     def module(self) -> nn.Module:
@@ -61,7 +61,7 @@ class Task(Protocol):
 
 
 ON_HOST = ("labels", "images", "images_seq_mask", "images_spatial_crop")
-"""What shapes depend on: asking a card for it would make the host wait, so the host keeps it."""
+"""Tensors that shapes depend on stay on the host: reading them from a card would make it wait."""
 
 
 class StepSums(NamedTuple):
@@ -73,7 +73,7 @@ class StepSums(NamedTuple):
 
 
 class _Done(NamedTuple):
-    """One micro batch: losses of its supervised tokens, and what its experts were chosen for."""
+    """Results of one micro batch: losses of its supervised tokens, and routings of its experts."""
 
     losses: Tensor
     penalty: Tensor
@@ -161,7 +161,7 @@ class LanguageTask:
         self.balancer.update()
 
     def discard(self) -> None:
-        """Nothing moves for a step that is thrown away."""
+        """Forget the loads of a step that is thrown away."""
         self.balancer.reset()
 
     def _run(self, batches: Sequence[TrainBatch], tokens: int, rows: int) -> StepSums:

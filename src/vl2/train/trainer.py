@@ -33,10 +33,10 @@ from vl2.train.task import StepReport, Task
 log = get_logger(__name__)
 
 STOPPED = 75
-"""Exit code of a run that was asked to stop and kept its state: start it again to go on."""
+"""Exit code of a run that was asked to stop and saved its state: start it again to resume."""
 
 STOP_SIGNALS = tuple(s for s in signal.Signals if s.name in ("SIGTERM", "SIGUSR1", "SIGINT"))
-"""Those of them that the platform has: Windows has no SIGUSR1."""
+"""Signals that ask a run to stop, as far as the platform has them: Windows has no SIGUSR1."""
 
 Steps = Iterator[Sequence[TrainBatch]]
 
@@ -54,11 +54,11 @@ class Loader(Protocol):
         ...
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go on behind what `state` had consumed."""
+        """Continue after the batches that `state` had consumed."""
         ...
 
     def close(self) -> None:
-        """End what works for it; iterating again starts anew."""
+        """End the workers; iterating again starts them anew."""
         ...
 
 
@@ -92,7 +92,7 @@ class Trainer:
             metrics: shows what happens.
             guard: when a step is thrown away.
             checkpoint: when the state is kept.
-            fingerprint: what a kept state must agree with to be gone on from, see `check_same`.
+            fingerprint: what a saved state must agree with to be resumed, see `check_same`.
         """
         self.task, self.loader, self.optimizers = task, loader, optimizers
         self.ranks = optimizers.ranks
@@ -151,7 +151,7 @@ class Trainer:
                 )
 
     def _asked_to_stop(self) -> int | None:
-        """The signal that came to any rank; all of them stop behind the same step."""
+        """The signal that came to any rank; all ranks stop after the same step."""
         return int(self.ranks.most(torch.tensor(self._stop_signal or 0))) or None
 
     def _take(self, batch: Sequence[TrainBatch], started: float, waited: float) -> bool:
@@ -193,7 +193,7 @@ class Trainer:
         return False
 
     def _is_finite(self) -> bool:
-        """Whether every number that trains is finite, on all ranks: nothing else is kept."""
+        """Whether every number that trains is finite, on all ranks: no other state is saved."""
         trained = (p for p in self.task.module.parameters() if p.requires_grad)
         parts = (p.to_local() if isinstance(p, DTensor) else p for p in trained)
         bad = sum(not bool(torch.isfinite(part).all()) for part in parts)
@@ -224,7 +224,7 @@ class Trainer:
         return report, norm, self.guard.judge(report.loss, norm)
 
     def _roll_back(self, why: str) -> None:
-        """Go back to the last kept state, but on behind the batches that were bad."""
+        """Go back to the last saved state, and continue after the batches that were bad."""
         bad = self.loader.state()
         if not self.guard.rolled_back():
             raise WorkError(

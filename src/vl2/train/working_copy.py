@@ -26,13 +26,13 @@ Sums = list[Tensor | None]
 FULL_PRECISION = ("mlp.gate.weight",)
 """Ends of names that stay float32: near ties of a router decide the choice of experts."""
 SMALL = 100_000_000
-"""Parameters. Operations of a larger model fill all threads, and its activations the memory."""
+"""Most parameters of a model with twins. A larger model fills all threads by itself, and memory."""
 MOST = 8
 """Twins of a small model. A step has seldom more micro batches."""
 
 
 class WorkingCopy(Generic[M]):
-    """A module in bfloat16 whose weights follow those of `master`, its buffers are the master's."""
+    """A module in bfloat16 whose weights follow the weights of `master`; buffers are shared."""
 
     def __init__(self, master: M, twins: int | None = None) -> None:
         """Copy the module with rounded weights; buffers, quantised weights too, are shared.

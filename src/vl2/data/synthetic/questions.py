@@ -46,7 +46,7 @@ def ask(scene: Scene, rng: np.random.Generator) -> list[Question]:
 def drill(scene: Scene, rng: np.random.Generator, most: int = 10) -> list[Question]:
     """Up to `most` questions, and lists of all objects: much practice from one picture.
 
-    In a list each object's property stands right behind its name, in random order. A model learns
+    In a list each object's property comes right after its name, in random order. A model learns
     to choose one object among several from these first, and then for questions.
     """
     rounds = [asker for _ in range(DRILL_ROUNDS) for asker in _askers(scene, rng)]

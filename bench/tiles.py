@@ -35,7 +35,7 @@ import numpy as np
 from vl2.data.balance_tiles import Hands, TileLoad, deal_evenly, deal_in_turn, load_of
 from vl2.data.config import DataConfig
 from vl2.data.mixture import RowOrder
-from vl2.data.plan import Planner, StepPlan
+from vl2.data.plan import Planner, SequencePlan
 from vl2.geometry import TileGrid, image_tokens, tokens_per_side
 
 LENGTH = 4096
@@ -43,6 +43,7 @@ ROWS = 4000  # of each source
 MOST_LOCAL_TILES = 9
 
 Counts = list[np.ndarray]
+Step = Sequence[SequencePlan]
 
 
 def mixture(seed: int = 0) -> tuple[Counts, Counts]:
@@ -98,19 +99,19 @@ def compare(
     return found
 
 
-def _deal(step: StepPlan, config: DataConfig, ranks: int) -> Hands:
+def _deal(step: Step, config: DataConfig, ranks: int) -> Hands:
     """As `micro_plans` does."""
-    tiles = [sequence.tiles for sequence in step.sequences]
+    tiles = [sequence.tiles for sequence in step]
     if config.balance_tiles:
         return deal_evenly(tiles, ranks, config.micro_batch)
     return deal_in_turn(len(tiles), ranks, config.micro_batch)
 
 
-def _rank_figures(steps: Sequence[StepPlan], dealt: Sequence[Hands]) -> dict[str, Any]:
+def _rank_figures(steps: Sequence[Step], dealt: Sequence[Hands]) -> dict[str, Any]:
     loads: list[TileLoad] = []
     apart = []
     for step, hands in zip(steps, dealt, strict=True):
-        tiles = [sequence.tiles for sequence in step.sequences]
+        tiles = [sequence.tiles for sequence in step]
         loads.append(load_of(hands, tiles))
         held = [sum(tiles[i] for m in hands for i in m[rank]) for rank in range(len(hands[0]))]
         apart.append(max(held) - min(held))
@@ -122,9 +123,9 @@ def _rank_figures(steps: Sequence[StepPlan], dealt: Sequence[Hands]) -> dict[str
     }
 
 
-def _order_figures(steps: Sequence[StepPlan]) -> dict[str, Any]:
-    tokens = [sequence.length for step in steps for sequence in step.sequences]
-    tiles = np.array([[sequence.tiles for sequence in step.sequences] for step in steps])
+def _order_figures(steps: Sequence[Step]) -> dict[str, Any]:
+    tokens = [sequence.length for step in steps for sequence in step]
+    tiles = np.array([[sequence.tiles for sequence in step] for step in steps])
     sums = tiles.sum(axis=1)
     spread = [float(tiles.mean()), float(tiles.std()), float(tiles.max())]
     return {

@@ -95,7 +95,7 @@ def index_of(sources: Sequence[Records], processor: Processor) -> RowIndex:
 
 def same(one: TrainBatch, other: TrainBatch) -> bool:
     names = ("samples", "source_names", "tokens", "supervised", "images", "tiles")
-    names += ("closes_step", "tile_loads")
+    names += ("closes_step", "tile_load")
     equal = one.tensors.keys() == other.tensors.keys() and all(
         getattr(one, name) == getattr(other, name) for name in names
     )

@@ -129,7 +129,7 @@ def test_packed_steps_hold_no_needless_copies(
     order = order_of(*counts, longest=length)
     config = DataConfig(sequence_length=length, batch_size=batch_size)
     planner = Planner(order, counts, [np.zeros_like(c) for c in counts], config)
-    steps = [[r for s in step.sequences for r in s.rows] for step in itertools.islice(planner, 30)]
+    steps = [[r for s in step for r in s.rows] for step in itertools.islice(planner, 30)]
     assert sum(copies_of(order, step) for step in steps) <= most * sum(map(len, steps))
 
 
@@ -153,7 +153,7 @@ def test_packed_steps_of_mixtures_repeat_only_sources_that_do_not_last_for_a_ste
     config = DataConfig(sequence_length=512, batch_size=batch_size, balance_tiles=balance)
     tiles = [rng.integers(0, 5, size=n).astype(np.int32) for n in rows]
     steps = [
-        [r for s in step.sequences for r in s.rows]
+        [r for s in step for r in s.rows]
         for step in itertools.islice(Planner(order, counts, tiles, config), 12)
     ]
     full = math.ceil(batch_size * 512 / order.mean_tokens)

@@ -56,8 +56,7 @@ class TrainBatch:
     images: int = 0
     tiles: int = 0
     closes_step: bool = True  # the last micro batch of its optimiser step
-    tile_loads: tuple[TileLoad, TileLoad] | None = None  # of its step over all ranks, as planned:
-    # without balancing, and as it is
+    tile_load: TileLoad | None = None  # of its step over all ranks, as planned
 
 
 def collate_rows(
@@ -68,7 +67,7 @@ def collate_rows(
     isolate_documents: bool = True,
     pad_to: int | None = None,
     closes_step: bool = True,
-    tile_loads: tuple[TileLoad, TileLoad] | None = None,
+    tile_load: TileLoad | None = None,
 ) -> TrainBatch:
     """Pack the samples of each row one after the other, and pad the rows on the right.
 
@@ -83,7 +82,7 @@ def collate_rows(
             the whole row.
         pad_to: length of all rows; None takes the longest one's.
         closes_step: see `TrainBatch`.
-        tile_loads: see `TrainBatch`.
+        tile_load: see `TrainBatch`.
 
     Raises:
         ValueError: a row is longer than `pad_to`.
@@ -117,7 +116,7 @@ def collate_rows(
         images=sum(len(crops) for _, crops in pictures),
         tiles=sum(len(tiles) for tiles, _ in pictures),
         closes_step=closes_step,
-        tile_loads=tile_loads,
+        tile_load=tile_load,
     )
 
 

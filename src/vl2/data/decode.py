@@ -76,7 +76,7 @@ class Decoder(Dataset):
             source_names=self.names,
             isolate_documents=self.config.isolate_documents,
             closes_step=plan.closes_step,
-            tile_loads=plan.tile_loads,
+            tile_load=plan.tile_load,
         )
         return Decoded(batch=batch, state=plan.state, reports=tuple(reports))
 

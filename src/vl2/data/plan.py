@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import bisect
 import hashlib
-import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -68,21 +67,13 @@ class SequencePlan:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class StepPlan:
-    """The sequences of one optimiser step, of all ranks."""
-
-    sequences: tuple[SequencePlan, ...]
-    plain_tiles: tuple[int, ...]  # of the sequences that would stand here without balancing
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class MicroPlan:
     """The sequences of one forward pass of one rank."""
 
     sequences: tuple[SequencePlan, ...]
     state: Mapping[str, int]  # the place after it, the same for every rank
     closes_step: bool  # the last one of its optimiser step
-    tile_loads: tuple[TileLoad, TileLoad]  # of its step: without balancing, and as it is
+    tile_load: TileLoad  # of its step
 
 
 @runtime_checkable
@@ -143,7 +134,7 @@ class Planner:
             step=math.ceil(config.batch_size * room), window=min(math.ceil(wanted), MOST_SAMPLES)
         )
         self._position, self._bin = 0, 0
-        self._places: list[tuple[SequencePlan, int]] = []  # and its plain tiles, see `StepPlan`
+        self._places: list[SequencePlan] = []
 
     def state(self) -> dict[str, int]:
         """Where the next step starts: its window's start, and its first sequence in there."""
@@ -166,13 +157,13 @@ class Planner:
             )
         self._position, self._bin, self._places = position, number, places
 
-    def __iter__(self) -> Iterator[StepPlan]:
+    def __iter__(self) -> Iterator[tuple[SequencePlan, ...]]:
         """The planner itself."""
         return self
 
-    def __next__(self) -> StepPlan:
-        """The next step."""
-        taken: list[tuple[SequencePlan, int]] = []
+    def __next__(self) -> tuple[SequencePlan, ...]:
+        """The sequences of the next step, of all ranks."""
+        taken: list[SequencePlan] = []
         while lacking := self.config.batch_size - len(taken):
             if not self._places:
                 self._places = self._plan(self._position, lacking % self.config.batch_size)
@@ -181,8 +172,7 @@ class Planner:
             self._bin += len(found)
             if self._bin == len(self._places):
                 self._position, self._bin, self._places = self._window(self._position).stop, 0, []
-        sequences, plain = zip(*taken, strict=True)
-        return StepPlan(sequences=sequences, plain_tiles=plain)
+        return tuple(taken)
 
     def _window(self, position: int) -> range:
         """The positions that are planned together with this one: an even part of an epoch."""
@@ -197,24 +187,21 @@ class Planner:
         part = bisect.bisect_right(range(parts), position, key=cut) - 1
         return range(cut(part), cut(part + 1))
 
-    def _plan(self, start: int, lead: int) -> list[tuple[SequencePlan, int]]:
+    def _plan(self, start: int, lead: int) -> list[SequencePlan]:
         """The window that starts there, of which `lead` sequences complete a step."""
         window = self._window(start)
         rows = [self.order[position] for position in window]
         tokens = [int(self.counts[row.source][row.row]) for row in rows]
         tiles = [int(self.tiles[row.source][row.row]) for row in rows]
         run, ends = self.config.batch_size, window.stop == self.order.epoch(start).stop
-        plain = bins = self._packed(start, tokens, tiles, None)
-        if self.config.balance_tiles:
-            bins = self._packed(start, tokens, tiles, len(plain))
+        bins = self._packed(start, tokens, tiles)
         if ends:
-            plain = self._whole_steps(plain, tokens, [0] * len(tiles), lead)
             bins = self._whole_steps(bins, tokens, tiles, lead)
         if self.config.balance_tiles:
             bins = [bins[i] for i in even_runs(_sums(bins, tiles), run, lead)]
         if ends:
             bins = _with_empty(bins, run, lead)
-        sequences = [
+        return [
             SequencePlan(
                 rows=tuple(rows[i] for i in members),
                 tokens=tuple(tokens[i] for i in members),
@@ -222,16 +209,15 @@ class Planner:
             )
             for members in bins
         ]
-        return list(zip(sequences, itertools.cycle(_sums(plain, tiles)), strict=False))
 
-    def _packed(
-        self, start: int, tokens: list[int], tiles: list[int], plain: int | None
-    ) -> list[list[int]]:
-        """Samples of each sequence, in random order; evenly if the plain number is given."""
+    def _packed(self, start: int, tokens: list[int], tiles: list[int]) -> list[list[int]]:
+        """Samples of each sequence, in random order."""
         if not self.config.packing:
             return [[i] for i in range(len(tokens))]
         room = self.config.sequence_length
-        bins = pack_evenly(tokens, tiles, room, plain) if plain else best_fit(tokens, room)
+        bins = best_fit(tokens, room)
+        if self.config.balance_tiles:
+            bins = pack_evenly(tokens, tiles, room, len(bins))
         bins.sort(key=lambda members: draw(self.config.seed, "sequence", start, members[0]))
         return bins
 
@@ -308,18 +294,18 @@ def _micro_plans(planner: Planner, rank: int, world: int, first: int) -> Iterato
     micro_batch = planner.config.micro_batch
     while True:
         start, step = planner.state(), next(planner)
-        tiles = [sequence.tiles for sequence in step.sequences]
-        hands = plain = deal_in_turn(len(tiles), world, micro_batch)
+        tiles = [sequence.tiles for sequence in step]
+        hands = deal_in_turn(len(tiles), world, micro_batch)
         if planner.config.balance_tiles:
             hands = deal_evenly(tiles, world, micro_batch)
-        loads = (load_of(plain, step.plain_tiles), load_of(hands, tiles))
+        load = load_of(hands, tiles)
         for number in range(first, len(hands)):
             closes = number == len(hands) - 1
             after = {**start, "done": (number + 1) * micro_batch * world}
             yield MicroPlan(
-                sequences=tuple(step.sequences[i] for i in hands[number][rank]),
+                sequences=tuple(step[i] for i in hands[number][rank]),
                 state={**planner.state(), "done": 0} if closes else after,
                 closes_step=closes,
-                tile_loads=loads,
+                tile_load=load,
             )
         first = 0

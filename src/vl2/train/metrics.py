@@ -23,8 +23,6 @@ from vl2.train.flops import document_pairs
 
 log = get_logger(__name__)
 
-TILES_WHEN = ("_before", "")
-
 PEAK_FLOPS: dict[str, float] = {
     "A100": 312e12,
     "H100": 989e12,
@@ -61,16 +59,13 @@ def _pairs(batch: TrainBatch) -> int:
 
 
 def tile_figures(batches: Sequence[TrainBatch]) -> dict[str, float]:
-    """Tiles of the fullest rank and of a mean one, in plain order (`before`) and as dealt out.
+    """Tiles of the fullest rank and of a mean one.
 
-    `MetricsLog` writes their ratios: that of a window's sums, as one step may have a lone picture.
+    `MetricsLog` writes their ratio: that of a window's sums, as one step may have a lone picture.
     """
-    if (loads := batches[-1].tile_loads) is None:
+    if (load := batches[-1].tile_load) is None:
         return {}
-    figures = {}
-    for when, load in zip(TILES_WHEN, loads, strict=True):
-        figures |= {f"tiles_most{when}": float(load.most), f"tiles_mean{when}": float(load.mean)}
-    return figures
+    return {"tiles_most": float(load.most), "tiles_mean": float(load.mean)}
 
 
 def peak_flops(device: torch.device) -> float | None:
@@ -181,10 +176,9 @@ class MetricsLog:
         for name in names:
             seen = [values[name] for values in self.pending if name in values]
             line[name] = _rounded(sum(seen) / len(seen))
-        for when in TILES_WHEN:
-            if (most := line.pop(f"tiles_most{when}", None)) is not None:
-                mean = line.pop(f"tiles_mean{when}")
-                line[f"tile_imbalance{when}"] = _rounded(most / mean) if mean else 1.0
+        if (most := line.pop("tiles_most", None)) is not None:
+            mean = line.pop("tiles_mean")
+            line["tile_imbalance"] = _rounded(most / mean) if mean else 1.0
         line["seconds"] = round(time.monotonic() - self.started, 1)
         self.pending.clear()
         with self.path.open("a", encoding="utf-8") as file:

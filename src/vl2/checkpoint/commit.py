@@ -106,7 +106,7 @@ def write_step(root: Path, step: int, writer: Callable[[Path], None]) -> Path:
 
 
 def partial_folder(root: Path, step: int) -> Path:
-    """Where a step is while it is being written."""
+    """Folder of a step while it is being written."""
     return root / f"step-{step:08}{PARTIAL}"
 
 
@@ -211,14 +211,14 @@ def _writes(root: Path, what: str) -> Iterator[None]:
 
 
 def _step_folders(root: Path) -> list[Path]:
-    """What is named like a step, oldest first; what is no folder is a damaged one."""
+    """Entries named like a step, oldest first; an entry that is no folder counts as damaged."""
     if not root.is_dir():
         return []
     return sorted((p for p in root.iterdir() if STEP.fullmatch(p.name)), key=step_number)
 
 
 def _fault(folder: Path) -> str:
-    """What is wrong with a damaged step, without the advice."""
+    """The fault of a damaged step, without the advice."""
     try:
         verify(folder)
     except CheckpointError as error:

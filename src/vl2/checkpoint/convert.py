@@ -20,7 +20,7 @@ from vl2.model.vl2 import VL2Model
 from vl2.model_folder import resolve
 
 _Parts = dict[str, list[tuple[StoredTensor, Slot]]]
-"""What is stored of each tensor of ours."""
+"""By our key: the parts of the tensor that are stored."""
 
 
 def convert_checkpoint(

@@ -312,7 +312,7 @@ def _own_bytes(tensor: Tensor) -> int:
 
 
 def _cause(error: BaseException) -> BaseException:
-    """What went wrong below DCP, which wraps it together with a traceback."""
+    """The error below DCP, which wraps it together with a traceback."""
     if isinstance(error, CheckpointException) and error.failures:
         return next(iter(error.failures.values()))[0]
     return error

@@ -58,7 +58,7 @@ PLAIN: dict[str, Any] = {
     "modules_to_save": None,
     "init_lora_weights": True,
 }
-"""What adapter_config.json says of plain LoRA beside rank, alpha, modules and base model."""
+"""Settings of plain LoRA in adapter_config.json beside rank, alpha, modules and base model."""
 OTHER_KINDS = (
     *("use_dora", "use_rslora", "use_qalora", "fan_in_fan_out", "lora_bias", "rank_pattern"),
     *("alpha_pattern", "layer_replication", "trainable_token_indices", "alora_invocation_tokens"),
@@ -72,7 +72,7 @@ STARTS = (True, False, None, "gaussian", "orthogonal", "eva")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AdapterConfig:
-    """What adapter_config.json tells."""
+    """Settings of adapter_config.json that vl2 reads."""
 
     rank: int
     alpha: float

@@ -11,7 +11,7 @@ T = TypeVar("T")
 
 
 class PeerError(CheckpointError):
-    """What the main rank raises as well, so that this one need not say it."""
+    """An error that the main rank raises as well, so that this rank need not report it."""
 
 
 @runtime_checkable
@@ -29,7 +29,7 @@ class Peers(Protocol):
         ...
 
     def gather_text(self, text: str) -> list[str]:
-        """The texts of all, in the order of the ranks, the main one first."""
+        """The texts of all ranks, in their order, the main one first."""
         ...
 
 
@@ -40,7 +40,7 @@ class Single:
     is_main = True
 
     def gather_text(self, text: str) -> list[str]:
-        """Its own."""
+        """The text of the one process."""
         return [text]
 
 

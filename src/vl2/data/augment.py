@@ -21,13 +21,13 @@ _JPEG_MAX_SIDE = 65_500
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Damage:
-    """Which share of the pictures is damaged, drawn from a seed."""
+    """The share of the pictures that is damaged, drawn from a seed."""
 
     share: float  # 0 to 1
     seed: tuple[int, ...]  # for instance (seed of the run, source, row)
 
     def generator(self) -> np.random.Generator:
-        """Where the draws of one record come from."""
+        """The random generator of one record."""
         return np.random.default_rng(self.seed)
 
 

@@ -174,7 +174,7 @@ def deal_evenly(tiles: Sequence[int], world: int, micro_batch: int) -> Hands:
 
 
 def load_of(hands: Hands, tiles: Sequence[int]) -> TileLoad:
-    """What the ranks have to do that hold these sequences."""
+    """Tiles of the ranks that hold these sequences."""
     held = [[sum(tiles[i] for i in own) for own in ranks] for ranks in hands]
     return TileLoad(
         most=sum(max(ranks) for ranks in held),

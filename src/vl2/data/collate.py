@@ -19,7 +19,7 @@ PAD_SEGMENT = -1
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SampleInfo:
-    """Where one sample of a batch comes from."""
+    """Source, record and place in the order of a sample of a batch."""
 
     source: str  # name of the source
     id: str  # of the record

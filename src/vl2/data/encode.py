@@ -26,7 +26,7 @@ Source = bytes | Path
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RecordSize:
-    """What a record costs."""
+    """Tokens and tiles of a record."""
 
     tokens: int
     tiles: int  # of all pictures, global views included
@@ -146,7 +146,7 @@ def _picture(number: int, source: Source) -> str:
 
 @contextmanager
 def _named(record: Record, *, picture: str = "") -> Iterator[None]:
-    """Whatever is wrong becomes a `RecordError` that says with which record."""
+    """Turn an error into a `RecordError` that names the record."""
     try:
         yield
     except RecordError:

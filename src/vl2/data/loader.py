@@ -136,7 +136,7 @@ class TrainLoader:
                 step = []
 
     def micro_batches(self) -> Iterator[TrainBatch]:
-        """The same one by one, for steps that are too large to be held at once."""
+        """Micro batches one by one, for steps that are too large to be held at once."""
         while True:
             yield self._next()
 

@@ -9,7 +9,7 @@ from typing import Literal
 Role = Literal["user", "assistant", "system"]
 
 PLACEHOLDER = "<image>"
-"""Where a picture stands in the text of a user or of a document."""
+"""Marks the place of a picture in the text of a user or of a document."""
 
 
 class RecordError(ValueError):
@@ -18,7 +18,7 @@ class RecordError(ValueError):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Turn:
-    """What one side says."""
+    """One turn of a conversation."""
 
     role: Role
     text: str

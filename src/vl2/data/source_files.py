@@ -49,7 +49,7 @@ _KINDS: tuple[tuple[int, bytes, str, tuple[str, ...]], ...] = (
     (0, b"\xfe\xff", "UTF-16: save it as UTF-8", ()),
     (0, b"PK\x03\x04", "a zip: unpack it", ()),
 )
-"""Where a file of a kind has which bytes, what it is called, and the formats that read it."""
+"""Kinds of files: place and value of some of their bytes, a name, the formats that read them."""
 
 _JSON = ("llava", "text", "interleaved")
 _HEAD = 4096

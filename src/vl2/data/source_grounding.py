@@ -26,7 +26,7 @@ _PREFERENCE = re.compile(r"rejected(?:_\w+)?")  # DPO and its kin
 _DESIRED = ("label", "kto_tag")  # KTO; a label that is no boolean is of another kind
 
 THOUSAND = 1000
-"""Where the coordinates of Qwen and InternVL end."""
+"""Largest coordinate of Qwen and InternVL."""
 
 _SCALES = {"real": None, "norm1": 1, "norm1000": THOUSAND}  # of "bbox_type"; "real" is pixels
 _READ = ("ref", "bbox", "bbox_type", "image_id")  # of "objects"

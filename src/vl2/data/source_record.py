@@ -43,7 +43,7 @@ Pictures = tuple[bytes | Path, ...]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Origin:
-    """Which record is meant: it stands at the end of every message about it."""
+    """Source and id of a record, which stand at the end of every message about it."""
 
     source: str
     id: str
@@ -162,7 +162,7 @@ def _turn(message: Any, origin: Origin) -> Turn:
 
 
 def _with_placeholders(turns: Sequence[Turn], pictures: int, origin: Origin) -> tuple[Turn, ...]:
-    """As LLaVA reads its files: `<image>` may be absent altogether, else every one counts."""
+    """Turns with placeholders, as LLaVA reads its files: no `<image>` at all, or all of them."""
     found = sum(turn.text.count(PLACEHOLDER) for turn in turns)
     if found or not pictures:
         return tuple(turns)

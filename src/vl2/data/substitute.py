@@ -41,7 +41,7 @@ class DataWorkError(DataError, WorkError):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SlotReport:
-    """What was tried for one place of the order."""
+    """The records that were tried for one place of the order."""
 
     source: int
     position: int  # of the place
@@ -138,7 +138,7 @@ def bad_allowed(tried: int, config: DataConfig) -> float:
 
 @dataclass(kw_only=True, slots=True)
 class SourceTally:
-    """What was met in one source so far."""
+    """Counts of good and bad records of one source so far."""
 
     tried: int = 0  # records, substitutes included
     bad: int = 0  # of them

@@ -84,7 +84,7 @@ def _forward(
     routing: Routing,
     change: ExpertChange | None = None,
 ) -> Float[Tensor, "n h"]:
-    """What `Experts.forward` returns."""
+    """`Experts.forward` with tokens that travel to their experts."""
     dtype = matmul_dtype(x)
     weights = (experts.gate_proj, experts.up_proj, experts.down_proj)
     gate, up, down = (_local(weight).to(dtype) for weight in weights)

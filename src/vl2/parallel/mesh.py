@@ -32,12 +32,12 @@ _JOINED = itertools.count()  # a process may join anew, where the names of befor
 
 
 class SharedError(ValueError):
-    """What is wrong on every rank alike, so that one of them has to say it."""
+    """An error that all ranks raise alike, so that one rank reports it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Meshes:
-    """The same ranks, cut three ways; `pipeline` is outermost in all of them."""
+    """The mesh of the ranks, cut in three ways; `pipeline` is outermost in all of them."""
 
     experts: DeviceMesh  # (pipeline, replicate, shard, expert): routed experts
     dense: DeviceMesh  # (pipeline, replicate, shard): everything else; shard is shard x expert
@@ -181,7 +181,7 @@ class Ranks:
             )
 
     def apart(self) -> Ranks:
-        """The same ranks with connections of their own, for a second thread."""
+        """These ranks with connections of their own, for a second thread."""
         return self if self.is_alone else replace(self, group=_network())
 
 
@@ -234,7 +234,7 @@ def _meshes(layout: Layout, kind: str) -> Meshes:
 
 
 def is_lost_connection(error: RuntimeError) -> bool:
-    """Whether it says that another rank has gone, as gloo, NCCL and the store do."""
+    """Whether an error means that another rank has gone, in words of gloo, NCCL or the store."""
     return isinstance(error, dist.DistError) or "gloo" in str(error)
 
 

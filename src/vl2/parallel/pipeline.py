@@ -46,7 +46,7 @@ a picture (None: none does)."""
 
 
 class PipelineStep(NamedTuple):
-    """What a step computed."""
+    """Results of a step."""
 
     loss: float  # sum over the supervised tokens of this pipeline's micro batches, on all stages
     balance_loss: float  # share of this pipeline, all layers, on all stages
@@ -176,7 +176,7 @@ class Pipeline:
             return self._language(x, micro, step)
 
     def _enter(self, x: Tensor | None, micro: MicroBatch) -> Tensor:
-        """What there is of vision tower and adaptor."""
+        """The stage's part of vision tower and adaptor."""
         features = None
         if micro.tiles:
             features = run_tower(self.model, self.units, x, micro)

@@ -42,7 +42,7 @@ INTERVAL = 3.0
 """Most seconds between two signs: the job ends within three of these after the limit."""
 
 PATIENT = ("starting", "saving", "exporting")
-"""What may take as long as it takes, as long as the process lives."""
+"""Work that may take as long as it needs while the process lives."""
 
 LEFT = "left"
 """Sign of a rank that is not watched any more."""
@@ -53,7 +53,7 @@ VERDICT = "verdict"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sign:
-    """What was last heard of a rank, and when (by this rank's clock)."""
+    """The last sign of a rank, and when it came (by this rank's clock)."""
 
     said: Mapping[str, Any]  # beat, step, doing, host, pid
     heard: float  # since when the beat is the same
@@ -228,7 +228,7 @@ def _heard(before: Sign | None, said: Mapping[str, Any], now: float) -> Sign:
 def _verdict(
     stuck: Mapping[int, str], signs: Mapping[int, Sign], now: float, silence: float
 ) -> dict[str, Any]:
-    """What the other ranks have to know of the stuck ranks."""
+    """Host, process and loss of each stuck rank, for the other ranks."""
     return {
         str(rank): {
             "host": signs[rank].said.get("host"),

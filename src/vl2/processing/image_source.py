@@ -57,7 +57,7 @@ class Seekable(Protocol):
     """A file that can go back."""
 
     def tell(self) -> int:
-        """Where it stands."""
+        """The place in the file."""
         ...
 
     def seek(self, offset: int, /) -> object:
@@ -197,7 +197,7 @@ def _array(source: Any) -> tuple[np.ndarray | None, bool]:
 
 
 def _kind_of(tensor: Any) -> str:
-    """What is special about a tensor, in words."""
+    """The kind of a tensor, in words for a refusal."""
     special = {
         "nested": tensor.is_nested,
         "quantised": tensor.is_quantized,

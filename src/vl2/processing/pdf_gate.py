@@ -297,7 +297,7 @@ def _checked(source: str | Path | bytes, policy: PdfPolicy) -> Path | bytes:
 
 
 def _opened(source: Path | bytes) -> pypdfium2.PdfDocument:
-    """What pdfium makes of it: a document with at least one page."""
+    """The document that pdfium opens, with at least one page."""
     if isinstance(source, bytes):
         handle = raw.FPDF_LoadMemDocument64(source, len(source), None)
     else:
@@ -315,7 +315,7 @@ def _opened(source: Path | bytes) -> pypdfium2.PdfDocument:
 def _glyphs(
     page: pypdfium2.PdfPage, layer: pypdfium2.PdfTextPage, view: PageView
 ) -> Iterator[Glyph]:
-    """What pdfium found, in its order, with boxes in pixels of the view."""
+    """Glyphs in the order of pdfium, with boxes in pixels of the view."""
     left, right, bottom, top = (ctypes.c_double() for _ in range(4))
     turned, corner, handle = page.get_rotation() // 90, page.get_bbox(), layer.raw
     for index in range(layer.count_chars()):

@@ -60,7 +60,7 @@ class TextWord:
 
     @property
     def text(self) -> str:
-        """Its characters."""
+        """The characters of the word."""
         return "".join(char.text for char in self.chars)
 
     @property
@@ -78,7 +78,7 @@ class TextLine:
 
     @property
     def text(self) -> str:
-        """Its words with one space between them."""
+        """The words of the line with one space between them."""
         return " ".join(word.text for word in self.words)
 
     @property
@@ -196,7 +196,7 @@ def _is_ink(glyph: Glyph) -> bool:
 
 
 def _letters(group: Sequence[Glyph]) -> list[TextChar]:
-    """What stands in one box: a letter, or the letters of a ligature side by side."""
+    """The characters in one box: a letter, or the letters of a ligature side by side."""
     first, (x1, y1, x2, y2) = group[0], group[0].box
     text = "".join(_text(glyph.code) for glyph in group)
     if len(group) > 1:  # halves of one character beyond the first 65,536

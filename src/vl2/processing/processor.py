@@ -101,7 +101,7 @@ class Processor:
         max_tiled_images: int | None = None,
         max_pixels: int | None = None,
     ) -> Processor:
-        """The same processor with another tiling rule or limit; what is None stays.
+        """The processor with another tiling rule or limit; None leaves a setting as it is.
 
         Args:
             tiling: "released" or "content".

@@ -48,7 +48,7 @@ class Prompt:
 
 
 def joined(segments: Iterable[Segment]) -> list[Segment]:
-    """The same with neighbouring texts as one, because tokens reach across; empty ones vanish."""
+    """Segments with neighbouring texts joined, because tokens reach across; empty texts vanish."""
     result: list[Segment] = []
     for segment in segments:
         match segment, result[-1] if result else None:

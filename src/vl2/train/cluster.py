@@ -167,7 +167,7 @@ def neighbours(world: int, ranks: int, stride: int = 1) -> int:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Run:
-    """What does not depend on the layout."""
+    """Everything of a run that does not depend on the layout."""
 
     config: TrainConfig
     model: VL2Config

@@ -38,7 +38,7 @@ from vl2.train.config import ComputeConfig
 PARTS: tuple[str, ...] = ("vision", "projector", "language", "experts", "attention", "head")
 
 Sizes = Mapping[str, float]
-"""What a step had: encoded_tiles, tokens, pairs, supervised (see `metrics.batch_size`)."""
+"""Sizes of a step: encoded_tiles, tokens, pairs, supervised (see `metrics.batch_size`)."""
 
 Place = tuple[int, int]
 """Unit of the pipeline that a parameter is in; 0 for what reads the unit's input, else 1."""
@@ -67,7 +67,7 @@ class Work:
 
 
 def model_work(model: VL2Model, compute: ComputeConfig) -> tuple[Work, ...]:
-    """What a model computes in training.
+    """Operations of a model in training, by what they are counted per.
 
     Args:
         model: whole, on any device; what trains in it is marked by `requires_grad`.

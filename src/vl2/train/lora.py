@@ -36,7 +36,7 @@ output head, norms and routers stay as they are."""
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LoraConfig:
-    """What gets adapters, and of which size."""
+    """Layers that get adapters, and their size."""
 
     rank: Annotated[int, Range(least=1)] = 8
     alpha: Annotated[float, Range(above=0)] = 16.0  # the change is scaled by alpha / rank
@@ -61,7 +61,7 @@ class LoraConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Merged:
-    """What `merge_lora` took out of a model."""
+    """The parts that `merge_lora` took out of a model."""
 
     layers: dict[str, Layer]
     originals: dict[str, nn.Parameter]  # base parameters by full name; empty if not kept

@@ -324,7 +324,7 @@ def _casts(
     *,
     backward: bool,
 ) -> int:
-    """What autocast made of float32 matrices."""
+    """Bytes of the bfloat16 copies that autocast makes of float32 matrices."""
     own = [parameters[unit] for unit in units]
     alone = layout.world == 1
     if config.compute.recompute != "full":

@@ -26,14 +26,14 @@ SETTINGS = "config.yaml"
 CHECKPOINTS = "checkpoints"
 EXPORTED = "model"
 ADAPTER = "adapter"
-"""Where a run with low-rank adapters leaves them, beside the merged model if there is one."""
+"""Folder of a run's low-rank adapters, beside the merged model if there is one."""
 HISTORY = "training.json"
 """File of an exported model that lists the stages that made it."""
 HEAD = "language.lm_head"
 FLOAT_IN_TRAINING = (*KEPT_FLOAT, "lm_head")
 """Last names of layers that no run quantises: the loss multiplies by the head's matrix."""
 SAMPLED_PARTS, SAMPLED_BYTES = 16, 64 * 2**10
-"""What is read of each file to know it again: reading the largest model whole takes minutes."""
+"""Parts of each file that identify it: reading the largest model whole takes minutes."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,7 +47,7 @@ class Origin:
     quantized: QuantizationConfig | None = None  # how its files hold it; None: as floats
 
     def scheme(self, lora: LoraConfig | None) -> str | None:
-        """How a run holds what is frozen: int8, int4, or None for floats."""
+        """Scheme of the frozen weights of a run: int8, int4, or None for floats."""
         if self.quantized is not None:
             return self.quantized.scheme
         return lora.quantization if lora is not None else None
@@ -123,7 +123,7 @@ def run_of(path: Path) -> Path | None:
 
 
 def absolute(init: InitConfig) -> InitConfig:
-    """The same start with local folders named from the root: a run's settings serve anywhere."""
+    """The start with absolute local folders, so that a run's settings serve anywhere."""
 
     def full(name: str | None) -> str | None:
         folder = Path(name).expanduser() if name else None

@@ -65,7 +65,7 @@ ON_HOST = ("labels", "images", "images_seq_mask", "images_spatial_crop")
 
 
 class StepSums(NamedTuple):
-    """What the micro batches of a step gave on this rank, or on this rank's pipeline."""
+    """Sums over the micro batches of a step on this rank, or on this rank's pipeline."""
 
     loss: float  # sum over the supervised tokens
     balance_loss: float  # this rank's share

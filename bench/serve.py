@@ -209,7 +209,8 @@ async def by_users(arguments: argparse.Namespace) -> bool:
                     asked = requests_of(*work)
                     before = Counter(cpu_seconds(process))
                     row = await load(lambda request: pieces_of(client, request), users, asked)
-                    row["cpu_s"] = dict(Counter(cpu_seconds(process)) - before)
+                    spent = Counter(cpu_seconds(process)) - before
+                    row["cpu_s"] = {name: round(seconds, 2) for name, seconds in spent.items()}
                     told["server"].append(row)
                     told["engine"].append(ask_bare(work))
                 for what, rows in told.items():

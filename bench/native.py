@@ -22,6 +22,7 @@ from vl2.benchmarks.machine import describe_machine
 from vl2.benchmarks.timing import middle, ratio, seconds, take_turns
 from vl2.config import LanguageConfig, VL2Config
 from vl2.ops.attention import attention, head_product
+from vl2.ops.backend import FEW_ROWS
 from vl2.ops.chosen_experts import chosen_expert_mlp
 from vl2.ops.logits import row_peaks
 from vl2.ops.moe import combine_experts, route, router_logits
@@ -64,7 +65,7 @@ def cases(config: LanguageConfig) -> Iterator[Case]:
             lambda i, x, r: int8_expert_mlp(x, r, *quantised[i % LAYERS]), x=x, r=routing
         )
         yield "int8 experts", {"rows": rows}, both, None
-        if rows > kernels.FEW_ROWS:
+        if rows > FEW_ROWS:
             run = partial(
                 lambda i, x, r: chosen_expert_mlp(x, r, *layers[i % LAYERS]), x=x, r=routing
             )
@@ -88,7 +89,7 @@ def stored_cases(
     for rows in (1, 8, PROMPT):
         x = torch.randn(rows, config.hidden_size)
         routing = route(torch.randn(rows, config.n_routed_experts or 1), config)
-        if rows <= kernels.FEW_ROWS:
+        if rows <= FEW_ROWS:
             ours = partial(lambda i, x: stored_linears(x, narrow[i % COPIES, None]), x=x)
             theirs = partial(lambda i, x: F.linear(x, floats[i % COPIES]), x=x)
             yield "bfloat16 linear under float32", {"rows": rows}, ours, theirs

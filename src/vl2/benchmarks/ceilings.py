@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from vl2.benchmarks.timing import Timer, seconds
+from vl2.ops.backend import in_c
 from vl2.ops.native import kernels
 
 aten = torch.ops.aten
@@ -63,7 +64,7 @@ def machine_ceilings(*, quick: bool = False) -> dict[str, Ceiling]:
         "fp32_gemm": _ceiling("gflops", operations, lambda: left @ right.t()),
         "int8_gemm": _ceiling("gflops", operations, lambda: aten._int_mm(rows, weights.t())),
     }
-    if kernels.runs(row):
+    if in_c("int8 linear", row):
         found["native_row"] = _ceiling("gb_per_s", size, lambda: _native(row, matrix))
     if kernels.has_tiles():
         found["native_gemm"] = _ceiling("gflops", operations, lambda: _native(rows, weights))

@@ -162,6 +162,7 @@ def _devices() -> dict[str, Any]:
     import torch
 
     from vl2.engine.cores import available_cores, choose_threads
+    from vl2.ops import backend
     from vl2.ops.native import kernels
 
     instructions = torch.backends.cpu.get_cpu_capability()
@@ -174,6 +175,7 @@ def _devices() -> dict[str, Any]:
         "cores to use": available_cores(),
         "threads": choose_threads(None),
         "C functions": kernels.describe(),
+        **{f"in C: {name}": when for name, when in backend.table().items()},
         "cuda": ", ".join(cards) or "none",
     }
 

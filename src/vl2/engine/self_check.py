@@ -22,6 +22,7 @@ from vl2.engine.config import EngineConfig, SamplingParams
 from vl2.engine.engine import Engine
 from vl2.failure import WorkError
 from vl2.model.vl2 import VL2Model
+from vl2.ops.backend import in_c
 from vl2.ops.native import kernels
 from vl2.processing.inputs import ModelInputs
 from vl2.processing.processor import Processor
@@ -134,7 +135,7 @@ class SelfCheck:
 
     def _plain(self, wanted: list[list[int]]) -> Check:
         held, reason = self.model.config.quantization_config, None
-        if not kernels.runs(self.model.image_newline.detach()):
+        if not in_c("norm", self.model.image_newline.detach()):
             reason = "nothing runs in C: " + kernels.describe()
         elif held is not None and held.scheme == "int4":
             reason = "PyTorch's product with int4 weights rounds to bfloat16, ours does not"

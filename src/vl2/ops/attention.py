@@ -7,7 +7,8 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from vl2.ops.native import kernels, small, training
+from vl2.ops.backend import in_c
+from vl2.ops.native import small, training
 from vl2.ops.row_sizes import SMALLEST, few_sizes, next_size
 
 torch.backends.cuda.enable_cudnn_sdp(False)
@@ -56,8 +57,7 @@ def head_product(
 
     A few rows on a CPU go through C: a batched product first brings matrices into its own order.
     """
-    few = x.shape[0] * x.shape[1] <= kernels.FEW_ROWS
-    if few and x.dtype == weight.dtype and small.takes(x, weight):
+    if in_c("heads' products", x, weight, rows=x.shape[0] * x.shape[1]):
         return small.head_linear(x.flatten(0, 1), weight, turned=turned).unflatten(0, x.shape[:2])
     return head_product_ref(x, weight, turned=turned)
 
@@ -166,7 +166,7 @@ def _multiplied_out(
 ) -> Float[Tensor, "b h t v"]:
     """Attention whose shares are kept: PyTorch's fused one has a slow backward pass on a CPU."""
     scores = query @ key.transpose(-1, -2)
-    if training.takes(scores):
+    if in_c("activations", scores):
         return training.scaled_softmax(scores, scale, mask) @ value
     scores = scores * scale
     if mask is not None:

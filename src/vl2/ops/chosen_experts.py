@@ -7,9 +7,10 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from vl2.ops.backend import in_c
 from vl2.ops.groups import Groups, in_order, split_rows
 from vl2.ops.moe import ExpertChange, LowRank, Routing, combine_experts, group_rows
-from vl2.ops.native import kernels, small
+from vl2.ops.native import kernels
 from vl2.ops.row_sizes import filled_up
 
 COLUMN_ROWS = range(9, 65)
@@ -31,8 +32,7 @@ def chosen_expert_mlp(
     in float32, go through C, which reads each weight where it lies. The twin is `expert_mlp_ref`.
     """
     order, groups = group_rows(routing, gate.shape[0])
-    native = _takes_experts(x, gate, up, down)
-    if native and len(x) <= kernels.FEW_ROWS and gate.dtype == torch.bfloat16:
+    if in_c("stored experts", x, gate, up, down):
         both, ordered = kernels.wide_linear(x, (gate, up), groups=groups), in_order(groups)
         if change is not None:
             parts = [_low_ranks(x, low, groups) for low in (change.gate, change.up)]
@@ -41,7 +41,7 @@ def chosen_expert_mlp(
         if change is not None:
             left, right = both.chunk(2, dim=1)
             out = out + _low_ranks((F.silu(left) * right).to(x.dtype), change.down, ordered)
-    elif native and change is None and _takes_float_experts(x):
+    elif change is None and in_c("float32 experts", x, gate, up, down):
         out = kernels.float_experts(x, groups, gate, up, down)
     else:
         out = torch.cat(
@@ -51,19 +51,6 @@ def chosen_expert_mlp(
             ]
         )
     return combine_experts(out, order, routing.weights).to(x.dtype)
-
-
-def _takes_experts(x: Tensor, *weights: Tensor) -> bool:
-    """Whether experts in C take these: in inference mode only, and weights of one dtype.
-
-    They round otherwise than the grouped matmul of training, on which adapters run.
-    """
-    alike = len({weight.dtype for weight in weights}) == 1
-    return alike and torch.is_inference_mode_enabled() and small.takes(x, *weights)
-
-
-def _takes_float_experts(x: Tensor) -> bool:
-    return len(x) > kernels.FEW_ROWS and x.dtype == torch.float32 and kernels.has_experts()
 
 
 def _swiglu(

@@ -7,6 +7,7 @@ from typing import NamedTuple
 from jaxtyping import Float
 from torch import Tensor
 
+from vl2.ops.backend import in_c
 from vl2.ops.native import small
 
 
@@ -28,7 +29,7 @@ def row_peaks(logits: Float[Tensor, "b v"]) -> Peaks:
     Args:
         logits: float32.
     """
-    return Peaks(*small.row_peaks(logits)) if small.takes(logits) else row_peaks_ref(logits)
+    return Peaks(*small.row_peaks(logits)) if in_c("best tokens", logits) else row_peaks_ref(logits)
 
 
 def row_peaks_ref(logits: Float[Tensor, "b v"]) -> Peaks:

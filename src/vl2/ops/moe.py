@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from vl2.config import LanguageConfig
+from vl2.ops.backend import in_c
 from vl2.ops.cards import has_grouped_matmul
 from vl2.ops.groups import Groups, group_rows_ref, inverse_permutation, sort_by_expert
 from vl2.ops.native import kernels, small
@@ -48,7 +49,7 @@ def router_logits(x: Float[Tensor, "n h"], weight: Float[Tensor, "e h"]) -> Floa
 
     Few rows on a CPU go through C, which needs no float32 copy of a bfloat16 weight.
     """
-    if len(x) <= kernels.FEW_ROWS and small.takes(x, weight):
+    if in_c("router", x, weight):
         return kernels.wide_linear(x, (weight,))
     with torch.autocast(x.device.type, enabled=False):
         return F.linear(x.float(), weight.float())
@@ -130,7 +131,7 @@ def group_rows(routing: Routing, total: int) -> tuple[Int[Tensor, " m"] | None, 
     if tokens == 1:
         first, ends = _single(k, routing.experts.device)
         return None, Groups(first, ends, routing.experts[0].contiguous())
-    if kernels.runs(routing.experts):
+    if in_c("grouping of rows", routing.experts):
         return small.group_rows(routing.experts, total)
     return group_rows_ref(routing.experts, total)
 
@@ -186,7 +187,7 @@ def combine_experts(
     Without an order they stand in that of the choices (`group_rows`). The sum over k has a fixed
     order, so that the result is reproducible.
     """
-    if small.takes(out, weights):
+    if in_c("sum of experts", out, weights):
         return small.combine(out, order, weights)
     return combine_experts_ref(out, order, weights)
 

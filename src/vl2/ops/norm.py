@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from vl2.ops.backend import in_c
 from vl2.ops.native import small
 
 
@@ -17,7 +18,7 @@ def rms_norm(
     Without gradients on a CPU it is one call into C: PyTorch's own is nine operations there, half a
     percent of a decoded token each.
     """
-    if x.dtype == weight.dtype and small.takes(x, weight):
+    if in_c("norm", x, weight):
         return small.rms_norm(x, weight, eps)
     return rms_norm_ref(x, weight, eps)
 

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from vl2.config import LanguageConfig
 from vl2.ops.attention import attention, attention_ref, decoder_mask
+from vl2.ops.backend import in_c
 from vl2.ops.native import small
 
 Runs = tuple[tuple[int, int], ...]
@@ -130,7 +131,8 @@ class PagedStep:
 
 def singles_run(config: LanguageConfig, pool: Float[Tensor, "slots w"]) -> bool:
     """Whether `paged_single_attention` takes this model's pools."""
-    return not config.use_mla and config.head_dim % small.LANES == 0 and small.takes(pool)
+    fits = not config.use_mla and config.head_dim % small.LANES == 0
+    return fits and in_c("single attention", pool)
 
 
 def paged_single_attention(

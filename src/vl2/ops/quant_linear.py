@@ -19,6 +19,7 @@ from jaxtyping import Float, Int8
 from torch import Tensor
 
 from vl2.logs import get_logger
+from vl2.ops.backend import INT4_KERNEL_ROWS, in_c
 from vl2.ops.groups import Groups, in_order, split_rows
 from vl2.ops.moe import Routing, combine_experts, group_rows
 from vl2.ops.native import kernels
@@ -36,9 +37,6 @@ from vl2.ops.quant import (
 
 log = get_logger(__name__)
 aten = torch.ops.aten
-
-INT4_KERNEL_ROWS = 64
-"""Activations up to which the int4 kernels are faster than dequantising the weights."""
 
 
 def int8_linear(
@@ -92,8 +90,7 @@ def int8_products(
         groups: which rows meet which expert.
         dtype: of the result.
     """
-    fits = x.shape[1] <= kernels.MOST_WIDTH
-    if fits and kernels.runs(x) and (kernels.has_tiles() or len(x) <= kernels.FEW_ROWS):
+    if in_c("int8 linear", x):
         return kernels.int8_linear(
             x, weights, bias=bias, activation=activation, groups=groups, dtype=dtype
         )
@@ -155,11 +152,9 @@ def int4_linear(
 ) -> Float[Tensor, "*lead {out_features}"]:
     """Return x @ weight.T + bias in the dtype of x."""
     rows = x.flatten(0, -2)
-    if len(rows) > INT4_KERNEL_ROWS:
-        out = _int4_dequantized(rows, weight)
-    elif _has_native_int4(x):
+    if in_c("int4 linear", rows):
         out = kernels.int4_linear(rows, *weight)
-    elif has_int4_kernel(x.device.type):
+    elif len(rows) <= INT4_KERNEL_ROWS and has_int4_kernel(x.device.type):
         out = _int4_kernel(rows.bfloat16(), weight)
     else:
         out = _int4_dequantized(rows, weight)
@@ -177,10 +172,6 @@ def int4_linear_ref(
     """The plain twin of `int4_linear`: dequantised whole, one product."""
     matrix = dequantize_int4(weight)[:out_features].to(x.dtype)
     return F.linear(x, matrix, None if bias is None else bias.to(x.dtype))
-
-
-def _has_native_int4(x: Tensor) -> bool:
-    return kernels.runs(x) and kernels.has_int4()
 
 
 @cache
@@ -250,7 +241,7 @@ def int4_expert_mlp(
 ) -> Float[Tensor, "n h"]:
     """As `int8_expert_mlp`; `inner` is the width of an expert without padded rows."""
     order, groups = group_rows(routing, len(gate.values))
-    if len(x) <= INT4_KERNEL_ROWS and _has_native_int4(x):
+    if in_c("int4 linear", x):
         sides = (kernels.int4_linear(x, *weight, groups=groups) for weight in (gate, up))
         first, second = (side[:, :inner].to(x.dtype) for side in sides)
         hidden = F.silu(first).mul_(second)

@@ -15,6 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from vl2.config import LanguageConfig, RopeScaling
+from vl2.ops.backend import in_c
 from vl2.ops.native import small
 
 
@@ -83,7 +84,7 @@ def apply_rope(
     x: Float[Tensor, "b t h d"], cos: Float[Tensor, "b t d"], sin: Float[Tensor, "b t d"]
 ) -> Float[Tensor, "b t h d"]:
     """Rotate channel i against channel i + d/2; computed in float32, returned in x's dtype."""
-    if small.takes(x):
+    if in_c("rotary positions", x):
         return small.rope(x, cos, sin)
     return apply_rope_ref(x, cos, sin)
 

@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from vl2.ops.native import kernels, small
+from vl2.ops.backend import in_c
+from vl2.ops.native import kernels
 from vl2.ops.quant import DEQUANTIZE_NUMBERS
 from vl2.ops.row_sizes import filled_up
 
@@ -32,7 +33,7 @@ def stored_linears(
         bias: of the only matrix.
     """
     rows = x.flatten(0, -2)
-    if len(rows) <= kernels.FEW_ROWS and small.takes(rows, *weights):
+    if in_c("stored linear", rows, *weights):
         out = kernels.wide_linear(rows, weights, bias=bias).to(x.dtype)
     else:
         outs = [_widened(rows, weight, bias) for weight in weights]

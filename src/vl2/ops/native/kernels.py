@@ -1,6 +1,6 @@
-"""The library on tensors: when it runs, and its large products.
+"""The library on tensors: whether it is there, and its large products.
 
-The twins in PyTorch are in ops/quant_linear.py and ops/moe.py.
+When it runs is in ops/backend.py; the twins in PyTorch are in ops/quant_linear.py and ops/moe.py.
 """
 
 from __future__ import annotations
@@ -23,8 +23,6 @@ MOST_WIDTH = 2**16
 """Longest row of an int8 product whose sums fit 32 bits: 255 * 127 times so many."""
 DTYPES = (torch.float32, torch.bfloat16)
 """What is read and written, in the order of the C file."""
-FEW_ROWS = 8
-"""Rows up to which a CPU without AMX is faster here than in oneDNN, which packs weights anew."""
 _OFF: list[bool] = []
 POINTER, COUNT, INT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
 
@@ -110,15 +108,6 @@ def _has(part: str) -> bool:
     """What the library says of a part of it."""
     found = functions()
     return found is not None and bool(getattr(found, part)())
-
-
-def runs(*inputs: Tensor) -> bool:
-    """Whether the functions take these: they lie in memory, want no gradient, and C is there."""
-    if torch.is_grad_enabled() and any(x.requires_grad for x in inputs):
-        return False
-    if inputs[0].device.type != "cpu" or torch.compiler.is_compiling():
-        return False
-    return available()
 
 
 def available() -> bool:
@@ -310,9 +299,9 @@ def float_experts(
 
 
 def ready() -> ctypes.CDLL:
-    """The functions, where `runs` has said that they are there."""
+    """The functions, where ops/backend.py has said that they are there."""
     found = functions()
-    assert found is not None, "ask `runs` first"
+    assert found is not None, "ask ops/backend.py first"
     return found
 
 

@@ -11,15 +11,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from vl2.ops.groups import Groups
-from vl2.ops.native.kernels import DTYPES, check, fits, ready, runs
+from vl2.ops.native.kernels import DTYPES, check, fits, ready
 
 LANES = 16
 """What the widths of `decode_attention` are multiples of."""
-
-
-def takes(*inputs: Tensor) -> bool:
-    """Whether these functions take such tensors: they run, and read the dtypes."""
-    return all(x.dtype in DTYPES for x in inputs) and runs(*inputs)
 
 
 def rms_norm(

@@ -14,14 +14,7 @@ import torch.nn.functional as F
 from jaxtyping import BFloat16, Bool
 from torch import Tensor
 
-from vl2.ops.native.kernels import available, ready
-
-
-def takes(x: Tensor) -> bool:
-    """Whether the functions take `x`: it is trained, in bfloat16, on a CPU, and C is there."""
-    if torch.compiler.is_compiling() or not (torch.is_grad_enabled() and x.requires_grad):
-        return False
-    return x.device.type == "cpu" and x.dtype == torch.bfloat16 and available()
+from vl2.ops.native.kernels import ready
 
 
 def activate(x: BFloat16[Tensor, "*any"], name: str) -> BFloat16[Tensor, "*any"]:

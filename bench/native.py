@@ -29,10 +29,10 @@ from vl2.ops.moe import combine_experts, route, router_logits
 from vl2.ops.native import kernels
 from vl2.ops.norm import rms_norm
 from vl2.ops.paged import Singles, Span, paged_single_attention
-from vl2.ops.quant import quantize_int4, quantize_int8
 from vl2.ops.quant_linear import int4_linear, int8_expert_mlp, int8_linear
 from vl2.ops.rope import apply_rope
 from vl2.ops.stored import stored_linears
+from vl2.ops.weight import quantize_int4, quantize_int8
 
 COPIES = 40
 """Matrices that calls go through in turn."""

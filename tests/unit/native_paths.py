@@ -7,7 +7,7 @@ import functools
 
 import pytest
 
-from vl2.ops import quant_linear
+from vl2.ops import quant_linear, weight
 from vl2.ops.native import build, kernels
 
 
@@ -26,7 +26,8 @@ def use_path(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if name == "plain":
         monkeypatch.setattr(quant_linear, "has_int_matmul", lambda device: False)
         monkeypatch.setattr(quant_linear, "has_int4_kernel", lambda device: False)
-        monkeypatch.setattr(quant_linear, "DEQUANTIZE_NUMBERS", 5000)  # several parts per matrix
+        for module in (quant_linear, weight):
+            monkeypatch.setattr(module, "DEQUANTIZE_NUMBERS", 5000)  # several parts per matrix
 
 
 @functools.cache

@@ -20,7 +20,7 @@ from vl2.config import VL2Config
 from vl2.engine import cores as available
 from vl2.failure import WorkError
 from vl2.model.quant_layers import QuantWeight
-from vl2.ops.quant import Int8Weight, dequantize_int4, dequantize_rows
+from vl2.ops.weight import Int8Weight, dequantize_int4, dequantize_rows
 
 
 def meta_state(config: VL2Config, form: str) -> dict[str, torch.Tensor]:

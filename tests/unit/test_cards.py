@@ -26,8 +26,8 @@ from vl2.ops.batched_experts import COPY, batched_expert_mlp
 from vl2.ops.float8_linear import float8_linear_ref
 from vl2.ops.moe import ExpertChange, LowRank, Routing, expert_mlp_ref, expert_swiglu
 from vl2.ops.paged import BlockTables, PagedStep, empty_pools
-from vl2.ops.quant import quantize_float8
 from vl2.ops.transfer import send
+from vl2.ops.weight import quantize_float8
 from vl2.train.config import BalanceConfig
 from vl2.train.optim import freeze
 from vl2.train.task import LanguageTask

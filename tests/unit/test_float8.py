@@ -19,7 +19,8 @@ from vl2.ops.float8_linear import (
     scaled_product,
 )
 from vl2.ops.moe import Routing, expert_mlp_ref
-from vl2.ops.quant import (
+from vl2.ops.quant_linear import quantized_expert_mlp_ref
+from vl2.ops.weight import (
     FLOAT8,
     KINDS,
     Float8Weight,
@@ -28,7 +29,6 @@ from vl2.ops.quant import (
     quantize_float8,
     quantize_float8_ref,
 )
-from vl2.ops.quant_linear import quantized_expert_mlp_ref
 
 STEP = 2.0**-4
 """Largest relative error of a float8 that is not tiny: half of its last bit."""

@@ -19,9 +19,9 @@ from vl2.ops.moe import Routing, combine_experts_ref, expert_mlp_ref, group_rows
 from vl2.ops.native import build, kernels, small
 from vl2.ops.norm import rms_norm, rms_norm_ref
 from vl2.ops.paged import Singles, Span, paged_decode_attention_ref, paged_single_attention
-from vl2.ops.quant import dequantize_int4, dequantize_rows, quantize_int4, quantize_int8
 from vl2.ops.quant_linear import activated, int8_linear_ref
 from vl2.ops.rope import apply_rope, apply_rope_ref
+from vl2.ops.weight import dequantize_int4, dequantize_rows, quantize_int4, quantize_int8
 
 
 @pytest.fixture(params=["native", "portable"])

@@ -6,7 +6,7 @@ import pytest
 import torch
 from tests.unit.quant_samples import matrix, relative
 
-from vl2.ops.quant import (
+from vl2.ops.weight import (
     dequantize_int4,
     dequantize_rows,
     int4_group,

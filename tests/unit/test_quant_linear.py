@@ -9,7 +9,6 @@ from tests.unit.quant_samples import matrix, relative
 
 from vl2.ops import quant_linear
 from vl2.ops.moe import Routing, expert_mlp_ref
-from vl2.ops.quant import Int4Weight, Int8Weight, quantize_int4, quantize_int8
 from vl2.ops.quant_linear import (
     int4_expert_mlp,
     int4_linear,
@@ -19,6 +18,7 @@ from vl2.ops.quant_linear import (
     int8_linear_ref,
     quantized_expert_mlp_ref,
 )
+from vl2.ops.weight import Int4Weight, Int8Weight, quantize_int4, quantize_int8
 
 
 @pytest.fixture(params=["native", "portable", "kernel", "plain"])

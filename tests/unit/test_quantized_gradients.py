@@ -9,11 +9,10 @@ from torch import Tensor, nn
 
 from vl2.config import VL2Config
 from vl2.model.moe import Experts
-from vl2.model.quant_layers import QuantExperts, QuantLinear, quantize
+from vl2.model.quant_layers import QuantExperts, QuantLinear
 from vl2.model.quantized import quantized_copy
-from vl2.ops import quant_backward
+from vl2.ops import weight as weights
 from vl2.ops.moe import ExpertChange, LowRank, Routing, expert_mlp_ref
-from vl2.ops.quant import QuantWeightData
 from vl2.ops.quant_backward import (
     dequantize,
     input_gradient,
@@ -22,6 +21,7 @@ from vl2.ops.quant_backward import (
     quant_linear,
     quant_linear_ref,
 )
+from vl2.ops.weight import KINDS, QuantWeightData
 
 SCHEMES = ["int8", "float8", "int4"]
 ROWS = 70  # more than PyTorch's int4 kernel takes, whose products are bfloat16
@@ -45,7 +45,7 @@ def gradients(out: Tensor, *leaves: Tensor) -> list[Tensor]:
 @pytest.fixture
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Few enough numbers at a time that every matrix is cut."""
-    monkeypatch.setattr(quant_backward, "DEQUANTIZE_NUMBERS", 64 * 128)
+    monkeypatch.setattr(weights, "DEQUANTIZE_NUMBERS", 64 * 128)
 
 
 @pytest.mark.parametrize("bias", [False, True])
@@ -84,7 +84,7 @@ def test_forward_with_a_gradient_is_forward_without(scheme: str, rows: int):
 
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_the_twin_s_forward_is_the_layer_s(scheme: str):
-    weight = quantize(scheme, torch.randn(96, 128))
+    weight = KINDS[scheme].pack(torch.randn(96, 128))
     x = torch.randn(ROWS, 128)
     found = quant_linear(x, weight, out_features=96)
     # Measured worst: 5.6e-8 in int8, 0 in int4.
@@ -100,7 +100,7 @@ def test_a_bias_that_trains_gets_its_gradient_without_one_of_the_input():
 
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_products_in_bfloat16_err_as_autograd_s(scheme: str):
-    weight = quantize(scheme, torch.randn(192, 256))
+    weight = KINDS[scheme].pack(torch.randn(192, 256))
     gradient = torch.randn(ROWS, 192)
     exact = gradient.double() @ dequantize(weight, 192).double()
     half = (gradient.bfloat16() @ dequantize(weight, 192).bfloat16()).float()
@@ -117,16 +117,16 @@ def test_products_in_bfloat16_err_as_autograd_s(scheme: str):
 def test_no_more_floats_than_a_block_are_made_at_a_time(monkeypatch: pytest.MonkeyPatch):
     sizes = []
     for name in ("dequantize_rows", "dequantize_int4"):
-        original = getattr(quant_backward, name)
+        original = getattr(weights, name)
 
         def counted(weight, dtype=torch.float32, original=original):
             made = original(weight, dtype)
             sizes.append(made.numel())
             return made
 
-        monkeypatch.setattr(quant_backward, name, counted)
+        monkeypatch.setattr(weights, name, counted)
     for scheme in SCHEMES:
-        weight = quantize(scheme, torch.randn(512, 128))
+        weight = KINDS[scheme].pack(torch.randn(512, 128))
         input_gradient(torch.randn(2, 512), weight, torch.float32)
     assert sizes == [64 * 128] * 24
 

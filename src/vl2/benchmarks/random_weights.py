@@ -22,7 +22,7 @@ from vl2.model.quant_layers import QuantWeight
 from vl2.model.quantized import default_plan
 from vl2.model.storage import store_matrices
 from vl2.model.vl2 import VL2Model
-from vl2.ops.quant import FLOAT8
+from vl2.ops.weight import FLOAT8
 
 POOL_NUMBERS = 2**24 + 43
 """Random numbers that are drawn; all weights repeat them. Odd, so that rows begin anywhere."""

@@ -9,9 +9,8 @@ from torch import Tensor
 
 from vl2.checkpoint.container import StoredTensor, iter_pieces
 from vl2.checkpoint.layout import Slot
-from vl2.model.quant_layers import quantize, store_rows
 from vl2.model.quantized import SCHEMES
-from vl2.ops.quant import INT4_ROWS, KINDS, QuantWeightData, at_expert
+from vl2.ops.weight import INT4_ROWS, KINDS, QuantWeightData, at_expert
 
 
 def quantize_into(
@@ -35,7 +34,7 @@ def quantize_into(
     for index, matrix in _split_experts(stored):
         place = at_expert(target, index)
         for row, part in _quantized_rows(matrix, scheme, on_bytes):
-            store_rows(place, part, row)
+            place.store(part, row)
 
 
 def quantized_pieces(
@@ -67,5 +66,5 @@ def _quantized_rows(
     width, row = stored.shape[1], 0
     for piece in iter_pieces(stored, on_bytes, unit=INT4_ROWS * width):
         rows = piece.view(-1, width)
-        yield row, quantize(scheme, rows)
+        yield row, KINDS[scheme].pack(rows)
         row += len(rows)

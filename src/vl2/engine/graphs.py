@@ -17,7 +17,7 @@ from torch import Tensor
 from vl2.model.quant_layers import QuantExperts
 from vl2.model.vl2 import VL2Model
 from vl2.ops.float8_linear import has_float8_experts
-from vl2.ops.quant import Float8Weight
+from vl2.ops.weight import Float8Weight
 
 Program = Callable[[], Tensor]
 """A step on memory of its own; what it returns holds until any program runs again."""

@@ -9,25 +9,18 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from vl2.model.stored_linear import StoredLinear
-from vl2.ops.float8_linear import float8_expert_mlp
+from vl2.ops.held import held_experts, held_linear
 from vl2.ops.moe import ExpertChange, Routing, matmul_dtype
-from vl2.ops.quant import (
-    FLOAT8,
+from vl2.ops.quant_backward import gradients_pass, quant_expert_mlp, quant_linear
+from vl2.ops.quant_linear import int8_products
+from vl2.ops.stored import stored_linears
+from vl2.ops.weight import (
     INT4_ROWS,
     KINDS,
-    Float8Weight,
-    Int4Weight,
     Int8Weight,
     QuantWeightData,
     at_expert,
-    int4_group,
-    quantize_float8,
-    quantize_int4,
-    quantize_int8,
 )
-from vl2.ops.quant_backward import gradients_pass, quant_expert_mlp, quant_linear
-from vl2.ops.quant_linear import int4_expert_mlp, int8_expert_mlp, int8_products
-from vl2.ops.stored import stored_linears
 
 ROWS_NUMBERS = 2**21
 """Weights that are quantised at a time: 8 MiB in float32."""
@@ -39,7 +32,7 @@ class QuantWeight(nn.Module):
     def __init__(self, scheme: str, shape: tuple[int, ...]) -> None:
         super().__init__()
         self.scheme, self.shape = scheme, shape
-        values, scale = empty_weight(scheme, shape)
+        values, scale = KINDS[scheme].empty(*shape)
         self.register_buffer(scheme, values)
         self.register_buffer("scale", scale)
 
@@ -59,7 +52,7 @@ class QuantWeight(nn.Module):
             target = at_expert(self.data, index)
             for row in range(0, weight.shape[-2], rows):
                 part = weight[index][row : row + rows]
-                store_rows(target, quantize(self.scheme, part), row)
+                target.store(KINDS[self.scheme].pack(part), row)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> QuantWeight:
         """Move with the module, but keep the dtypes: casts of a model are about its floats."""
@@ -83,8 +76,10 @@ class QuantLinear(nn.Module):
 
     def forward(self, x: Float[Tensor, "*lead i"]) -> Float[Tensor, "*lead o"]:
         """Per token; a gradient passes to x, never to the weight."""
-        data, dtype = self.weight.data, matmul_dtype(x)
-        return quant_linear(x, data, self.bias, out_features=self.out_features, dtype=dtype)
+        data, rows = self.weight.data, self.out_features
+        if gradients_pass(x, self.bias):
+            return quant_linear(x, data, self.bias, out_features=rows, dtype=matmul_dtype(x))
+        return held_linear(x, data, self.bias, out_features=rows)
 
 
 class QuantExperts(nn.Module):
@@ -104,21 +99,11 @@ class QuantExperts(nn.Module):
 
         Gradients pass to x, the routing and the change, never to the weights.
         """
-        gate, up, down = self.gate_proj.data, self.up_proj.data, self.down_proj.data
+        weights = (self.gate_proj.data, self.up_proj.data, self.down_proj.data)
         if change is not None or gradients_pass(x, routing.weights):
-            weights, dtype = (gate, up, down), matmul_dtype(x)
+            dtype = matmul_dtype(x)
             return quant_expert_mlp(x, routing, weights, change, inner=self.inner, dtype=dtype)
-        if isinstance(gate, Int8Weight):
-            assert isinstance(up, Int8Weight)
-            assert isinstance(down, Int8Weight)
-            return int8_expert_mlp(x, routing, gate, up, down)
-        if isinstance(gate, Float8Weight):
-            assert isinstance(up, Float8Weight)
-            assert isinstance(down, Float8Weight)
-            return float8_expert_mlp(x, routing, gate, up, down)
-        assert isinstance(up, Int4Weight)
-        assert isinstance(down, Int4Weight)
-        return int4_expert_mlp(x, routing, gate, up, down, inner=self.inner)
+        return held_experts(x, routing, weights, inner=self.inner)
 
 
 def outputs(
@@ -139,33 +124,3 @@ def outputs(
         return tuple(layer(x) for layer in layers)
     out = int8_products(x.flatten(0, -2), held, dtype=x.dtype).unflatten(0, x.shape[:-1])
     return out.split([len(weight.scale) for weight in held], dim=-1)
-
-
-def quantize(scheme: str, weight: Tensor) -> QuantWeightData:
-    """The weight in a scheme."""
-    make = {"int8": quantize_int8, "float8": quantize_float8, "int4": quantize_int4}
-    return make[scheme](weight)
-
-
-def store_rows(target: QuantWeightData, part: QuantWeightData, row: int) -> None:
-    """Copy quantised rows into a matrix from `row` on; in int4 that is a multiple of a block."""
-    if not isinstance(target, Int4Weight):
-        target.values[row : row + len(part.values)] = part.values
-        target.scale[row : row + len(part.scale)] = part.scale
-        return
-    block, count = row // INT4_ROWS, len(part.values)
-    target.values[block : block + count] = part.values
-    target.scale[:, row : row + count * INT4_ROWS] = part.scale
-
-
-def empty_weight(scheme: str, shape: tuple[int, ...]) -> QuantWeightData:
-    """Unset tensors for weights of `shape`."""
-    *lead, out, width = shape
-    if scheme != "int4":
-        dtype = torch.int8 if scheme == "int8" else FLOAT8
-        return KINDS[scheme](torch.empty(shape, dtype=dtype), torch.empty(*lead, out))
-    group, blocks = int4_group(width), -(-out // INT4_ROWS)
-    assert group is not None
-    values = torch.empty(*lead, blocks, width, INT4_ROWS // 2, dtype=torch.uint8)
-    scale = torch.empty(*lead, width // group, blocks * INT4_ROWS, 2, dtype=torch.bfloat16)
-    return Int4Weight(values, scale)

@@ -16,10 +16,9 @@ from torch import nn
 
 from vl2.config import QuantizationConfig
 from vl2.model.moe import Experts
-from vl2.model.quant_layers import QuantExperts, QuantLinear, QuantWeight, empty_weight
+from vl2.model.quant_layers import QuantExperts, QuantLinear, QuantWeight
 from vl2.model.vl2 import VL2Model
-from vl2.ops.quant import KINDS, int4_group
-from vl2.ops.quant_backward import row_blocks
+from vl2.ops.weight import KINDS, int4_group
 
 SCHEMES = tuple(KINDS)
 """How weights can be held, most exact first."""
@@ -82,7 +81,7 @@ def default_scheme(
 def held_bytes(scheme: str, shape: tuple[int, ...]) -> int:
     """Bytes of a quantised weight, scales and padded rows included."""
     with torch.device("meta"):
-        return sum(tensor.nbytes for tensor in empty_weight(scheme, shape))
+        return sum(tensor.nbytes for tensor in KINDS[scheme].empty(*shape))
 
 
 def fits_int4(name: str, module: nn.Linear | Experts) -> bool:
@@ -166,7 +165,7 @@ def float_copy(layer: QuantLinear, dtype: torch.dtype) -> nn.Linear:
     data = layer.weight.data
     shape, device = (layer.out_features, layer.in_features), data.values.device
     weight, first = torch.empty(shape, dtype=dtype, device=device), 0
-    for part in row_blocks(data, dtype):
+    for part in data.blocks(dtype):
         kept = part[: len(weight) - first]  # int4 pads rows
         weight[first : first + len(kept)] = kept
         first += len(kept)

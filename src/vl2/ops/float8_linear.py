@@ -16,7 +16,7 @@ from vl2.logs import get_logger
 from vl2.ops.cards import compute_capability
 from vl2.ops.groups import Groups, in_order, sort_by_expert, split_rows
 from vl2.ops.moe import Routing, combine_experts, group_rows
-from vl2.ops.quant import (
+from vl2.ops.weight import (
     DEQUANTIZE_NUMBERS,
     Float8Weight,
     at_expert,

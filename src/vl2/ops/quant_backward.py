@@ -12,7 +12,7 @@ matrices, whose gradients are autograd's.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import repeat
 from typing import Any
@@ -23,22 +23,25 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from vl2.ops.float8_linear import float8_linear, float8_linear_ref
+from vl2.ops.float8_linear import float8_linear_ref
 from vl2.ops.groups import sort_by_expert
+from vl2.ops.held import held_linear
 from vl2.ops.moe import ExpertChange, LowRank, Routing, combine_experts
-from vl2.ops.quant import (
-    DEQUANTIZE_NUMBERS,
+from vl2.ops.quant_linear import activated, int8_linear_ref
+from vl2.ops.weight import (
     FLOAT8,
-    INT4_ROWS,
     Float8Weight,
     Int4Weight,
     Int8Weight,
     QuantWeightData,
     at_expert,
-    dequantize_int4,
-    dequantize_rows,
 )
-from vl2.ops.quant_linear import activated, int4_linear, int8_linear, int8_linear_ref
+
+ROUNDING_TWINS: dict[str, Callable[..., Tensor]] = {
+    "int8": int8_linear_ref,
+    "float8": float8_linear_ref,
+}
+"""Plain twins of the products that round activations, by the kind of the weight."""
 
 
 def gradients_pass(*inputs: Tensor | None) -> bool:
@@ -65,10 +68,10 @@ def quant_linear(
         dtype: of the products going backward; None takes that of x.
         activation: applied to x first, see `activated`.
     """
-    if not isinstance(weight, Int8Weight):  # which alone applies it inside, in float32
+    if not weight.through_float32:  # such a product applies it inside
         x, activation = activated(x, activation), "none"
     if not gradients_pass(x, bias):
-        return _product(x, weight, bias, out_features, activation)
+        return held_linear(x, weight, bias, out_features=out_features, activation=activation)
     held = weight.values, weight.scale
     return _QuantLinear.apply(x, *held, bias, out_features, dtype or x.dtype, activation)
 
@@ -82,21 +85,16 @@ def quant_linear_ref(
 ) -> Float[Tensor, "*lead {out_features}"]:
     """The plain twin of `quant_linear`: a product with floats, moved to the rounded result."""
     out = F.linear(x, dequantize(weight, out_features).to(x.dtype), bias)
-    if isinstance(weight, Int4Weight):
+    twin = ROUNDING_TWINS.get(weight.kind)
+    if twin is None:
         return out
-    given = x.detach(), None if bias is None else bias.detach()
-    if isinstance(weight, Int8Weight):
-        rounded = int8_linear_ref(given[0], weight, given[1])
-    else:
-        rounded = float8_linear_ref(given[0], weight, given[1])
+    rounded = twin(x.detach(), weight, None if bias is None else bias.detach())
     return out + (rounded - out.detach())
 
 
 def dequantize(weight: QuantWeightData, out_features: int) -> Float[Tensor, "*lead o i"]:
     """The float32 matrix, or stack of them, that a weight stands for, without padded rows."""
-    if isinstance(weight, Int4Weight):
-        return dequantize_int4(weight)[..., :out_features, :]
-    return dequantize_rows(weight)
+    return weight.floats()[..., :out_features, :]
 
 
 def input_gradient(
@@ -105,7 +103,7 @@ def input_gradient(
     """Return gradient @ weight as float32, from products in `dtype` of some rows at a time."""
     total = None
     first = 0
-    for part in row_blocks(weight, dtype):
+    for part in weight.blocks(dtype):
         rows = gradient[:, first : first + len(part)].to(dtype)
         first += len(part)
         product = (rows @ part[: rows.shape[1]]).float()  # the last block may have padded rows
@@ -140,7 +138,7 @@ def quant_expert_mlp(
     sizes = counts.tolist()
     rows = x[order // routing.experts.shape[1]]
     # int8 gives float32 rows, which inference does not round on the way through an expert
-    rows = rows.float() if isinstance(weights[0], Int8Weight) else rows
+    rows = rows.float() if weights[0].through_float32 else rows
     changes = zip(*map(_by_expert, change), strict=True) if change else repeat((None,) * 3)
     widths = (inner, inner, x.shape[1])
     outs = []
@@ -185,18 +183,6 @@ def quant_expert_mlp_ref(
     return torch.stack(rows).to(x.dtype)
 
 
-def row_blocks(weight: QuantWeightData, dtype: torch.dtype) -> Iterable[Float[Tensor, "r i"]]:
-    """Rows of a matrix as floats, at most `DEQUANTIZE_NUMBERS` at a time."""
-    if not isinstance(weight, Int4Weight):
-        count = max(1, DEQUANTIZE_NUMBERS // weight.values.shape[1])
-        parts = zip(weight.values.split(count), weight.scale.split(count), strict=True)
-        return (dequantize_rows(type(weight)(*part), dtype) for part in parts)
-    count = max(1, DEQUANTIZE_NUMBERS // (INT4_ROWS * weight.values.shape[1]))
-    scales = weight.scale.split(count * INT4_ROWS, dim=1)
-    parts = zip(weight.values.split(count), scales, strict=True)
-    return (dequantize_int4(Int4Weight(*part), dtype) for part in parts)
-
-
 class _QuantLinear(torch.autograd.Function):
     """See `quant_linear`; inputs are kept for an activation's gradient alone."""
 
@@ -216,7 +202,8 @@ class _QuantLinear(torch.autograd.Function):
         ctx.save_for_backward(values, scale, *kept)
         ctx.dtype, ctx.bias_dtype = dtype, None if bias is None else bias.dtype
         ctx.activation = activation
-        return _product(x, _weight(values, scale), bias, out_features, activation)
+        weight = _weight(values, scale)
+        return held_linear(x, weight, bias, out_features=out_features, activation=activation)
 
     @staticmethod
     @once_differentiable
@@ -266,21 +253,6 @@ def _changed(
 def _by_expert(change: LowRank) -> Iterator[LowRank]:
     """Changes one by one; of unbound stacks the gradients become one stack again."""
     return map(LowRank, change.a.unbind(), change.b.unbind())
-
-
-def _product(
-    x: Tensor,
-    weight: QuantWeightData,
-    bias: Tensor | None,
-    out_features: int,
-    activation: str,
-) -> Tensor:
-    if isinstance(weight, Int8Weight):
-        return int8_linear(x, weight, bias, activation=activation)
-    assert activation == "none"
-    if isinstance(weight, Float8Weight):
-        return float8_linear(x, weight, bias)
-    return int4_linear(x, weight, bias, out_features=out_features)
 
 
 def _weight(values: Tensor, scale: Tensor) -> QuantWeightData:

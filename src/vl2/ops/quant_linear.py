@@ -23,9 +23,8 @@ from vl2.ops.backend import INT4_KERNEL_ROWS, in_c
 from vl2.ops.groups import Groups, in_order, split_rows
 from vl2.ops.moe import Routing, combine_experts, group_rows
 from vl2.ops.native import kernels
-from vl2.ops.quant import (
+from vl2.ops.weight import (
     DEQUANTIZE_NUMBERS,
-    INT4_ROWS,
     Int4Weight,
     Int8Weight,
     at_expert,
@@ -204,16 +203,7 @@ def _int4_kernel(rows: Float[Tensor, "n i"], weight: Int4Weight) -> Float[Tensor
 
 def _int4_dequantized(rows: Float[Tensor, "n i"], weight: Int4Weight) -> Float[Tensor, "n o"]:
     """The product with floats of some blocks at a time."""
-    count = max(1, DEQUANTIZE_NUMBERS // (INT4_ROWS * rows.shape[1]))
-    blocks = weight.values.split(count)
-    scales = weight.scale.split(count * INT4_ROWS, dim=1)
-    return torch.cat(
-        [
-            F.linear(rows, dequantize_int4(Int4Weight(values, scale), rows.dtype))
-            for values, scale in zip(blocks, scales, strict=True)
-        ],
-        dim=1,
-    )
+    return torch.cat([F.linear(rows, part) for part in weight.blocks(rows.dtype)], dim=1)
 
 
 def int8_expert_mlp(

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from vl2.ops.backend import in_c
 from vl2.ops.native import kernels
-from vl2.ops.quant import DEQUANTIZE_NUMBERS
 from vl2.ops.row_sizes import filled_up
+from vl2.ops.weight import DEQUANTIZE_NUMBERS
 
 
 def stored_linears(

@@ -2,12 +2,13 @@
 
 int8, float8: one row-major copy with a float32 scale per output row. int4: unsigned nibbles with a
 bfloat16 scale and zero point per group along the row. Stacked experts carry a leading axis in every
-tensor.
-Products with them are in ops/quant_linear.py and ops/float8_linear.py.
+tensor. Each kind answers for itself, so that nobody asks which it is; products with them are in
+ops/linear.py and ops/experts.py.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import NamedTuple, TypeVar
 
 import torch
@@ -21,6 +22,9 @@ INT4_GROUPS = (128, 64, 32)
 """Lengths of a group that the kernel knows, best first."""
 DEQUANTIZE_NUMBERS = 2**23
 """Most weights that are held as floats at a time: 32 MiB in float32."""
+FLOAT8 = torch.float8_e4m3fn
+FLOAT8_MOST = 448.0
+"""The largest number of it."""
 
 
 class Int8Weight(NamedTuple):
@@ -28,6 +32,61 @@ class Int8Weight(NamedTuple):
 
     values: Tensor  # int8 [*experts, out, in]
     scale: Tensor  # float32 [*experts, out]
+    kind = "int8"
+    through_float32 = True
+
+    @staticmethod
+    def pack(weight: Tensor) -> Int8Weight:
+        """The nearest of a float matrix, or stack of them."""
+        return quantize_int8(weight)
+
+    @staticmethod
+    def empty(*shape: int) -> Int8Weight:
+        """Unset tensors for a weight of this shape."""
+        return Int8Weight(torch.empty(shape, dtype=torch.int8), torch.empty(shape[:-1]))
+
+    def floats(self) -> Tensor:
+        """The float32 numbers that it stands for."""
+        return dequantize_rows(self)
+
+    def blocks(self, dtype: torch.dtype) -> Iterable[Tensor]:
+        """Rows of a matrix as floats, at most `DEQUANTIZE_NUMBERS` at a time."""
+        return (dequantize_rows(Int8Weight(*part), dtype) for part in _row_parts(self))
+
+    def store(self, part: QuantWeightData, row: int) -> None:
+        """Copy rows into a matrix from `row` on."""
+        _store_rows(self, part, row)
+
+
+class Float8Weight(NamedTuple):
+    """A matrix, or one per expert, as values * scale[..., None]; also rows of activations."""
+
+    values: Tensor  # float8 (e4m3) [*experts, out, in]
+    scale: Tensor  # float32 [*experts, out]
+    kind = "float8"
+    through_float32 = False
+
+    @staticmethod
+    def pack(weight: Tensor) -> Float8Weight:
+        """See `Int8Weight`; so the others."""
+        return quantize_float8(weight)
+
+    @staticmethod
+    def empty(*shape: int) -> Float8Weight:
+        """Unset."""
+        return Float8Weight(torch.empty(shape, dtype=FLOAT8), torch.empty(shape[:-1]))
+
+    def floats(self) -> Tensor:
+        """In float32."""
+        return dequantize_rows(self)
+
+    def blocks(self, dtype: torch.dtype) -> Iterable[Tensor]:
+        """Some rows at a time."""
+        return (dequantize_rows(Float8Weight(*part), dtype) for part in _row_parts(self))
+
+    def store(self, part: QuantWeightData, row: int) -> None:
+        """From `row` on."""
+        _store_rows(self, part, row)
 
 
 class Int4Weight(NamedTuple):
@@ -38,13 +97,51 @@ class Int4Weight(NamedTuple):
 
     values: Tensor  # uint8 [*experts, blocks, in, 32]
     scale: Tensor  # bfloat16 [*experts, groups, blocks * 64, 2]: scale, zero
+    kind = "int4"
+    through_float32 = False
+
+    @staticmethod
+    def pack(weight: Tensor) -> Int4Weight:
+        """Whose rows a group divides."""
+        return quantize_int4(weight)
+
+    @staticmethod
+    def empty(*shape: int) -> Int4Weight:
+        """Unset."""
+        *lead, out, width = shape
+        group, blocks = int4_group(width), -(-out // INT4_ROWS)
+        assert group is not None
+        values = torch.empty(*lead, blocks, width, INT4_ROWS // 2, dtype=torch.uint8)
+        scale = torch.empty(*lead, width // group, blocks * INT4_ROWS, 2, dtype=torch.bfloat16)
+        return Int4Weight(values, scale)
+
+    def floats(self) -> Tensor:
+        """In float32, padded rows included."""
+        return dequantize_int4(self)
+
+    def blocks(self, dtype: torch.dtype) -> Iterable[Tensor]:
+        """Some rows at a time, padded ones included."""
+        count = max(1, DEQUANTIZE_NUMBERS // (INT4_ROWS * self.values.shape[1]))
+        scales = self.scale.split(count * INT4_ROWS, dim=1)
+        parts = zip(self.values.split(count), scales, strict=True)
+        return (dequantize_int4(Int4Weight(*part), dtype) for part in parts)
+
+    def store(self, part: QuantWeightData, row: int) -> None:
+        """From `row` on, which is a multiple of a block."""
+        block, count = row // INT4_ROWS, len(part.values)
+        self.values[block : block + count] = part.values
+        self.scale[:, row : row + count * INT4_ROWS] = part.scale
 
 
-class Float8Weight(NamedTuple):
-    """A matrix, or one per expert, as values * scale[..., None]; also rows of activations."""
+def _store_rows(target: Int8Weight | Float8Weight, part: QuantWeightData, row: int) -> None:
+    target.values[row : row + len(part.values)] = part.values
+    target.scale[row : row + len(part.scale)] = part.scale
 
-    values: Tensor  # float8 (e4m3) [*experts, out, in]
-    scale: Tensor  # float32 [*experts, out]
+
+def _row_parts(weight: Int8Weight | Float8Weight) -> Iterable[tuple[Tensor, Tensor]]:
+    """Values and scales of some rows at a time."""
+    count = max(1, DEQUANTIZE_NUMBERS // weight.values.shape[1])
+    return zip(weight.values.split(count), weight.scale.split(count), strict=True)
 
 
 QuantWeightData = Int8Weight | Float8Weight | Int4Weight
@@ -54,15 +151,12 @@ KINDS: dict[str, type[QuantWeightData]] = {
     "int4": Int4Weight,
 }
 """What holds a weight, by the name of its scheme."""
-FLOAT8 = torch.float8_e4m3fn
-FLOAT8_MOST = 448.0
-"""The largest number of it."""
 W = TypeVar("W", bound=Int8Weight | Float8Weight | Int4Weight)
 
 
 def at_expert(weight: W, index: int | tuple[int, ...]) -> W:
     """Views of one expert's tensors; () is the whole."""
-    return type(weight)(weight.values[index], weight.scale[index])
+    return weight._replace(values=weight.values[index], scale=weight.scale[index])
 
 
 def quantize_int8(weight: Float[Tensor, "*lead i"]) -> Int8Weight:

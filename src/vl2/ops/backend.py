@@ -109,34 +109,27 @@ def in_c(product: str, *inputs: Tensor, rows: int | None = None) -> bool:
         return False
     if row.inference and not torch.is_inference_mode_enabled():
         return False
-    if row.widest is not None and x.shape[-1] > row.widest:
-        return False
-    if not _reads(row, inputs) or not kernels.available() or not _has(row.part):
-        return False
-    return _enough(row, x, rows)
+    return (
+        kernels.available()
+        and (row.part is None or PARTS[row.part]())
+        and (row.dtypes is None or _reads(row, row.dtypes, inputs))
+        and ((row.most is None and not row.least) or _enough(row, x, rows))
+    )
 
 
-def _enough(row: Row, x: Tensor, rows: int | None) -> bool:
-    """Whether there are neither too few nor too many rows."""
-    if row.most is None and not row.least:
-        return True
-    rows = len(x) if rows is None else rows
-    few = row.most is None or rows <= row.most
-    return rows >= row.least and (few or (row.unless is not None and _has(row.unless)))
-
-
-def _reads(row: Row, inputs: tuple[Tensor, ...]) -> bool:
-    """Whether C reads the dtypes."""
-    if row.dtypes is None:
-        return True
-    if inputs[0].dtype not in row.dtypes or any(y.dtype not in row.others for y in inputs[1:]):
+def _reads(row: Row, dtypes: tuple[torch.dtype, ...], inputs: tuple[Tensor, ...]) -> bool:
+    """Whether C reads the dtypes of the inputs."""
+    if inputs[0].dtype not in dtypes or any(y.dtype not in row.others for y in inputs[1:]):
         return False
     return row.alike is None or len({y.dtype for y in inputs[row.alike :]}) == 1
 
 
-def _has(part: str | None) -> bool:
-    """Whether the library has the part; None is no part."""
-    return part is None or PARTS[part]()
+def _enough(row: Row, x: Tensor, rows: int | None) -> bool:
+    """Whether there are neither too few nor too many rows, nor too many columns."""
+    rows = len(x) if rows is None else rows
+    if rows < row.least or (row.widest is not None and x.shape[-1] > row.widest):
+        return False
+    return row.most is None or rows <= row.most or (row.unless is not None and PARTS[row.unless]())
 
 
 def table() -> dict[str, str]:

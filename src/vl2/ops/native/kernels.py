@@ -163,10 +163,9 @@ def int8_linear(
     count, inputs = x.shape
     width = inputs // 2 if activation == "swiglu" else inputs
     shift = None if bias is None else bias.float().contiguous()
-    found = _matrices(matrices, shift, width)
+    found, total = _matrices(matrices, shift, width)
     made = dtype if dtype in DTYPES else torch.float32
-    rows = _rows(count, groups)
-    out = torch.empty((rows, sum(matrix.out for matrix in found)), dtype=made)
+    out = torch.empty((_rows(count, groups), total), dtype=made)
     failed = ready().int8_linear(
         *_activations(x, activation),
         *_pointers(groups),
@@ -207,8 +206,8 @@ def wide_linear(
     count, inputs = x.shape
     width = inputs // 2 if activation == "swiglu" else inputs
     shift = None if bias is None else bias.float().contiguous()
-    found = _matrices([(matrix, None) for matrix in matrices], shift, width)
-    out = torch.empty((_rows(count, groups), sum(matrix.out for matrix in found)))
+    found, total = _matrices([(matrix, None) for matrix in matrices], shift, width)
+    out = torch.empty((_rows(count, groups), total))
     failed = ready().wide_linear(
         *_activations(x, activation),
         *_pointers(groups),
@@ -326,22 +325,21 @@ def _rows(count: int, groups: Groups | None) -> int:
 
 def _matrices(
     found: Sequence[tuple[Tensor, Tensor | None]], bias: Tensor | None, width: int
-) -> ctypes.Array[Matrix]:
-    """Values and scales, if there are any, as the C files take them."""
+) -> tuple[ctypes.Array[Matrix], int]:
+    """Values and scales, if there are any, as the C files take them, and rows of all together.
+
+    It is called for every product of a token: loops cost less than generators there.
+    """
     shift = None if bias is None else bias.data_ptr()
-    for values, _ in found:
-        fits(values.shape[-1], width)
-    return (Matrix * len(found))(
-        *(
-            Matrix(
-                values.data_ptr(),
-                None if scale is None else scale.data_ptr(),
-                shift,
-                values.shape[-2],
-            )
-            for values, scale in found
-        )
-    )
+    made, total = (Matrix * len(found))(), 0
+    for place, (values, scale) in enumerate(found):
+        if values.shape[-1] != width:
+            fits(values.shape[-1], width)
+        rows = values.shape[-2]
+        scales = None if scale is None else scale.data_ptr()
+        made[place] = Matrix(values.data_ptr(), scales, shift, rows)
+        total += rows
+    return made, total
 
 
 def fits(found: int, width: int) -> None:

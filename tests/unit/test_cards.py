@@ -215,7 +215,7 @@ def test_a_micro_batch_of_training_reads_nothing_from_the_card(preset, monkeypat
         freeze(model, ("",))
         task = LanguageTask(model, BalanceConfig())
     with NeverWait() as mode, without_autocast():
-        losses, penalty = task._forward(batch)
+        losses, penalty, *_ = task._forward(model, batch)
         assert losses.device.type == penalty.device.type == "meta"
         (losses.sum() + penalty).backward()
     assert len(losses) == 41  # of all rows: known without asking

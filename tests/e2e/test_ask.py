@@ -21,8 +21,10 @@ from vl2.cli.ask import split_words
 from vl2.cli.loading import load_engine
 from vl2.cli.terminal import Shown
 from vl2.folders import names_something
+from vl2.processing.grounding import Box, iou
 
 ask_file = sys.modules["vl2.cli.ask"]
+SAMPLE = Path(__file__).parents[2] / "examples" / "sample.png"
 BOX_TEXT = "<|ref|>the square<|/ref|><|det|>[[100, 200, 300, 600]]<|/det|>"
 
 
@@ -63,6 +65,17 @@ def test_ask_prints_json(vl2_command, picture, model_folder):
     assert data["finish_reason"] == "length"
     assert data["usage"]["completion_tokens"] == 5
     assert data["usage"]["prompt_tokens"] > data["usage"]["image_tokens"] > 0
+
+
+def test_the_embedded_model_finds_the_red_circle_of_the_sample(vl2_command):
+    picture = Image.open(SAMPLE).convert("RGB")
+    red = ImageChops.subtract(picture.getchannel("R"), picture.getchannel("G"))
+    left, top, right, bottom = red.point(lambda value: 255 * (value > 100)).getbbox()
+    code, out, _ = vl2_command("ask", SAMPLE, "Locate the red circle.", "--ground", "--json")
+    assert code == 0
+    [box] = json.loads(out)["boxes"]
+    found = Box("", *(box[edge] for edge in ("x1", "y1", "x2", "y2")))
+    assert iou(found, Box("", left, top, right, bottom)) > 0.7
 
 
 def test_ask_samples_repeatably_with_a_seed(vl2_command, picture, model_folder):

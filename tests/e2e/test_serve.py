@@ -110,6 +110,15 @@ def events(server: Server, *messages: dict, **fields: object) -> list[dict]:
     return [json.loads(line) for line in lines]
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_what_does_not_fit_is_refused_by_its_status(server: Server, stream: bool):
+    answer = server.chat(asks("word " * 5000), stream=stream)
+    assert answer.status_code == 400
+    error = answer.json()["error"]
+    assert error["code"] == "context_length_exceeded"
+    assert error["param"] == "messages"
+
+
 def test_logprobs_spell_the_content(client: openai.OpenAI):
     answer = client.chat.completions.create(
         model="test",

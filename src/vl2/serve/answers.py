@@ -86,8 +86,8 @@ class Reply:
         text = answer.plain.push(news.get("delta", ""))
         end = news.get("end")
         boxes = news.get("boxes", [])
+        self.check(news)
         if end is not None:
-            _check(end, "messages" if self.kind == "chat.completion" else "prompt")
             text += answer.plain.finish()
             boxes = end["boxes"][len(answer.boxes) :]
             answer.end = end
@@ -99,6 +99,15 @@ class Reply:
         tokens = answer.known_tokens()
         answer.logprobs += tokens
         return Piece(index=news["answer"], text=text, boxes=placed, logprobs=tokens, end=end)
+
+    def check(self, news: Message) -> None:
+        """Raise what became of an answer that has no end of its own.
+
+        Raises:
+            ApiError: the news end an answer otherwise.
+        """
+        if "end" in news:
+            _check(news["end"], "messages" if self.kind == "chat.completion" else "prompt")
 
     def whole(self) -> Json:
         """The completion, once every answer has ended."""

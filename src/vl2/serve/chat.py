@@ -116,17 +116,17 @@ class Exchange:
         self._adapter = service.check_model(asked.model)
         ask, reply, memory = await self._prepared(asked, size)
         timed = self._timed(service.engine.request(ask, memory, gone(self._request)))
+        self._request.state.cleanup.push_async_callback(timed.aclose)
         first = await anext(timed)
+        reply.check(first)  # a stream, too, is refused by its status
         if asked.stream:
             options = asked.stream_options
             usage = options is not None and options.include_usage
             events = self._events(reply.events(first, timed, usage=usage), reply)
-            self._request.state.cleanup.push_async_callback(timed.aclose)
             return EventSourceResponse(events, ping=15)
-        async with aclosing(timed):
-            reply.take(first)
-            async for one in timed:
-                reply.take(one)
+        reply.take(first)
+        async for one in timed:
+            reply.take(one)
         self._finish(reply)
         return JSONResponse(reply.whole())
 

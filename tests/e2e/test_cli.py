@@ -168,7 +168,7 @@ WRONG = {
     "temperature": (("ask", "PICTURE", "x", "--temperature", "-1"), "temperature is -1.0"),
     "top_p": (("ask", "PICTURE", "x", "--top-p", "nan"), "top_p is nan"),
     "max_tokens": (("ask", "PICTURE", "x", "--max-tokens", "0"), "max_tokens is 0"),
-    "seed": (("ask", "PICTURE", "x", "--seed", "one"), "'--seed'"),
+    "seed": (("ask", "PICTURE", "x", "--seed", "one"), "--seed is 'one': expected a whole"),
     "not png": (("ask", "PICTURE", "x", "--save", "out.jpg"), "only PNG"),
     "no place": (("ask", "PICTURE", "x", "--save", "nowhere/out.png"), "no folder nowhere"),
     "nothing to draw on": (("ask", "x", "--save", "out.png"), "--save needs a picture"),

@@ -17,7 +17,7 @@ import pytest
 import torch
 from PIL import Image
 
-from vl2 import geometry, processing
+from vl2 import geometry
 from vl2.config import RELEASED_RESOLUTIONS, VL2Config
 from vl2.model.adaptor import arrange_tokens
 from vl2.processing import image_error, image_gate
@@ -382,13 +382,6 @@ def test_layout_of_one_picture_is_drawn():
     small = SMALL.draw_layout(Image.new("L", (300, 100)))
     assert small.mode == "RGB"
     assert SMALL.draw_layout(picture(300, 100), "content").size != small.size
-
-
-def test_public_names_are_found():
-    for name in processing.__all__:
-        assert getattr(processing, name) is not None
-    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
-        _ = processing.nothing
 
 
 def test_the_gate_needs_no_torch():

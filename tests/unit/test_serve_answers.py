@@ -7,7 +7,8 @@ from typing import Any, get_args
 
 import pytest
 
-from vl2.engine.config import Completion, ErrorCode, FinishReason, Usage
+from vl2.engine.admission import unbegun
+from vl2.engine.config import ErrorCode, FinishReason
 from vl2.serve.answers import Reply
 from vl2.serve.engine_process import end_of
 from vl2.serve.errors import ApiError
@@ -29,18 +30,7 @@ EXPECTED: dict[str, tuple[int, str, str | None]] = {
 
 def ended(reason: FinishReason, code: ErrorCode | None = None) -> dict[str, Any]:
     """News of an answer that ended so."""
-    completion = Completion(
-        index=0,
-        text="",
-        token_ids=[],
-        boxes=[],
-        finish_reason=reason,
-        usage=Usage(prompt_tokens=0, image_tokens=0, completion_tokens=0),
-        logprobs=[],
-        error=WORDS if code else None,
-        error_code=code,
-    )
-    return {"answer": 0, "end": end_of(completion)}
+    return {"answer": 0, "end": end_of(unbegun(0, reason, code, WORDS if code else None))}
 
 
 def refusal(news: dict[str, Any], **fields: Any) -> ApiError:

@@ -3,7 +3,7 @@
 int8, float8: one row-major copy with a float32 scale per output row. int4: unsigned nibbles with a
 bfloat16 scale and zero point per group along the row. Stacked experts carry a leading axis in every
 tensor. Each kind answers for itself, so that nobody asks which it is; products with them are in
-ops/linear.py and ops/experts.py.
+ops/held.py.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Int8Weight(NamedTuple):
 
     def blocks(self, dtype: torch.dtype) -> Iterable[Tensor]:
         """Rows of a matrix as floats, at most `DEQUANTIZE_NUMBERS` at a time."""
-        return (dequantize_rows(Int8Weight(*part), dtype) for part in _row_parts(self))
+        return _row_blocks(self, dtype)
 
     def store(self, part: QuantWeightData, row: int) -> None:
         """Copy rows into a matrix from `row` on."""
@@ -68,24 +68,24 @@ class Float8Weight(NamedTuple):
 
     @staticmethod
     def pack(weight: Tensor) -> Float8Weight:
-        """See `Int8Weight`; so the others."""
+        """The nearest of a float matrix, or stack of them."""
         return quantize_float8(weight)
 
     @staticmethod
     def empty(*shape: int) -> Float8Weight:
-        """Unset."""
+        """Unset tensors for a weight of this shape."""
         return Float8Weight(torch.empty(shape, dtype=FLOAT8), torch.empty(shape[:-1]))
 
     def floats(self) -> Tensor:
-        """In float32."""
+        """The float32 numbers that it stands for."""
         return dequantize_rows(self)
 
     def blocks(self, dtype: torch.dtype) -> Iterable[Tensor]:
-        """Some rows at a time."""
-        return (dequantize_rows(Float8Weight(*part), dtype) for part in _row_parts(self))
+        """Some rows of a matrix as floats at a time."""
+        return _row_blocks(self, dtype)
 
     def store(self, part: QuantWeightData, row: int) -> None:
-        """From `row` on."""
+        """Copy rows into a matrix from `row` on."""
         _store_rows(self, part, row)
 
 
@@ -102,12 +102,12 @@ class Int4Weight(NamedTuple):
 
     @staticmethod
     def pack(weight: Tensor) -> Int4Weight:
-        """Whose rows a group divides."""
+        """The nearest of a float matrix, or stack of them, whose rows a group divides."""
         return quantize_int4(weight)
 
     @staticmethod
     def empty(*shape: int) -> Int4Weight:
-        """Unset."""
+        """Unset tensors for a weight of this shape."""
         *lead, out, width = shape
         group, blocks = int4_group(width), -(-out // INT4_ROWS)
         assert group is not None
@@ -116,18 +116,18 @@ class Int4Weight(NamedTuple):
         return Int4Weight(values, scale)
 
     def floats(self) -> Tensor:
-        """In float32, padded rows included."""
+        """The float32 numbers that it stands for, padded rows included."""
         return dequantize_int4(self)
 
     def blocks(self, dtype: torch.dtype) -> Iterable[Tensor]:
-        """Some rows at a time, padded ones included."""
+        """Some rows of a matrix as floats at a time, padded rows included."""
         count = max(1, DEQUANTIZE_NUMBERS // (INT4_ROWS * self.values.shape[1]))
         scales = self.scale.split(count * INT4_ROWS, dim=1)
         parts = zip(self.values.split(count), scales, strict=True)
         return (dequantize_int4(Int4Weight(*part), dtype) for part in parts)
 
     def store(self, part: QuantWeightData, row: int) -> None:
-        """From `row` on, which is a multiple of a block."""
+        """Copy rows into a matrix from `row` on, which is a multiple of a block."""
         block, count = row // INT4_ROWS, len(part.values)
         self.values[block : block + count] = part.values
         self.scale[:, row : row + count * INT4_ROWS] = part.scale
@@ -138,10 +138,10 @@ def _store_rows(target: Int8Weight | Float8Weight, part: QuantWeightData, row: i
     target.scale[row : row + len(part.scale)] = part.scale
 
 
-def _row_parts(weight: Int8Weight | Float8Weight) -> Iterable[tuple[Tensor, Tensor]]:
-    """Values and scales of some rows at a time."""
+def _row_blocks(weight: Int8Weight | Float8Weight, dtype: torch.dtype) -> Iterable[Tensor]:
     count = max(1, DEQUANTIZE_NUMBERS // weight.values.shape[1])
-    return zip(weight.values.split(count), weight.scale.split(count), strict=True)
+    parts = zip(weight.values.split(count), weight.scale.split(count), strict=True)
+    return (dequantize_rows(weight._replace(values=v, scale=s), dtype) for v, s in parts)
 
 
 QuantWeightData = Int8Weight | Float8Weight | Int4Weight

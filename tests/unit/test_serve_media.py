@@ -27,6 +27,7 @@ from vl2.serve.fetch import fetcher
 from vl2.serve.media import Media
 from vl2.serve.prompt import Plan, Source, params_of
 from vl2.serve.schema import ChatRequest, FileData
+from vl2.serve.wire import to_memory
 from vl2.serve.workers import Workers
 
 PROCESSOR = Processor.from_pretrained(resolve("nano"))
@@ -107,3 +108,28 @@ def test_budgets_are_checked_before_anything_is_cut(
     with pytest.raises(ApiError) as refused:
         asyncio.run(media.gather(plan(images), facts(context)))
     assert refused.value.code == code
+
+
+def test_what_is_cut_is_freed_when_nobody_waits_for_the_rest(
+    media: Media, monkeypatch: pytest.MonkeyPatch
+):
+    made: list[int] = []
+
+    async def run(job: dict[str, Any], data: int) -> tuple[dict[str, Any], list[int]]:
+        if job["job"] == "size":
+            return {"size": [9, 9]}, []
+        if made:  # the first picture is cut at once, the others are not
+            await asyncio.sleep(60)
+        made.append(to_memory(b"tiles"))
+        return {"views": []}, made[:]
+
+    async def ask() -> None:
+        async with asyncio.timeout(0.2):
+            await media.gather(plan([Image.new("L", (9, 9))] * 3), facts())
+
+    monkeypatch.setattr(media.workers, "run", run)
+    with pytest.raises(TimeoutError):
+        asyncio.run(ask())
+    [memory] = made
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(memory)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -20,6 +20,9 @@ from vl2.serve.fetch import Fetcher
 from vl2.serve.prompt import Plan, Source
 from vl2.serve.wire import Message, to_memory
 from vl2.serve.workers import Workers
+
+Cut = tuple[Message, int]
+"""Facts of a source's pictures, and the memory of their tiles."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -154,9 +157,7 @@ class Media:
         told, _ = await self._run(source, file, {"job": "size"})
         return {"sizes": [told["size"]]}
 
-    async def _cut(
-        self, source: Source, file: tuple[int, int], how: Message
-    ) -> tuple[Message, int]:
+    async def _cut(self, source: Source, file: tuple[int, int], how: Message) -> Cut:
         job = self._pages_job(source, "views") if source.pdf is not None else {"job": "views"}
         told, [memory] = await self._run(source, file, {**job, **how})
         return told, memory
@@ -251,15 +252,18 @@ def _fewer_tiles(layout: TileLayout, most: int | None) -> TileLayout:
     return replace(layout, candidates=few or (layout.one_tile,))
 
 
-async def _all(work: list[Any]) -> list[tuple[Message, int]]:
+async def _all(work: Sequence[Coroutine[Any, Any, Cut]]) -> list[Cut]:
     """The results of all, or the first error once all have ended; memories are freed then."""
-    done = await asyncio.gather(*work, return_exceptions=True)
-    errors = [one for one in done if isinstance(one, BaseException)]
-    good = [one for one in done if not isinstance(one, BaseException)]
-    if errors:
-        _close([memory for _, memory in good])
-        raise errors[0]
-    return good
+    tasks = [asyncio.ensure_future(one) for one in work]
+    try:
+        await asyncio.wait(tasks)
+        return [task.result() for task in tasks]
+    except BaseException:  # nobody waits any longer, or one of them failed
+        for task in tasks:
+            task.cancel()
+        done = await asyncio.gather(*tasks, return_exceptions=True)
+        _close([one[1] for one in done if not isinstance(one, BaseException)])
+        raise
 
 
 def _close(memories: Sequence[int]) -> None:

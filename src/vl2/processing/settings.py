@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
+from sys import float_info
 from typing import Any
 
 from vl2.config import VL2Config
@@ -57,7 +58,7 @@ class ProcessorConfig:
         for name, allowed in (("sft_format", ("deepseek",)), ("tiling", ("released", "content"))):
             if getattr(self, name) not in allowed:
                 raise ValueError(
-                    f"{name} is {getattr(self, name)!r}: expected {' or '.join(allowed)}"
+                    f"{name} is {getattr(self, name)!r:.80}: expected {' or '.join(allowed)}"
                 )
         for name, low, high in _RANGES:
             value = getattr(self, name)
@@ -166,7 +167,10 @@ def _checked(name: str, value: Any, annotation: str) -> Any:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    """Whether it is a number that a float can be."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        return isinstance(value, float)
+    return abs(value) <= float_info.max
 
 
 def _is_pair(value: Any) -> bool:

@@ -120,10 +120,10 @@ class Tokenizer:
         file = Path(path)
         file = file / FILE if file.is_dir() else file
         try:
-            data = json.loads(file.read_text(encoding="utf-8"))
+            data = json.loads(file.read_text(encoding="utf-8-sig"))
         except FileNotFoundError:
             raise ValueError(f"no {FILE} at {file}: give a model folder") from None
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise ValueError(f"{file} cannot be read as JSON: {error}") from None
         if not isinstance(data, dict):
             raise ValueError(f"{file} holds {type(data).__name__}: expected a JSON object")

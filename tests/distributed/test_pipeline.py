@@ -18,7 +18,7 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from vl2 import geometry
 from vl2.config import VL2Config
-from vl2.data.collate import Sample, SampleInfo, TrainBatch, collate_rows
+from vl2.data.collate import Sample, TrainBatch, collate_rows
 from vl2.geometry import TileGrid
 from vl2.model.vl2 import VL2Model
 from vl2.ops.loss import IGNORE_ID
@@ -94,8 +94,7 @@ def sample(number: int, text: int, *grids: Grid) -> Sample:
         images_seq_mask=torch.arange(len(ids)) < places,
         images_spatial_crop=torch.tensor(grids or [(0, 0)]),
     )
-    info = SampleInfo(source="a", id=str(number), position=0, row=0, tokens=len(ids))
-    return Sample(info=info, source=0, inputs=inputs)
+    return Sample(source=0, position=0, row=0, inputs=inputs)
 
 
 def mixed_step(seed: int) -> list[Rows]:

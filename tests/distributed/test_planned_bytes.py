@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from vl2 import geometry
 from vl2.checkpoint.skeleton import build_skeleton
 from vl2.config import VL2Config
-from vl2.data.collate import Sample, SampleInfo, TrainBatch, collate_rows
+from vl2.data.collate import Sample, TrainBatch, collate_rows
 from vl2.geometry import TileGrid
 from vl2.model.vl2 import VL2Model
 from vl2.ops.loss import IGNORE_ID
@@ -88,8 +88,7 @@ def batch_of(config: VL2Config) -> TrainBatch:
         images_seq_mask=torch.arange(TOKENS) < places,
         images_spatial_crop=torch.tensor([[1, 1]]),
     )
-    info = SampleInfo(source="web", id="0", position=0, row=0, tokens=TOKENS)
-    return collate_rows([[Sample(info=info, source=0, inputs=inputs)]], pad_id=2)
+    return collate_rows([[Sample(source=0, position=0, row=0, inputs=inputs)]], pad_id=2)
 
 
 def sent_bytes() -> dict[str, list[dict[str, int]]]:

@@ -111,7 +111,10 @@ def take(batches: Iterator[TrainBatch], count: int) -> list[TrainBatch]:
 
 
 def ids(batches: Sequence[TrainBatch]) -> list[tuple[str, str, int]]:
-    return [(s.source, s.id, s.position) for b in batches for s in b.samples]
+    """Source, id and place of every record."""
+    return [
+        (b.source_names[s.source], s.id, s.position) for b in batches for s in b.samples if s.id
+    ]
 
 
 # The stream

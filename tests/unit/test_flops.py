@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from vl2 import geometry
 from vl2.checkpoint.skeleton import build_skeleton
 from vl2.config import VL2Config
-from vl2.data.collate import Sample, SampleInfo, TrainBatch, collate_rows
+from vl2.data.collate import Sample, TrainBatch, collate_rows
 from vl2.geometry import TileGrid
 from vl2.model import attention
 from vl2.model.vl2 import VL2Model
@@ -62,8 +62,7 @@ def sample(number: int, text: int, grid: TileGrid | None = None) -> Sample:
         images_seq_mask=torch.arange(len(ids)) < places,
         images_spatial_crop=torch.tensor([[grid.wide, grid.high] if grid else [0, 0]]),
     )
-    info = SampleInfo(source="web", id=str(number), position=0, row=0, tokens=len(ids))
-    return Sample(info=info, source=0, inputs=inputs)
+    return Sample(source=0, position=0, row=0, inputs=inputs)
 
 
 def mixed_batch() -> TrainBatch:

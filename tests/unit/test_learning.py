@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from vl2.config import VL2Config
-from vl2.data.collate import Sample, SampleInfo, TrainBatch, collate_rows
+from vl2.data.collate import Sample, TrainBatch, collate_rows
 from vl2.data.config import SourceConfig
 from vl2.data.encode import encode_record
 from vl2.data.source_synthetic import SyntheticSource
@@ -41,14 +41,7 @@ def drawn_samples(config: VL2Config) -> TrainBatch:
     for number in range(SAMPLES):
         record = source[number]
         inputs = encode_record(replace(record, turns=record.turns[:2]), processor)
-        info = SampleInfo(
-            source=source.name,
-            id=record.id,
-            position=number,
-            row=number,
-            tokens=len(inputs.input_ids),
-        )
-        rows.append([Sample(info=info, source=0, inputs=inputs)])
+        rows.append([Sample(source=0, position=number, row=number, inputs=inputs)])
     return collate_rows(rows, pad_id=words.pad_id, source_names=(source.name,))
 
 

@@ -6,9 +6,10 @@ import json
 import numpy as np
 import pytest
 
+from vl2.data.collate import Sample
 from vl2.data.config import DataConfig
 from vl2.data.plan import RowRef
-from vl2.data.substitute import ATTEMPTS, DataError, SlotReport, Tally, candidates
+from vl2.data.substitute import ATTEMPTS, DataError, Tally, candidates
 
 
 def test_substitutes_fit_and_depend_on_seed_and_place_only():
@@ -25,15 +26,14 @@ def test_substitutes_fit_and_depend_on_seed_and_place_only():
     assert len(list(itertools.islice(many, 10**4))) <= ATTEMPTS + 1
 
 
-def report(failed: int = 0, *, filled: bool = True) -> SlotReport:
-    return SlotReport(
-        position=0, source=0, failed=failed, reasons=("no picture",) * min(failed, 3), filled=filled
-    )
+def met(failed: int = 0, *, id: str = "r") -> Sample:
+    reasons = ("no picture",) * min(failed, 3)
+    return Sample(source=0, position=0, row=0, id=id, failed=failed, reasons=reasons)
 
 
 def add_all(tally: Tally, places: int, *, every: int) -> None:
     for number in range(places):
-        tally.add(report(failed=int(number % every == 0)))
+        tally.add(met(failed=int(number % every == 0)))
 
 
 def tally_of(**settings) -> Tally:
@@ -54,10 +54,10 @@ def test_a_source_past_the_rate_stops_the_run():
 
 def test_few_bad_records_at_the_start_do_not_stop_the_run_but_a_broken_source_does():
     tally = tally_of()
-    tally.add(report(failed=2))
+    tally.add(met(failed=2))
     for _ in range(30):
-        tally.add(report())
-    tally.add(report(failed=2))
+        tally.add(met())
+    tally.add(met(failed=2))
     with pytest.raises(DataError):
         add_all(tally, 200, every=2)
     assert 40 < tally.state()["a"]["tried"] < 80
@@ -66,12 +66,12 @@ def test_few_bad_records_at_the_start_do_not_stop_the_run_but_a_broken_source_do
 def test_a_row_of_bad_records_stops_the_run_and_one_good_one_ends_the_row():
     tally = tally_of(max_bad_rate=1.0)
     for _ in range(5):
-        tally.add(report(failed=100))
-    tally.add(report(failed=60, filled=False))
+        tally.add(met(failed=100))
+    tally.add(met(failed=60, id=""))
     with pytest.raises(
         DataError, match=r"source a: 101 records in a row are bad \(data.max_bad_in"
     ):
-        tally.add(report(failed=41))
+        tally.add(met(failed=41))
 
 
 def test_counts_judge_the_same_after_a_restart():

@@ -13,7 +13,7 @@ from torch import nn
 from vl2.checkpoint.commit import committed
 from vl2.checkpoint.dcp import CheckpointStore, read_extra
 from vl2.checkpoint.manifest import step_number
-from vl2.data.collate import SampleInfo, TrainBatch
+from vl2.data.collate import Sample, TrainBatch
 from vl2.failure import WorkError
 from vl2.train.config import CheckpointConfig, GuardConfig, OptimConfig
 from vl2.train.metrics import MetricsLog
@@ -71,8 +71,9 @@ class Numbers:
             x = torch.randn(64, 4, generator=generator)
             y = torch.stack((x[:, 0], x[:, 1] * x[:, 2], x.sum(-1)), dim=1).tanh()
             y += 0.3 * torch.randn(64, 3, generator=generator)
-            info = SampleInfo(source="s", id=f"r{index}", position=index, row=index, tokens=1)
-            yield [TrainBatch(tensors={"x": x, "y": y}, samples=(info,), tokens=64)]
+            samples = (Sample(source=0, position=index, row=index, id=f"r{index}"),)
+            tensors = {"x": x, "y": y}
+            yield [TrainBatch(tensors=tensors, source_names=("s",), samples=samples, tokens=64)]
 
     def state(self) -> dict[str, int]:
         return {"next": self.next}

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 import torch.nn.functional as F
@@ -18,23 +18,16 @@ PAD_SEGMENT = -1
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class SampleInfo:
-    """Source, record and place in the order of a sample of a batch."""
-
-    source: str  # name of the source
-    id: str  # of the record
-    position: int  # in the endless order
-    row: int  # of the source; not the planned one if that had to be replaced
-    tokens: int
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class Sample:
-    """A decoded sample and where it comes from."""
+    """What a place of the endless order became: its record, a substitute, or nothing."""
 
-    info: SampleInfo
     source: int  # number of the source
-    inputs: ModelInputs
+    position: int  # of the place
+    row: int  # of the source; not the planned one if that had to be replaced
+    id: str = ""  # of the record; empty if none of those that were tried can be used
+    failed: int = 0  # records that were tried in vain, the planned one first
+    reasons: tuple[str, ...] = ()  # the first few
+    inputs: ModelInputs | None = None  # of the record; a batch holds them as its tensors instead
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,11 +43,12 @@ class TrainBatch:
     source_ids: Tensor = field(default_factory=lambda: torch.empty(0, 0, dtype=torch.int64))
     # [b, t]: the number in `source_names` of each token's source; -1 for padding
     source_names: tuple[str, ...] = ()
-    samples: tuple[SampleInfo, ...] = ()
+    samples: tuple[Sample, ...] = ()
     tokens: int = 0  # without padding
     supervised: int = 0
     images: int = 0
     tiles: int = 0
+    state: Mapping[str, int] = field(default_factory=dict)  # the place of the stream after it
     closes_step: bool = True  # the last micro batch of its optimiser step
     tile_load: TileLoad | None = None  # of its step over all ranks, as planned
 
@@ -65,9 +59,6 @@ def collate_rows(
     pad_id: int,
     source_names: tuple[str, ...] = (),
     isolate_documents: bool = True,
-    pad_to: int | None = None,
-    closes_step: bool = True,
-    tile_load: TileLoad | None = None,
 ) -> TrainBatch:
     """Pack the samples of each row one after the other, and pad the rows on the right.
 
@@ -75,23 +66,16 @@ def collate_rows(
     before it belongs to another sample. A row may be empty; it is all padding then.
 
     Args:
-        rows: samples of each sequence.
+        rows: samples of each sequence; a place that became nothing takes no room.
         pad_id: fills input_ids.
         source_names: by number of the source.
         isolate_documents: samples of a row do not see each other; else attention is causal over
             the whole row.
-        pad_to: length of all rows; None takes the longest one's.
-        closes_step: see `TrainBatch`.
-        tile_load: see `TrainBatch`.
-
-    Raises:
-        ValueError: a row is longer than `pad_to`.
     """
-    lengths = [sum(len(s.inputs.input_ids) for s in row) for row in rows]
-    length = max(*lengths, 1) if pad_to is None else pad_to
-    if max(lengths) > length:
-        raise ValueError(f"a row of {max(lengths)} tokens, rows have {length}: plan shorter ones")
-    parts = [_pack(row, isolate_documents) for row in rows]
+    held = [[(s.source, s.inputs) for s in row if s.inputs is not None] for row in rows]
+    lengths = [sum(len(inputs.input_ids) for _, inputs in row) for row in held]
+    length = max(*lengths, 1)
+    parts = [_pack(row, isolate_documents) for row in held]
     fill = {"input_ids": pad_id, "labels": IGNORE_ID, "segment_ids": PAD_SEGMENT, "source_ids": -1}
     tensors = {
         name: torch.stack(
@@ -101,7 +85,7 @@ def collate_rows(
     }
     tensors["attention_mask"] = tensors["segment_ids"] != PAD_SEGMENT
     source_ids, mask = tensors.pop("source_ids"), tensors.pop("images_seq_mask")
-    pictures = [_pictures(row) for row in rows]
+    pictures = [_pictures([inputs for _, inputs in row]) for row in held]
     if any(len(crops) for _, crops in pictures):
         tensors["images_seq_mask"] = mask
         tensors["images"] = _tail([tiles for tiles, _ in pictures])
@@ -110,38 +94,38 @@ def collate_rows(
         tensors=tensors,
         source_ids=source_ids,
         source_names=source_names,
-        samples=tuple(sample.info for row in rows for sample in row),
+        samples=tuple(replace(sample, inputs=None) for row in rows for sample in row),
         tokens=sum(lengths),
         supervised=int((tensors["labels"] != IGNORE_ID).sum()),
         images=sum(len(crops) for _, crops in pictures),
         tiles=sum(len(tiles) for tiles, _ in pictures),
-        closes_step=closes_step,
-        tile_load=tile_load,
     )
 
 
-def _pack(row: Sequence[Sample], isolate: bool) -> dict[str, Tensor]:
-    """Tokens of one row, all [t]. Segments count from 1: segment 0 would be seen by all."""
+def _pack(row: Sequence[tuple[int, ModelInputs]], isolate: bool) -> dict[str, Tensor]:
+    """Tokens of one row, given as numbers of sources and inputs; all [t].
+
+    Segments count from 1: segment 0 would be seen by all.
+    """
     empty = torch.empty(0, dtype=torch.int64)
     names = ("input_ids", "labels", "segment_ids", "position_ids", "source_ids")
     parts = {name: [empty] for name in names}
     parts["images_seq_mask"] = [empty.bool()]
-    for number, sample in enumerate(row, start=1):
-        ids = sample.inputs.input_ids
-        labels = sample.inputs.labels.clone()
+    for number, (source, inputs) in enumerate(row, start=1):
+        ids, labels = inputs.input_ids, inputs.labels.clone()
         labels[:1] = IGNORE_ID
         parts["input_ids"].append(ids)
         parts["labels"].append(labels)
         parts["segment_ids"].append(torch.full_like(ids, number if isolate else 1))
         parts["position_ids"].append(torch.arange(len(ids)))
-        parts["source_ids"].append(torch.full_like(ids, sample.source))
-        parts["images_seq_mask"].append(sample.inputs.images_seq_mask)
+        parts["source_ids"].append(torch.full_like(ids, source))
+        parts["images_seq_mask"].append(inputs.images_seq_mask)
     return {name: torch.cat(values) for name, values in parts.items()}
 
 
-def _pictures(row: Sequence[Sample]) -> tuple[Tensor, Tensor]:
+def _pictures(row: Sequence[ModelInputs]) -> tuple[Tensor, Tensor]:
     """Tiles [n, 3, s, s] and crops [images, 2] of one row; text alone adds none."""
-    real = [s.inputs for s in row if bool((s.inputs.images_spatial_crop > 0).all())]
+    real = [inputs for inputs in row if bool((inputs.images_spatial_crop > 0).all())]
     if not real:
         return torch.empty(0), torch.empty(0, 2, dtype=torch.int64)
     tiles = torch.cat([inputs.images for inputs in real])

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -17,18 +17,9 @@ from vl2.data.encode import encode_record
 from vl2.data.plan import MicroPlan, RowRef, draw
 from vl2.data.records import Record
 from vl2.data.sources import Source, open_source
-from vl2.data.substitute import SlotReport, fill
+from vl2.data.substitute import fill
 from vl2.processing.inputs import ModelInputs
 from vl2.processing.processor import Processor
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Decoded:
-    """A micro batch, the place of the stream after it, and the bad records on the way."""
-
-    batch: TrainBatch
-    state: Mapping[str, int]
-    reports: tuple[SlotReport, ...]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,35 +48,32 @@ class Decoder(Dataset):
         if config.workers:
             self._counts = [tensor.share_memory_() for tensor in self._counts]
 
-    def __getitem__(self, plan: MicroPlan) -> Decoded | Crash:
+    def __getitem__(self, plan: MicroPlan) -> TrainBatch | Crash:
         """The batch of a plan, or why there is none."""
         rows: list[list[Sample]] = []
-        reports: list[SlotReport] = []
         for sequence in plan.sequences:
             rows.append([])
             for ref, room in zip(sequence.rows, sequence.tokens, strict=True):
                 try:
-                    sample, report = self._fill(ref, room)
+                    rows[-1].append(self._fill(ref, room))
                 except Exception as error:
                     return self._crash(ref, error)
-                reports.append(report)
-                rows[-1].extend([sample] if sample else [])
         batch = collate_rows(
             rows,
             pad_id=self.processor.tokenizer.pad_id,
             source_names=self.names,
             isolate_documents=self.config.isolate_documents,
-            closes_step=plan.closes_step,
-            tile_load=plan.tile_load,
         )
-        return Decoded(batch=batch, state=plan.state, reports=tuple(reports))
+        return replace(
+            batch, state=plan.state, closes_step=plan.closes_step, tile_load=plan.tile_load
+        )
 
     def _source(self, number: int) -> Source:
         if not self._sources:
             self._sources = tuple(open_source(config) for config in self.config.sources)
         return self._sources[number]
 
-    def _fill(self, ref: RowRef, room: int) -> tuple[Sample | None, SlotReport]:
+    def _fill(self, ref: RowRef, room: int) -> Sample:
         return fill(
             ref,
             room,

@@ -20,15 +20,15 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 
-from vl2.data.collate import TrainBatch
+from vl2.data.collate import Sample, TrainBatch
 from vl2.data.config import DataConfig
-from vl2.data.decode import Crash, Decoded, Decoder
+from vl2.data.decode import Crash, Decoder
 from vl2.data.index import RowIndex
 from vl2.data.mixture import RowOrder
 from vl2.data.plan import MicroPlan, Planner, micro_plans
 from vl2.data.processes import sheltered, worker_context
 from vl2.data.sources import Source
-from vl2.data.substitute import DataWorkError, SlotReport, Tally, reports_of, reports_text
+from vl2.data.substitute import DataWorkError, Tally, samples_of, samples_text
 from vl2.logs import get_logger
 from vl2.processing.processor import Processor
 
@@ -105,12 +105,12 @@ class TrainLoader:
         self._share = {"rank": rank, "world": world}
         self._tally = Tally(names, config)
         self._gather = gather
-        self._met: list[SlotReport] = []
+        self._met: list[Sample] = []
         self._decoder = Decoder(config, processor, sources, self._counts)
         self._plans = _Plans()
         self._pool: DataLoader | None = None
         self._workers: list[BaseProcess] = []
-        self._stream: Iterator[Decoded | Crash] | None = None
+        self._stream: Iterator[TrainBatch | Crash] | None = None
         self._place: dict[str, int] = {"position": 0, "bin": 0, "done": 0}
         self._micro_plans(self._place)  # refuses ranks that do not fit
 
@@ -179,27 +179,27 @@ class TrainLoader:
     def _next(self) -> TrainBatch:
         if self._stream is None:
             self._stream = self._start()
-        decoded = self._await() if self.config.workers else next(self._stream)
-        if isinstance(decoded, Crash):
-            log.debug("%s", decoded.trace)
-            raise DataWorkError(decoded.message)
-        self._count(decoded)
-        self._place = dict(decoded.state)
-        return decoded.batch
+        batch = self._await() if self.config.workers else next(self._stream)
+        if isinstance(batch, Crash):
+            log.debug("%s", batch.trace)
+            raise DataWorkError(batch.message)
+        self._count(batch)
+        self._place = dict(batch.state)
+        return batch
 
-    def _count(self, decoded: Decoded) -> None:
+    def _count(self, batch: TrainBatch) -> None:
         """Count what was met: at once, or with what the other ranks met at the step's end."""
-        self._met += decoded.reports
+        self._met += batch.samples
         if self._gather is None:
-            reports, self._met = self._met, []
-        elif decoded.batch.closes_step:
-            reports, self._met = reports_of(self._gather(reports_text(self._met))), []
+            met, self._met = self._met, []
+        elif batch.closes_step:
+            met, self._met = samples_of(self._gather(samples_text(self._met))), []
         else:
             return
-        for report in reports:
-            self._tally.add(report)
+        for sample in met:
+            self._tally.add(sample)
 
-    def _await(self) -> Decoded | Crash:
+    def _await(self) -> TrainBatch | Crash:
         assert self._stream is not None
         try:
             return next(self._stream)
@@ -210,7 +210,7 @@ class TrainLoader:
                 "files, or take fewer workers"
             ) from error
 
-    def _start(self) -> Iterator[Decoded | Crash]:
+    def _start(self) -> Iterator[TrainBatch | Crash]:
         """Decoded plans from the state on, in their order."""
         plans = self._micro_plans(self._place)
         if not self.config.workers:
@@ -251,8 +251,8 @@ class _Plans:
         return self.plans
 
 
-def _as_it_is(decoded: Any) -> Any:
-    return decoded
+def _as_it_is(batch: Any) -> Any:
+    return batch
 
 
 def _end_with_trainer(lifeline: Connection, _worker: int) -> None:

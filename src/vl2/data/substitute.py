@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
-from vl2.data.collate import Sample, SampleInfo
+from vl2.data.collate import Sample
 from vl2.data.config import DataConfig
 from vl2.data.plan import RowRef, draw
 from vl2.data.records import Record, RecordError
@@ -39,21 +39,10 @@ class DataWorkError(DataError, WorkError):
     """A process that reads the data died, or reading shows a programming error."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SlotReport:
-    """The records that were tried for one place of the order."""
-
-    source: int
-    position: int  # of the place
-    failed: int  # records that could not be used, the planned one first
-    reasons: tuple[str, ...]  # the first few
-    filled: bool
-
-
 def fill(
     ref: RowRef, room: int, source: Source, *, counts: np.ndarray, encode: Encode, seed: int
-) -> tuple[Sample | None, SlotReport]:
-    """The sample of one place, or a substitute from the same source that fits into its room.
+) -> Sample:
+    """The sample of one place: its row, a substitute of the same source that fits, or nothing.
 
     A substitute depends on the seed, the place and the attempt only.
 
@@ -65,7 +54,7 @@ def fill(
         encode: makes inputs of a record.
         seed: of the substitutes.
     """
-    failed, reasons = 0, []
+    found = Sample(source=ref.source, position=ref.position, row=ref.row)
     for row in candidates(ref, room, counts, seed):
         try:
             record = source[row]
@@ -76,40 +65,26 @@ def fill(
                     f"{tokens} tokens where its index has {room} at most (record {record.id})"
                 )
         except RecordError as error:
-            failed += 1
-            reasons = [*reasons, str(error)][:REASONS]
+            reasons = (*found.reasons, str(error))[:REASONS]
+            found = replace(found, failed=found.failed + 1, reasons=reasons)
             continue
-        info = SampleInfo(
-            source=source.name, id=record.id, position=ref.position, row=row, tokens=tokens
-        )
-        sample = Sample(info=info, source=ref.source, inputs=inputs)
-        return sample, _report(ref, failed, reasons, filled=True)
-    return None, _report(ref, failed, reasons, filled=False)
+        return replace(found, row=row, id=record.id, inputs=inputs)
+    return found
 
 
-def _report(ref: RowRef, failed: int, reasons: Sequence[str], *, filled: bool) -> SlotReport:
-    return SlotReport(
-        source=ref.source,
-        position=ref.position,
-        failed=failed,
-        reasons=tuple(reasons),
-        filled=filled,
-    )
+def samples_text(samples: Sequence[Sample]) -> str:
+    """Samples of batches as JSON, for other ranks."""
+    return json.dumps([asdict(sample) for sample in samples])
 
 
-def reports_text(reports: Sequence[SlotReport]) -> str:
-    """Reports as JSON, for other ranks."""
-    return json.dumps([asdict(report) for report in reports])
-
-
-def reports_of(texts: Sequence[str]) -> list[SlotReport]:
-    """The reports of all ranks in the order of their places, which is the same for any ranks."""
+def samples_of(texts: Sequence[str]) -> list[Sample]:
+    """The samples of all ranks in the order of their places, which is the same for any ranks."""
     found = [
-        SlotReport(**{**report, "reasons": tuple(report["reasons"])})
+        Sample(**{**sample, "reasons": tuple(sample["reasons"])})
         for text in texts
-        for report in json.loads(text)
+        for sample in json.loads(text)
     ]
-    return sorted(found, key=lambda report: report.position)
+    return sorted(found, key=lambda sample: sample.position)
 
 
 def candidates(ref: RowRef, room: int, counts: np.ndarray, seed: int) -> Iterator[int]:
@@ -160,30 +135,30 @@ class Tally:
         self.names, self.config = tuple(names), config
         self.sources = [SourceTally() for _ in names]
 
-    def add(self, report: SlotReport) -> None:
+    def add(self, sample: Sample) -> None:
         """Count what one place met, in the order of the places.
 
         Raises:
             DataError: too many records of its source are bad.
         """
-        tally = self.sources[report.source]
-        new = report.reasons[: REASONS - len(tally.reasons)]
+        tally = self.sources[sample.source]
+        new = sample.reasons[: REASONS - len(tally.reasons)]
         for reason in new:
-            name = self.names[report.source]
+            name = self.names[sample.source]
             log.warning("%s: a record cannot be used and is replaced: %s", name, reason)
         tally.reasons.extend(new)
-        for _ in range(report.failed):
+        for _ in range(sample.failed):
             tally.recent.append(tally.tried)
             tally.tried += 1
-        tally.bad += report.failed
-        tally.in_a_row += report.failed
-        if report.failed:
-            self._judge(report.source)
-        if report.filled:
+        tally.bad += sample.failed
+        tally.in_a_row += sample.failed
+        if sample.failed:
+            self._judge(sample.source)
+        if sample.id:
             tally.tried += 1
             tally.in_a_row = 0
-        tally.replaced += report.filled and report.failed > 0
-        tally.empty += not report.filled
+        tally.replaced += bool(sample.id) and sample.failed > 0
+        tally.empty += not sample.id
 
     def _judge(self, source: int) -> None:
         tally, config = self.sources[source], self.config

@@ -18,9 +18,10 @@ class Quarantine:
     def add(self, step: int, reason: str, batches: Sequence[TrainBatch]) -> None:
         """Note which samples a bad step (counted from 0) was made of."""
         samples = [
-            {"source": sample.source, "id": sample.id, "position": sample.position}
+            {"source": batch.source_names[s.source], "id": s.id, "position": s.position}
             for batch in batches
-            for sample in batch.samples
+            for s in batch.samples
+            if s.id
         ]
         line = {"step": step + 1, "reason": reason, "samples": samples}
         with self.path.open("a", encoding="utf-8") as file:

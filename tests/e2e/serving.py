@@ -7,6 +7,7 @@ import io
 import json
 import os
 import re
+import resource
 import signal
 import socket
 import subprocess
@@ -16,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from http.client import HTTPResponse
 from pathlib import Path
 from typing import Any
@@ -172,14 +174,18 @@ def _check_error(answer: httpx2.Response) -> None:
 
 
 @contextmanager
-def serving(*words: str, environment: dict[str, str] | None = None) -> Iterator[Server]:
-    """Run `vl2 serve` on a free port until the block ends."""
+def serving(
+    *words: str, environment: dict[str, str] | None = None, files: int | None = None
+) -> Iterator[Server]:
+    """Run `vl2 serve` on a free port until the block ends; `files` is how many it may open."""
+    most = partial(resource.setrlimit, resource.RLIMIT_NOFILE, (files, files)) if files else None
     process = subprocess.Popen(
         [sys.executable, "-m", "vl2", "serve", "--port", "0", *words],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1", **(environment or {})},
+        preexec_fn=most,
     )
     log: list[str] = []
     assert process.stdout is not None

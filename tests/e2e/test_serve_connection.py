@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 
 import pytest
-from tests.e2e.serving import Server, asks, read_all, read_one, request, serving
+from PIL import Image
+from tests.e2e.serving import Server, asks, image_part, read_all, read_one, request, serving
 
 BODY = 200_000
 LIMITS = ("header_timeout=1", "body_timeout=1", "send_timeout=1", f"max_body={BODY}")
@@ -137,6 +138,27 @@ def test_idle_connections_are_closed_and_disturb_nobody(server: Server, full: bo
         assert sorted(times)[5] < 0.1
         statuses = [read_all(connection)[0] for connection in idle]
     assert statuses == [408, 0] * (len(idle) // 2)
+
+
+def test_more_connections_than_there_are_files_keep_nobody_out():
+    """The one that was quiet for longest makes room; pictures still find files for their pixels."""
+    with serving("nano", "--name", "test", files=256) as few, ExitStack() as stack:
+        idle = [stack.enter_context(few.dial()) for _ in range(200)]
+        for connection in idle[::3]:
+            connection.sendall(b"GET / HT")
+        kept = stack.enter_context(few.dial())
+        kept.sendall(request("/health/live", connection="keep-alive"))
+        assert read_one(kept) == 200
+        idle += [stack.enter_context(few.dial()) for _ in range(100)]
+        begun = time.monotonic()
+        assert few.raw(request("/health/live"))[0] == 200
+        assert time.monotonic() - begun < 1
+        picture = image_part(Image.new("RGB", (64, 48), "red"))
+        body = {"model": "test", "messages": [asks(picture, "Hi")], "max_tokens": 2}
+        kept.sendall(request("/v1/chat/completions", body))
+        assert read_one(kept) == 200
+        few.check_log()
+        assert not any("out of system resource" in line for line in few.log)
 
 
 CHAT = "/v1/chat/completions"

@@ -1,13 +1,15 @@
 """A connection of uvicorn's that bounds a request's headers in bytes and in time.
 
 uvicorn answers every malformed request with a text of its own and waits for headers for ever; this
-stands in front of its protocol for h11 and passes on what is within the limits.
+stands in front of its protocol for h11 and passes on what is within the limits. Where too many are
+open, one that does nothing makes room, since asyncio would take no other for a second at a time.
 """
 
 from __future__ import annotations
 
 import asyncio
 import re
+import resource
 import socket
 from collections.abc import Callable
 from typing import Any
@@ -24,6 +26,9 @@ body; then the connection is cut."""
 LINGER = 1.0
 """Seconds beyond a limit in which a refusal by the application itself is sent, and read."""
 
+MOST_OPEN = 4096
+"""Connections at a time, where the system lets a process have as many files."""
+
 _END = re.compile(rb"\n\r?\n")
 _REASONS = {400: b"Bad Request", 408: b"Request Timeout", 431: b"Request Header Fields Too Large"}
 
@@ -31,9 +36,16 @@ _REASONS = {400: b"Bad Request", 408: b"Request Timeout", 431: b"Request Header 
 class GuardedConnection(asyncio.Protocol):
     """Counts and times what comes of each request, and how its answer is read."""
 
-    def __init__(self, inner: H11Protocol, limits: Limits, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self,
+        inner: H11Protocol,
+        limits: Limits,
+        loop: asyncio.AbstractEventLoop,
+        others: Connections,
+    ) -> None:
         self._inner = inner
         self._limits = limits
+        self._others = others
         self._loop = loop
         self._transport: asyncio.Transport | None = None
         self._head = b""  # of the request whose headers come now
@@ -54,6 +66,7 @@ class GuardedConnection(asyncio.Protocol):
             peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._inner.connection_made(transport)
         self._expect_headers()
+        self._others.enter(self)
 
     def data_received(self, data: bytes) -> None:
         """Pass data on within the limits."""
@@ -67,7 +80,8 @@ class GuardedConnection(asyncio.Protocol):
         self._inner.data_received(data)
         if self._in_head and state.their_state is not h11.IDLE:
             self._in_head, self._head, self._body = False, b"", len(data)
-            self._time(self._limits.body_timeout + LINGER, self._cut)
+            self._others.enter(self)
+            self._time(self._limits.body_timeout + LINGER, self.cut)
         if not self._in_head and state.their_state is not h11.SEND_BODY:
             self._time(None)
 
@@ -77,6 +91,7 @@ class GuardedConnection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The client has gone."""
+        self._others.leave(self)
         self._time(None)
         self.resume_writing()
         self._inner.connection_lost(exc)
@@ -84,7 +99,7 @@ class GuardedConnection(asyncio.Protocol):
     def pause_writing(self) -> None:
         """The client reads slower than it is written to."""
         if self._writing is None:
-            self._writing = self._loop.call_later(self._limits.send_timeout, self._cut)
+            self._writing = self._loop.call_later(self._limits.send_timeout, self.cut)
         self._inner.pause_writing()
 
     def resume_writing(self) -> None:
@@ -99,7 +114,7 @@ class GuardedConnection(asyncio.Protocol):
         if not self._in_head:
             self._body += len(data)
             if self._body > DISCARDED * self._limits.max_body:
-                self._cut()
+                self.cut()
             return not self._refused
         before = len(self._head)
         self._head += data
@@ -136,7 +151,7 @@ class GuardedConnection(asyncio.Protocol):
         """Answer in uvicorn's place, unless it has begun to answer, and read nothing more."""
         assert self._transport is not None
         if self._inner.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
-            self._cut()
+            self.cut()
             return
         response = ApiError(status, code, message).response
         lines = [b"HTTP/1.1 %d %s" % (status, _REASONS[status]), b"connection: close"]
@@ -147,20 +162,70 @@ class GuardedConnection(asyncio.Protocol):
         # Closed at once, what the client still sends would be answered by a reset, and it might
         # never read why.
         self._transport.write_eof()
-        self._time(LINGER, self._cut)
+        self._time(LINGER, self.cut)
 
-    def _cut(self) -> None:
+    @property
+    def idle(self) -> bool:
+        """Whether no request is worked on, or its answer is not read."""
+        working = self._inner.conn.our_state in (h11.SEND_RESPONSE, h11.SEND_BODY)
+        return not working or self._writing is not None
+
+    def cut(self) -> None:
+        """Close the connection at once."""
         self._refused = True
         if self._transport is not None:
             self._transport.abort()
 
 
-def guarded(limits: Limits) -> Any:
-    """A factory for uvicorn's `Config(http=...)`."""
+class Connections:
+    """Those that are open, so many at most."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._open: dict[GuardedConnection, None] = {}  # what was quiet for longest comes first
+
+    def enter(self, one: GuardedConnection) -> None:
+        """Count a connection that was opened, or that a request came on.
+
+        If there are too many, the first that is idle is closed; if none is, the new one.
+        """
+        self.leave(one)
+        if len(self._open) >= self._most:
+            closed = next((other for other in self._open if other.idle), one)
+            self.leave(closed)
+            closed.cut()
+            if closed is one:
+                return
+        self._open[one] = None
+
+    def leave(self, one: GuardedConnection) -> None:
+        """Forget a connection."""
+        self._open.pop(one, None)
+
+
+def room(places: int, limits: Limits) -> tuple[int, int]:
+    """How many connections may be open, and how many are accepted before the first is counted.
+
+    The others of this process's files are for its work: a request that was let in has files and
+    tiles of its pictures in shared memory.
+    """
+    for_work = 128 + places * (2 * limits.max_images + 4)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MOST_OPEN + for_work
+    files = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    if soft != resource.RLIM_INFINITY and soft < files:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (files, hard))
+    for_work = min(for_work, files // 2)
+    return min(MOST_OPEN, files - for_work), min(2048, max(16, for_work // 8))
+
+
+def guarded(limits: Limits, most: int) -> Any:
+    """A factory for uvicorn's `Config(http=...)`, for so many connections at most."""
+    others = Connections(most)
 
     def make(config: Any, server_state: Any, app_state: Any, _loop: Any = None) -> asyncio.Protocol:
         loop = _loop or asyncio.get_running_loop()
         inner = H11Protocol(config, server_state, app_state, loop)
-        return GuardedConnection(inner, limits, loop)
+        return GuardedConnection(inner, limits, loop, others)
 
     return make

@@ -18,7 +18,7 @@ from vl2.serve.admission import Gate
 from vl2.serve.app import build
 from vl2.serve.chat import Service
 from vl2.serve.config import ServeConfig
-from vl2.serve.connection import guarded
+from vl2.serve.connection import guarded, room
 from vl2.serve.engine_client import EngineClient, EngineFailed, Facts
 from vl2.serve.errors import shutting_down
 from vl2.serve.fetch import fetcher
@@ -29,6 +29,8 @@ from vl2.serve.workers import Workers
 
 log = get_logger(__name__)
 
+BACKLOG = 2048
+"""Connections that the system holds until they are accepted."""
 LAST_WORDS = 1.0
 """Seconds for the error events of what a drain cuts off."""
 
@@ -79,6 +81,9 @@ async def _serve(
         )
         server = _server(service)
         serving = asyncio.create_task(server.serve([listener]))
+        while not (server.started or serving.done()):
+            await asyncio.sleep(0.01)
+        listener.listen(BACKLOG)  # by uvicorn only as many wait as asyncio accepts at once
         on_ready(_address(listener))
         stopped = asyncio.create_task(stop.asked.wait())
         died = asyncio.create_task(engine.gave_up.wait())
@@ -146,10 +151,12 @@ async def _emptied(service: Service, seconds: float) -> bool:
 def _server(service: Service) -> uvicorn.Server:
     AppStatus.disable_automatic_graceful_drain()  # it would cut streams off at the first signal
     limits = service.config.limits
+    most, at_once = room(service.gate.places, limits)
     server = uvicorn.Server(
         uvicorn.Config(
             build(service),
-            http=guarded(limits),
+            http=guarded(limits, most),
+            backlog=at_once,
             ws="none",
             lifespan="off",
             log_config=None,
@@ -173,7 +180,7 @@ def _listener(config: ServeConfig) -> socket.socket:
     try:
         family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
         return socket.create_server(
-            (config.host.strip("[]"), config.port), family=family, backlog=2048
+            (config.host.strip("[]"), config.port), family=family, backlog=BACKLOG
         )
     except (OSError, OverflowError) as error:
         why = {

@@ -224,6 +224,7 @@ def test_pages_of_a_pdf_are_pictures(page: Page, tmp_path: Path):
     file.write_bytes(pdf_of(pages))
     page.set_input_files("#files", file)
     expect(page.locator("#strip li .page")).to_have_text(["1", "2"])
+    expect(page.locator("#facts")).to_contain_text(re.compile("two.pdf, page [12]"))
     with page.expect_request(ROUTE) as request:
         ask(page, "What does it say?")
     [part, _] = request.value.post_data_json["messages"][0]["content"]
@@ -240,8 +241,12 @@ def test_of_a_long_pdf_pages_are_chosen(page: Page, tmp_path: Path):
     page.click("#pages-dialog .primary")
     expect(page.locator("#pages-why")).to_contain_text("41")
     page.fill("#pages", "3,39-40")
-    page.click("#pages-dialog .primary")
+    page.press("#pages", "Enter")
     expect(page.locator("#strip li .page")).to_have_text(["3", "39", "40"])
+    page.set_input_files("#files", file)
+    page.click("#pages-dialog .cancel")
+    expect(page.locator("#pages-dialog")).to_be_hidden()
+    expect(page.locator("#strip li")).to_have_count(3)
 
 
 def test_stop_ends_the_answer_here_and_in_the_engine(page: Page, server: Server, wide: Path):
@@ -274,11 +279,35 @@ def test_errors_are_told_where_they_belong(page: Page, tmp_path: Path, wide: Pat
     for file, told in ((broken, "broken.png"), (text, "notes.txt"), (bad, "damaged")):
         page.set_input_files("#files", file)
         expect(page.locator(".notice.error").last).to_contain_text(told)
+    top, bottom = place_of(page, ".notices")[1::2]
+    assert 0 < top < bottom < 500  # away from where questions are written
     page.set_input_files("#files", wide)
     page.evaluate("import('/web/js/state.js').then(m => { m.state.model = {id: 'other'} })")
     with page.expect_response(ROUTE):
         ask(page, "What?")
     expect(page.locator(".answered .bad")).to_contain_text("this server has nano")
+
+
+def test_a_picture_that_the_server_refuses_is_told_by_its_name(page: Page, tmp_path: Path):
+    drawn, cut = tmp_path / "drawn.svg", tmp_path / "cut.png"
+    drawn.write_text('<svg xmlns="http://www.w3.org/2000/svg" width="90" height="90"/>')
+    whole = (WEB / "examples" / "text.png").read_bytes()
+    cut.write_bytes(whole[: len(whole) * 2 // 3])
+    for file, told in ((drawn, "unsupported"), (cut, "damaged")):
+        page.set_input_files("#files", file)
+        expect(page.locator(".notice.error").last).to_contain_text(f"{file.name}: ")
+        expect(page.locator(".notice.error").last).to_contain_text(told)
+        expect(page.locator("#strip li")).to_have_count(0)
+    page.route("**/v1/layout", lambda route: route.fulfill(status=429, json={}))
+    page.set_input_files("#files", [cut, WEB / "examples" / "ring.png"])
+    ask(page, "What is it?")
+    expect(page.locator(".answered .bad")).to_contain_text("cut.png: the picture is damaged")
+
+
+def test_a_small_model_says_what_it_can_see(page: Page, wide: Path):
+    expect(page.locator(".invite .scope")).to_contain_text("nano is a small model")
+    page.set_input_files("#files", wide)
+    expect(page.locator(".fine .scope")).to_contain_text("112 ")
 
 
 def test_a_lost_server_and_a_broken_stream_are_told(page: Page, wide: Path):

@@ -6,9 +6,10 @@ const KEY = "vl2.key";
 
 /** What the server refused or what went wrong on the way; `message` is for people. */
 export class Failure extends Error {
-  constructor(message, { code = null, status = 0 } = {}) {
+  constructor(message, { code = null, status = 0, param = null } = {}) {
     super(message);
     this.code = code;
+    this.param = param; // the path of the field that is meant
     this.status = status;
   }
 }
@@ -39,7 +40,7 @@ async function failureOf(response) {
     // A proxy's page, not the server's own error.
   }
   const message = error?.message ?? `${response.status} ${response.statusText}`;
-  return new Failure(message, { code: error?.code, status: response.status });
+  return new Failure(message, { code: error?.code, status: response.status, param: error?.param });
 }
 
 /** The response to a request; asks for a key once where the server wants one. */

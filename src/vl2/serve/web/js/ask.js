@@ -85,6 +85,14 @@ export async function ask(question, { mode = "text", pictures = null, about = nu
   await answer(turn, messages);
 }
 
+/** The name of the file that a field such as "messages[0].content[1].image_url.url" holds. */
+function fileOf(messages, param) {
+  const [, message, at] = /^messages\[(\d+)\]\.content\[(\d+)\]/.exec(param ?? "") ?? [];
+  const part = messages[message]?.content[at];
+  if (part?.type === "file") return part.file.filename;
+  return [...state.pictures.values()].find(({ url }) => url === part?.image_url?.url)?.name;
+}
+
 /** Stop the answer that is coming; what has come stays. */
 export function stop() {
   running?.abort();
@@ -107,7 +115,8 @@ async function answer(turn, messages) {
       answer.state = "stopped";
     } else if (error instanceof api.Failure) {
       answer.state = "error";
-      answer.error = error.message;
+      const name = fileOf(messages, error.param);
+      answer.error = name ? `${name}: ${error.message}` : error.message;
     } else {
       answer.state = "error";
       answer.error = t("broken");

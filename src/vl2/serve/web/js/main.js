@@ -64,6 +64,9 @@ function listen() {
   on("language", drawTheme);
   on("pictures", () => keep());
   on("large", () => notify(t("tooLarge")));
+  for (const cancel of document.querySelectorAll("dialog .cancel")) { // no submit button: Enter presses the first
+    cancel.addEventListener("click", () => cancel.closest("dialog").close(""));
+  }
   $("#theme").addEventListener("click", nextTheme);
   $("#language").addEventListener("click", () => {
     switchLanguage();

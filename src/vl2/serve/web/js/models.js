@@ -21,7 +21,18 @@ function choose(id) {
   changed("model");
 }
 
+/** What a model that reads every picture as one small view is good for. */
+function drawScope() {
+  const { model } = state;
+  const small = model?.single_questions && model.max_tiled_images === 0;
+  for (const line of document.querySelectorAll(".scope")) {
+    line.hidden = !small;
+    line.textContent = small ? t("scope", { model: model.id, n: model.tile_size }) : "";
+  }
+}
+
 function draw() {
+  drawScope();
   const menu = $("#models");
   menu.hidden = state.models.length < 2;
   $("#model .name").hidden = !menu.hidden;

@@ -3,7 +3,9 @@
 import * as api from "./api.js";
 import { $, imageOf, notify } from "./dom.js";
 import { number, t } from "./i18n.js";
-import { addPictures, changed, id, state } from "./state.js";
+import { addPictures, changed, id, removePicture, state } from "./state.js";
+
+const REFUSED = new Set([400, 413, 415, 422]); // of a picture itself, whenever it is sent
 
 const asDataUrl = (file) => new Promise((resolve, reject) => {
   const reader = new FileReader();
@@ -27,7 +29,7 @@ async function pagesOf(file) {
   const pdf = id();
   state.files.set(pdf, { name: file.name, url });
   return Promise.all(found.pages.map((page) => pictureOf(page.url, {
-    name: `${file.name} · ${page.page}`, file: pdf, page: page.page,
+    name: t("pageOf", { name: file.name, page: page.page }), file: pdf, page: page.page,
   })));
 }
 
@@ -120,8 +122,13 @@ export async function measure(picture) {
   } catch (failure) {
     if (!(failure instanceof api.Failure)) throw failure;
     picture.layout.error = failure.message;
+    // The same gate would refuse the question: told now, as of files that the browser cannot show.
+    if (REFUSED.has(failure.status) && state.pending.includes(picture.id)) {
+      notify(`${picture.name}: ${failure.message}`, "error");
+      return removePicture(picture.id);
+    }
   }
-  changed("layout", picture);
+  return changed("layout", picture);
 }
 
 /** Size and page of a picture in words. */

@@ -8,14 +8,6 @@ from difflib import get_close_matches
 from importlib import resources
 from pathlib import Path
 
-from huggingface_hub import constants, snapshot_download
-from huggingface_hub.errors import (
-    GatedRepoError,
-    LocalEntryNotFoundError,
-    OfflineModeIsEnabled,
-    RepositoryNotFoundError,
-)
-
 from vl2.folders import expand, names_something
 from vl2.logs import get_logger
 from vl2.presets import RELEASED
@@ -132,6 +124,8 @@ def _alike(name: str) -> str:
 
 
 def _fetch(hub_id: str, patterns: list[str]) -> Path:
+    from huggingface_hub import snapshot_download  # noqa: PLC0415 - a local model does not wait for it
+
     log.info("looking for %s in the hub's cache and on the hub", hub_id)
     try:
         # Folders inside a repository (other formats, demos) are never part of the model.
@@ -147,14 +141,18 @@ def _fetch(hub_id: str, patterns: list[str]) -> Path:
 
 def _hub_says(error: Exception) -> str:
     """Why the hub does not give a model, in a few words."""
+    from huggingface_hub import constants, errors  # noqa: PLC0415 - see `_fetch`
+
     match error:
-        case GatedRepoError():
+        case errors.GatedRepoError():
             return "the Hub gives it only to those whom its authors let in (set HF_TOKEN)"
-        case RepositoryNotFoundError():
+        case errors.RepositoryNotFoundError():
             return "the Hub has none of this name, or a private one (set HF_TOKEN)"
-        case LocalEntryNotFoundError() | OfflineModeIsEnabled() if constants.HF_HUB_OFFLINE:
+        case errors.LocalEntryNotFoundError() | errors.OfflineModeIsEnabled() if (
+            constants.HF_HUB_OFFLINE
+        ):
             return "HF_HUB_OFFLINE keeps from asking the Hub"
-        case LocalEntryNotFoundError():
+        case errors.LocalEntryNotFoundError():
             return "the Hub cannot be reached"
         case _:
             return f"the Hub did not give it ({type(error).__name__})"

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import re
+import subprocess
 import sys
 from contextlib import redirect_stdout
 from itertools import pairwise
@@ -51,6 +52,22 @@ def test_ask_prints_the_answer_alone(vl2_command, picture, model_folder):
     assert out.endswith("\n")
     assert err == "the answer was cut after 5 tokens, by --max-tokens or the end of the context\n"
     assert vl2_command(*words)[1] == out
+
+
+def test_ask_imports_nothing_for_training_or_the_hub(picture: Path, model_folder: Path):
+    script = f"""
+import sys
+from vl2.cli import main
+words = ["ask", {str(picture)!r}, "What?", "--model", {str(model_folder)!r}]
+code = main([*words, "--max-tokens", "1"])
+print(code, *sys.modules)
+"""
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    code, *loaded = run.stdout.splitlines()[-1].split()
+    assert code == "0"
+    assert "vl2.engine.engine" in loaded
+    needless = {"vl2.data", "vl2.train", "pyarrow", "grain", "huggingface_hub", "tensorboard"}
+    assert not needless & set(loaded)
 
 
 def test_ask_prints_json(vl2_command, picture, model_folder):

@@ -17,7 +17,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from vl2 import model_folder
 from vl2.checkpoint import report
 from vl2.checkpoint.budget import best, plan_memory, system_bytes
 from vl2.checkpoint.errors import CheckpointError
@@ -71,20 +70,20 @@ def test_inspect_needs_no_files_for_a_preset(
 def test_a_released_size_needs_no_network_by_either_name(
     name: str, stdout: Read, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(model_folder, "snapshot_download", None)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", None)
     hub_id = RELEASED[name]
     assert find_config(hub_id) == find_config(name)
     inspect(hub_id)
     assert hub_id in stdout()
     plan(hub_id, memory="80GB")
     assert f"--model {hub_id}" in stdout()
-    monkeypatch.setattr(model_folder, "snapshot_download", lambda found, **_: found)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda found, **_: found)
     assert resolve(name) == Path(hub_id)
 
 
 @pytest.mark.parametrize("model", ["tiny", RELEASED["tiny"]])
 def test_a_run_from_a_released_size_is_planned_offline(model: str, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(model_folder, "snapshot_download", None)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", None)
     config = RECIPES["tiny_lora"]()
     config = replace(config, init=replace(config.init, model=model))
     assert planned_run(config)["parameters"]["trained"] > 0

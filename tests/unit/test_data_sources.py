@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,35 @@ def folder(tmp_path: Path) -> Path:
     for name in ("a.jpg", "b.jpg"):
         (tmp_path / name).write_bytes(picture())
     return tmp_path
+
+
+def test_a_source_imports_its_own_format_only(tmp_path: Path):
+    (tmp_path / "rows.jsonl").write_text('{"text": "a"}\n')
+    script = f"""
+import sys
+import vl2.cli.train, vl2.train.setup
+from vl2.data.config import SourceConfig
+from vl2.data.sources import open_source
+opened = [SourceConfig(path={str(tmp_path / "rows.jsonl")!r}, format="text")]
+opened += [SourceConfig(path="easy", format="synthetic")]
+kinds = ("vl2.data.", "pyarrow", "grain")
+found = lambda: {{name for name in sys.modules if name.startswith(kinds)}}
+before = found()
+for config in opened:
+    open_source(config)
+    print(*sorted(found() - before))
+    before = found()
+print(*sorted(before))
+"""
+    run = [sys.executable, "-c", script]
+    out = subprocess.run(run, capture_output=True, text=True, check=True).stdout
+    text, drawn, loaded = (set(line.split()) for line in out.splitlines())
+    assert "vl2.data.source_text" in text
+    assert "vl2.data.source_synthetic" in drawn
+    assert "vl2.data.source_json" not in drawn
+    containers = {"vl2.data.source_webdataset", "vl2.data.source_parquet", "pyarrow", "grain"}
+    assert not containers & loaded
+    assert not any(name.startswith(("vl2.data.synthetic", "vl2.data.make")) for name in text)
 
 
 # LLaVA

@@ -68,7 +68,7 @@ def test_what_the_hub_says_is_told_in_a_few_words(raised: Exception, told: str, 
     def download(*_: object, **__: object) -> None:
         raise raised
 
-    monkeypatch.setattr(model_folder, "snapshot_download", download)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
     with pytest.raises(ValueError, match=told) as refused:
         resolve("some/model")
     assert len(str(refused.value)) < 220
@@ -82,7 +82,7 @@ def test_only_json_and_safetensors_are_fetched(monkeypatch: pytest.MonkeyPatch):
         asked.append(options)
         return "somewhere"
 
-    monkeypatch.setattr(model_folder, "snapshot_download", download)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
     assert resolve("some/model") == Path("somewhere")
     resolve("some/model", weights=False)
     assert asked[0]["allow_patterns"] == ["*.json", "*.safetensors"]

@@ -7,7 +7,15 @@ from typing import Annotated
 
 from vl2.ranges import Range, check_ranges
 
-FORMATS = ("llava", "webdataset", "parquet", "text", "interleaved", "synthetic")
+FORMATS = {
+    "llava": "vl2.data.source_llava:open_llava",
+    "webdataset": "vl2.data.source_webdataset:WebDatasetSource",
+    "parquet": "vl2.data.source_parquet:ParquetSource",
+    "text": "vl2.data.source_text:open_text",
+    "interleaved": "vl2.data.source_text:open_interleaved",
+    "synthetic": "vl2.data.source_synthetic:SyntheticSource",
+}
+"""Formats of sources and what opens each, for `data.sources.open_source`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
+from pkgutil import resolve_name
 from typing import Protocol, runtime_checkable
 
-from vl2.data.config import SourceConfig
+from vl2.data.config import FORMATS, SourceConfig
 from vl2.data.records import Record
-from vl2.data.source_llava import open_llava
-from vl2.data.source_parquet import ParquetSource
-from vl2.data.source_synthetic import SyntheticSource
-from vl2.data.source_text import open_interleaved, open_text
-from vl2.data.source_webdataset import WebDatasetSource
 
 
 @runtime_checkable
@@ -40,20 +36,10 @@ class Source(Protocol):
 
 
 def open_source(config: SourceConfig) -> Source:
-    """Open a source by its format.
+    """Open a source by its format, whose module is imported here: a run loads what it reads.
 
     Raises:
         ValueError: files are missing or cannot be used as a whole; what is wrong with single rows
             shows when they are read.
     """
-    return _OPENERS[config.format](config)
-
-
-_OPENERS = {
-    "llava": open_llava,
-    "webdataset": WebDatasetSource,
-    "parquet": ParquetSource,
-    "text": open_text,
-    "interleaved": open_interleaved,
-    "synthetic": SyntheticSource,
-}
+    return resolve_name(FORMATS[config.format])(config)

@@ -37,6 +37,8 @@ class Server:
     url: str
     process: subprocess.Popen[str]
     log: list[str] = field(default_factory=list)
+    start_seconds: float = 0.0
+    """How long the start took, the model's loading included."""
 
     def client(self, key: str | None = None) -> httpx2.Client:
         headers = {"authorization": f"Bearer {key}"} if key else {}
@@ -84,6 +86,12 @@ class Server:
         """The number of the engine's process."""
         [pid] = [pid for pid, module in self.children().items() if "engine" in module]
         return pid
+
+    def memory(self, *pids: int) -> int:
+        """Bytes that processes of the server have in memory; all of them if none is named."""
+        pids = pids or (self.process.pid, *self.children())
+        pages = (int(Path(f"/proc/{pid}/statm").read_text().split()[1]) for pid in pids)
+        return os.sysconf("SC_PAGE_SIZE") * sum(pages)
 
     def descriptors(self) -> dict[int, int]:
         """How many files each process of the server has open."""
@@ -179,6 +187,7 @@ def serving(
 ) -> Iterator[Server]:
     """Run `vl2 serve` on a free port until the block ends; `files` is how many it may open."""
     most = partial(resource.setrlimit, resource.RLIMIT_NOFILE, (files, files)) if files else None
+    begun = time.monotonic()
     process = subprocess.Popen(
         [sys.executable, "-m", "vl2", "serve", "--port", "0", *words],
         stdout=subprocess.PIPE,
@@ -198,7 +207,7 @@ def serving(
         address = process.stdout.readline().strip()
         late.cancel()
         assert address, "".join(log)
-        yield Server(address, process, log)
+        yield Server(address, process, log, time.monotonic() - begun)
     finally:
         if process.poll() is None:
             process.send_signal(signal.SIGTERM)

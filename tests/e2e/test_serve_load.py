@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from functools import partial
 
 import pytest
 from PIL import Image
@@ -166,11 +167,12 @@ def leave(server: Server, seed: int) -> None:
 
 
 def test_nothing_is_left_of_clients_that_leave(server: Server, full: bool):
-    """Places, blocks, files; and every scrape on the way adds up."""
+    """Places, blocks, files, tasks, memory; and every scrape on the way adds up."""
     with ThreadPoolExecutor(4) as pool:
         while len(server.children()) < 3:  # the engine and both workers
             list(pool.map(lambda _: server.chat(asks(PICTURE, "Hi"), max_tokens=1), range(4)))
-    free, files = server.free_blocks(), server.descriptors()
+    list(map(partial(leave, server), range(-24, 0)))  # what is made once is made now
+    free, files, memory = server.free_blocks(), server.descriptors(), server.memory()
     over, before, scrapes = threading.Event(), server.metrics(), []
 
     def scrape() -> None:
@@ -197,4 +199,6 @@ def test_nothing_is_left_of_clients_that_leave(server: Server, full: bool):
     at_gate = gained.get('vl2_rejected_total{reason="overloaded"}', 0)
     assert gained["vl2_errored_total"] == late - at_gate
     server.wait_for(lambda: server.descriptors() == files)
+    server.wait_for(lambda: server.metrics()["vl2_tasks"] <= before["vl2_tasks"])
+    server.wait_for(lambda: server.memory() < 1.01 * memory + 8 * 2**20)
     assert server.chat(asks(PICTURE, "Hi")).status_code == 200

@@ -11,7 +11,6 @@ from base64 import b64encode, urlsafe_b64encode
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -117,13 +116,6 @@ def test_damaged_pictures_are_refused_or_read(server: Server, full: bool):
     assert found[400] > 0
 
 
-def memory(server: Server) -> int:
-    """Bytes that the server's processes have in memory."""
-    pids = [server.process.pid, *server.children()]
-    pages = (int(Path(f"/proc/{pid}/statm").read_text().split()[1]) for pid in pids)
-    return 4096 * sum(pages)
-
-
 def bombs() -> dict[str, bytes]:
     line = zlib.compressobj(9)
     zeros = b"".join(line.compress(bytes(1673)) for _ in range(13377)) + line.flush()
@@ -145,14 +137,14 @@ def bombs() -> dict[str, bytes]:
 def test_bombs_are_refused_before_they_unfold(server: Server, full: bool):
     for _ in range(8):  # both workers have started, and read a picture
         assert layout(server, data_url(WHOLE)).status_code == 200
-    before, times = memory(server), []
+    before, times = server.memory(), []
     for name, data in bombs().items():
         begun = time.monotonic()
         answer = layout(server, data_url(data))
         times.append(time.monotonic() - begun)
         assert answer.status_code == 400, name
         assert answer.json()["error"]["code"] == "invalid_image"
-    assert memory(server) - before < 8 * MIB
+    assert server.memory() - before < 8 * MIB
     assert sorted(times)[len(times) // 2] < (0.05 if full else 1)
 
 

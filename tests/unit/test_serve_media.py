@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -15,16 +16,18 @@ from PIL import Image
 from tests.unit.pdf_files import PdfPage, pdf_of, show
 from tests.unit.picture_files import picture, to_bytes
 
+import vl2.serve.media
 from vl2.model_folder import resolve
 from vl2.processing.image_gate import admit
 from vl2.processing.processor import Processor
 from vl2.processing.tiling import views_of
+from vl2.serve import apart
 from vl2.serve.config import Limits
 from vl2.serve.engine_client import Facts
 from vl2.serve.engine_process import read_views
 from vl2.serve.errors import ApiError
 from vl2.serve.fetch import fetcher
-from vl2.serve.media import Media
+from vl2.serve.media import Media, _joined
 from vl2.serve.prompt import Plan, Source, params_of
 from vl2.serve.schema import ChatRequest, FileData
 from vl2.serve.wire import to_memory
@@ -133,3 +136,42 @@ def test_what_is_cut_is_freed_when_nobody_waits_for_the_rest(
     [memory] = made
     with pytest.raises(OSError, match="Bad file descriptor"):
         os.fstat(memory)
+
+
+def test_memory_that_a_thread_makes_is_freed_when_nobody_waits_for_it(
+    media: Media, monkeypatch: pytest.MonkeyPatch
+):
+    go_on, made = threading.Event(), list[int]()
+
+    def slow(data: bytes) -> int:
+        go_on.wait(10)
+        made.append(to_memory(data))
+        return made[-1]
+
+    async def ask() -> None:
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.05):
+                await media.gather(plan([picture(400, 400)]), facts())
+        go_on.set()
+        while asyncio.all_tasks() - {asyncio.current_task()}:
+            await asyncio.sleep(0.01)
+
+    monkeypatch.setattr(apart, "SMALL", 0)
+    monkeypatch.setattr(vl2.serve.media, "to_memory", slow)
+    asyncio.run(ask())
+    [memory] = made
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(memory)
+
+
+def test_memories_are_joined_in_order_or_all_freed():
+    parts = [b"a" * 5_000_000, b"", b"b" * 3]
+    joined = _joined([to_memory(part) for part in parts])
+    assert os.pread(joined, 9_000_000, 0) == b"".join(parts)
+    os.close(joined)
+    memories = [os.open(os.devnull, os.O_RDONLY), to_memory(b"b"), to_memory(b"c")]
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        _joined(memories)
+    for memory in memories:
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(memory)

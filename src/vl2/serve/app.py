@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 from base64 import b64encode
 from contextlib import closing
@@ -87,10 +86,10 @@ def _add_model_routes(app: FastAPI, service: Service) -> None:
         """Ids of a text, or of a conversation as the model gets it."""
         with closing(service.enter()):
             limits = service.config.limits
-            asked, _ = await read_request(request, schema.TokenizeRequest, limits)
+            asked, size = await read_request(request, schema.TokenizeRequest, limits)
             if asked.model is not None:
                 service.check_model(asked.model)
-            ids = await _ids(service, asked)
+            ids = await _ids(service, asked, size)
         return JSONResponse(
             {"tokens": ids, "count": len(ids), "max_model_len": service.facts.context}
         )
@@ -178,7 +177,8 @@ def _add_watch_routes(app: FastAPI, service: Service) -> None:
         return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
-async def _ids(service: Service, asked: schema.TokenizeRequest) -> list[int]:
+async def _ids(service: Service, asked: schema.TokenizeRequest, size: int) -> list[int]:
+    """Ids of a request of so many bytes."""
     limits, context = service.config.limits, service.facts.context
     message: Message = {
         "kind": "tokenize",
@@ -194,7 +194,7 @@ async def _ids(service: Service, asked: schema.TokenizeRequest) -> list[int]:
         check_length([asked.prompt], context, "prompt")
     if asked.messages is not None:
         request = schema.ChatRequest(model=service.model, messages=asked.messages)
-        plan = await asyncio.to_thread(plan_chat, request, limits, context)
+        plan = await apart(size, plan_chat, request, limits, context)
         cut = service.media.gather(plan, service.facts)
         pictures = await within(limits.request_timeout, cut)
         message |= {"messages": told(plan, pictures), "views": pictures.views}

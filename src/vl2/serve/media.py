@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, ParamSpec
 
 from vl2 import geometry
 from vl2.geometry import Resolution
@@ -21,6 +21,7 @@ from vl2.serve.prompt import Plan, Source
 from vl2.serve.wire import Message, to_memory
 from vl2.serve.workers import Workers
 
+P = ParamSpec("P")
 Cut = tuple[Message, int]
 """Facts of a source's pictures, and the memory of their tiles."""
 
@@ -83,12 +84,12 @@ class Media:
         except ApiError:
             _close(memories)
             raise
-        many = len(memories) > 1
+        size = sum(os.fstat(memory).st_size for memory in memories)
         return Pictures(
             views=views,
             counts=counts,
             pages=[page for told in measured for page in told.get("pages", [None])],
-            memory=await asyncio.to_thread(_joined, memories) if many else memories[0],
+            memory=await _made(size, _joined, memories) if len(memories) > 1 else memories[0],
         )
 
     async def layouts(self, source: Source, facts: Facts, pictures: int) -> Message:
@@ -133,7 +134,7 @@ class Media:
                 if source.url is not None:
                     data = await self.fetcher.get(source.url, source.param)
                 assert data is not None
-                files.append((await apart(len(data), to_memory, data), len(data)))
+                files.append((await _made(len(data), to_memory, data), len(data)))
             yield files
         finally:
             for descriptor, _ in files:
@@ -271,14 +272,34 @@ def _close(memories: Sequence[int]) -> None:
         os.close(memory)
 
 
-def _joined(memories: list[int]) -> int:
-    """One memory of all, in order; the others are closed."""
+async def _made(size: int, make: Callable[P, int], *args: P.args, **kwargs: P.kwargs) -> int:
+    """Shared memory of so many bytes, freed when nobody waits for the thread that makes it."""
+    making = asyncio.ensure_future(apart(size, make, *args, **kwargs))
+    try:
+        return await asyncio.shield(making)
+    except asyncio.CancelledError:
+        making.add_done_callback(_free)
+        raise
+
+
+def _free(making: asyncio.Future[int]) -> None:
+    if not making.cancelled() and making.exception() is None:
+        os.close(making.result())
+
+
+def _joined(memories: Sequence[int]) -> int:
+    """One memory of all, in order; the others are closed, and all when it cannot be made."""
     first, *rest = memories
     end = os.fstat(first).st_size
-    for memory in rest:
-        size, done = os.fstat(memory).st_size, 0
-        while done < size:
-            done += os.pwrite(first, os.pread(memory, 2**22, done), end + done)
-        end += size
-        os.close(memory)
+    try:
+        for memory in rest:
+            size, done = os.fstat(memory).st_size, 0
+            while done < size:
+                done += os.pwrite(first, os.pread(memory, 2**22, done), end + done)
+            end += size
+    except OSError:
+        os.close(first)
+        raise
+    finally:
+        _close(rest)
     return first

@@ -6,6 +6,8 @@ server's one loop. No label holds what a client chose.
 
 from __future__ import annotations
 
+import asyncio
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from vl2 import __version__
@@ -47,6 +49,7 @@ class Metrics:
             for name in ("up", "restarts", *ENGINE_GAUGES, *ENGINE_COUNTERS)
         }
         self._workers = self._gauge("worker_restarts", "Processes for pictures that were replaced.")
+        self._tasks = self._gauge("tasks", "Tasks of the server's loop; they grow with a leak.")
         self._gauge("build_info", "Version of vl2.", "version").labels(__version__).set(1)
 
     def begin(self) -> None:
@@ -64,6 +67,7 @@ class Metrics:
         self._engine["up"].set(up)
         self._engine["restarts"].set(restarts)
         self._workers.set(worker_restarts)
+        self._tasks.set(len(asyncio.all_tasks()))
         for name in (*ENGINE_GAUGES, *ENGINE_COUNTERS):
             self._engine[name].set(beat.get(name, 0))
         return generate_latest(self.registry)

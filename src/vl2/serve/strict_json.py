@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Iterator
 from typing import Any
 
 from vl2.serve.errors import ApiError
@@ -16,9 +17,12 @@ MAX_MARKS = 5
 MAX_KEYS = 10_000
 """Of one object: each that is unknown costs more than a value does."""
 MAX_DIGITS = 20
+MAX_ESCAPES = 1_000_000
+"""A picture of 20 MiB has less than half as many where every slash of its base64 is escaped."""
 
-_TOKENS = re.compile(rb'"[^"\\]*+(?:\\(?:.|\Z)[^"\\]*+)*+(?:"|\Z)|[\[{\]},]', re.DOTALL)
-"""Strings, which are passed over, and brackets and commas, in time linear in any text's length."""
+_TOKENS = re.compile(rb'"[^"\\]{0,99}+"|["\[{\]},]|[^"\[{\]},]{999}')
+"""Short strings whole, of others the first quote, brackets and commas. What is long between them
+comes in parts, since no other thread runs while a pattern is matched."""
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
@@ -55,16 +59,43 @@ def loads(body: bytes) -> dict[str, Any]:
 
 
 def _check_shape(body: bytes) -> None:
-    """Count depth and values before anything is built."""
+    """Count escapes, depth and values before anything is built."""
+    if body.count(b"\\") > MAX_ESCAPES:
+        raise _bad(f"the body holds more than {MAX_ESCAPES:,} backslashes: send text as UTF-8")
     depth = values = 0
-    for number, found in enumerate(_TOKENS.finditer(body)):
-        mark = body[found.start()]
+    for number, mark in enumerate(_marks(body)):
         depth += (mark in b"[{") - (mark in b"]}")
         values += mark in b","
         if depth > MAX_DEPTH:
             raise _bad(f"the body nests deeper than {MAX_DEPTH} levels: send a flatter object")
         if values > MAX_VALUES or number > MAX_MARKS * MAX_VALUES:
             raise _bad(f"the body holds more than {MAX_VALUES:,} values: send fewer")
+
+
+def _marks(body: bytes) -> Iterator[int]:
+    """The brackets and commas, and the first quote of each string."""
+    place: int | None = 0
+    while place is not None:
+        tokens, place = _TOKENS.finditer(body, place), None
+        for found in tokens:
+            yield body[found.start()]
+            if found.group() == b'"':
+                place = _string_end(body, found.start())
+                break
+
+
+def _string_end(body: bytes, start: int) -> int:
+    """The place after a string. `find` is ten times as fast as a pattern: most are pictures."""
+    begun = start + 1
+    while (quote := body.find(b'"', begun)) >= 0:
+        escapes = 0
+        if body[quote - 1] == ord("\\"):
+            text = body[begun:quote]
+            escapes = len(text) - len(text.rstrip(b"\\"))
+        if escapes % 2 == 0:
+            return quote + 1
+        begun = quote + 1
+    return len(body)
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

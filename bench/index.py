@@ -83,7 +83,7 @@ def main() -> None:
                     "rows": rows,
                     "processes": processes,
                     "pictures": given.pictures,
-                    "mean_tokens": round(index.mean_tokens(0), 1),
+                    "mean_tokens": round(float(index.counts(0).mean()), 1),
                     "seconds": round(seconds, 1),
                     "rows_per_second": round(rows / seconds),
                 }

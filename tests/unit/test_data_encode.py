@@ -16,7 +16,7 @@ from PIL import Image
 
 import vl2
 from vl2.data.augment import Damage, damaged
-from vl2.data.encode import encode_record, token_count
+from vl2.data.encode import encode_record, record_size
 from vl2.data.records import Record, RecordError, Turn
 from vl2.data.source_pictures import TRAINING, picture_size
 from vl2.processing.image_gate import open_image
@@ -87,7 +87,9 @@ def test_documents_are_learnt_whole(processor: vl2.Processor):
     for mask_prompt in (True, False):
         inputs = encode_record(sample, processor, mask_prompt=mask_prompt)
         assert learnt(inputs, processor) == "One.\n\nTwo."
-        assert token_count(sample, processor, mask_prompt=mask_prompt) == len(inputs.input_ids)
+        assert record_size(sample, processor, mask_prompt=mask_prompt).tokens == len(
+            inputs.input_ids
+        )
 
 
 def test_control_strings_of_training_text_are_obeyed(processor: vl2.Processor):
@@ -131,7 +133,7 @@ def test_token_count_is_exact(processor, pictures, before, after, form, content)
     else:
         sample = document(text, *images)
     length = encoded_length(sample, processor)
-    assert length is None or token_count(sample, processor) == length
+    assert length is None or record_size(sample, processor).tokens == length
 
 
 def late_chunk(name: bytes, body: bytes, size: tuple[int, int] = (90, 30)) -> bytes:
@@ -154,7 +156,9 @@ def test_orientation_behind_the_pixels_of_a_png_counts(processor: vl2.Processor)
     for data, size in zip(hidden, [(30, 90), (30, 90), (90, 30)], strict=True):
         assert picture_size(data) == open_image(data, TRAINING).size == size
         sample = record("<image>", "A.", images=(data,))
-        assert token_count(sample, processor) == len(encode_record(sample, processor).input_ids)
+        assert record_size(sample, processor).tokens == len(
+            encode_record(sample, processor).input_ids
+        )
 
 
 def test_a_large_photograph_is_counted_as_it_is_decoded(processor: vl2.Processor):
@@ -165,10 +169,10 @@ def test_a_large_photograph_is_counted_as_it_is_decoded(processor: vl2.Processor
     assert picture_size(data) == (101, 67)  # boxes refer to it
     assert picture_size(data, small.admission(TRAINING), decoded=True) == (51, 34)
     sample = record("<image>", "A.", images=(data,))
-    assert token_count(sample, small) == len(encode_record(sample, small).input_ids)
+    assert record_size(sample, small).tokens == len(encode_record(sample, small).input_ids)
     sample = record("<image>", "A.", images=(picture((101, 67)),))
-    assert token_count(sample, processor) == len(encode_record(sample, processor).input_ids)
-    for refused in (token_count, encode_record):
+    assert record_size(sample, processor).tokens == len(encode_record(sample, processor).input_ids)
+    for refused in (record_size, encode_record):
         with pytest.raises(RecordError, match=r"at most 3,000 are decoded: .* raise max_pixels"):
             refused(sample, small)
 
@@ -181,7 +185,7 @@ def test_odd_pictures_are_taken(tmp_path: Path, processor: vl2.Processor):
     for name in ("sixteen.png", "cmyk.jpg", "grey.gif"):
         sample = record("<image>", "A.", images=(tmp_path / name,))
         inputs = encode_record(sample, processor)
-        assert len(inputs.input_ids) == token_count(sample, processor)
+        assert len(inputs.input_ids) == record_size(sample, processor).tokens
         assert bool(inputs.images.isfinite().all())
 
 
@@ -211,7 +215,7 @@ def test_bad_pictures_are_refused(tmp_path: Path, processor: vl2.Processor, name
         assert f"picture 2: {path})" in str(caught.value)
     if in_header:
         with pytest.raises(RecordError, match="7#3 of mine, picture 2"):
-            token_count(sample, processor)
+            record_size(sample, processor)
 
 
 @pytest.mark.parametrize(
@@ -229,7 +233,7 @@ def test_bad_pictures_are_refused(tmp_path: Path, processor: vl2.Processor, name
     ],
 )  # fmt: skip
 def test_bad_text_is_refused(processor: vl2.Processor, sample: Record, reason: str):
-    for call in (encode_record, token_count):
+    for call in (encode_record, record_size):
         with pytest.raises(RecordError) as caught:
             call(sample, processor)
         assert reason in str(caught.value)

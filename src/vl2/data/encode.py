@@ -97,11 +97,6 @@ def record_size(record: Record, processor: Processor, *, mask_prompt: bool = Tru
     return RecordSize(tokens=len(encoded.input_ids), tiles=tiles)
 
 
-def token_count(record: Record, processor: Processor, *, mask_prompt: bool = True) -> int:
-    """Number of tokens that `encode_record` gives, see `record_size`."""
-    return record_size(record, processor, mask_prompt=mask_prompt).tokens
-
-
 def _messages(record: Record) -> list[dict[str, str]]:
     return [{"role": turn.role, "content": turn.text} for turn in record.turns]
 

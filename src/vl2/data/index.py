@@ -110,11 +110,6 @@ class RowIndex:
         """Tiles of each row of a source, int32; 0 for text alone, -1 where a row cannot be used."""
         return self._sizes[source_index][1]
 
-    def mean_tokens(self, source_index: int) -> float:
-        """Mean over the rows of a source that can be used."""
-        counts = self.counts(source_index)
-        return float(counts[counts != UNUSABLE].mean())
-
 
 def _counted(
     source: Source,

@@ -17,6 +17,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from vl2.data.balance_tiles import TileLoad
 from vl2.data.collate import PAD_SEGMENT, TrainBatch
 from vl2.logs import get_logger
 from vl2.train.flops import document_pairs
@@ -177,8 +178,8 @@ class MetricsLog:
             seen = [values[name] for values in self.pending if name in values]
             line[name] = _rounded(sum(seen) / len(seen))
         if (most := line.pop("tiles_most", None)) is not None:
-            mean = line.pop("tiles_mean")
-            line["tile_imbalance"] = _rounded(most / mean) if mean else 1.0
+            load = TileLoad(most=most, mean=line.pop("tiles_mean"))
+            line["tile_imbalance"] = _rounded(load.imbalance)
         line["seconds"] = round(time.monotonic() - self.started, 1)
         self.pending.clear()
         with self.path.open("a", encoding="utf-8") as file:

@@ -280,7 +280,7 @@ BAD = {
             }
         },
         "invalid_schema",
-        "json",
+        "the JSON schema",
     ),
 }
 
@@ -320,3 +320,10 @@ def test_unfit_pictures_are_refused(server: Server, part: dict, status: int, cod
     error = answer.json()["error"]
     assert (answer.status_code, error["code"]) == (status, code)
     assert error["param"].startswith("messages[0].content[0]")
+
+
+def test_a_wrong_method_is_told_the_right_one(server: Server):
+    with server.client() as client:
+        answer = client.get("/v1/chat/completions")
+    assert answer.status_code == 405
+    assert answer.json()["error"]["message"] == "GET is not allowed here: use POST"

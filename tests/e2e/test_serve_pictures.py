@@ -179,6 +179,8 @@ def test_other_files_are_not_opened(server: Server, kind: str):
     answer = layout(server, data_url(NOT_PICTURES[kind]))
     assert answer.status_code == 415
     assert answer.json()["error"]["code"] == "invalid_image"
+    remedy = 'a part of type "file"' if kind == "pdf" else "use PNG, JPEG"
+    assert remedy in answer.json()["error"]["message"]
     assert set(server.children().values()) <= {"vl2.serve.worker", "vl2.serve.engine_process"}
 
 

@@ -111,7 +111,7 @@ def test_truncated(kind: str, percent: int):
 
 @pytest.mark.parametrize(
     "data",
-    [b"", b"\0", b"hello", bytes(1000), b"%PDF-1.7", b"<html>", b"\xff\xd8", b"RIFF1234WAVE"],
+    [b"", b"\0", b"hello", bytes(1000), b"%PDX-1.7", b"<html>", b"\xff\xd8", b"RIFF1234WAVE"],
 )
 def test_garbage(data: bytes):
     assert refusal(data) == "unsupported"
@@ -178,7 +178,7 @@ def test_other_formats_start_nothing(data: bytes, monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(subprocess, "Popen", forbidden)
     monkeypatch.setattr(os, "system", forbidden)
-    assert refusal(data) == "unsupported"
+    assert refusal(data) == ("pdf" if data.startswith(b"%PDF-") else "unsupported")
 
 
 def test_a_file_that_pil_opened_in_another_format():

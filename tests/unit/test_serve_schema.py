@@ -172,6 +172,34 @@ def test_a_wrong_field_of_a_part_is_named_by_its_path(part: dict[str, Any], para
     assert error.param == f"messages[0].content[0].{param}"
 
 
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        ({"max_tokens": 1.5}, "max_tokens is 1.5: expected a whole number"),
+        ({"max_tokens": 0}, "max_tokens is 0: expected at least 1"),
+        ({"temperature": 3}, "temperature is 3: expected at most 2"),
+        ({"stream": "yes"}, "stream is 'yes': expected true or false"),
+        ({"messages": "hi"}, "messages is 'hi': expected a list"),
+        ({"response_format": "json"}, "response_format is 'json': expected an object"),
+        ({"stream_options": 3}, "stream_options is 3: expected an object"),
+        ({"max_token": 1}, "max_token is no field of this request: leave it out; did you mean"),
+    ],
+    ids=lambda value: value.split(" ")[0] if isinstance(value, str) else "",
+)
+def test_what_is_expected_is_told_in_plain_words(fields: dict[str, Any], told: str):
+    assert refusal(**fields).message.startswith(told)
+
+
+def test_a_part_of_an_unknown_type_is_told_with_its_type():
+    part = {"type": "input_image", "image_url": "x"}
+    error = refusal(messages=[{"role": "user", "content": [part]}])
+    assert "type is 'input_image': expected one of 'text', 'image_url'" in error.message
+
+
+def test_only_a_near_name_is_proposed():
+    assert refusal(reasoning_effort="low").message.endswith("leave it out")
+
+
 @pytest.mark.parametrize("name", ["x" * 100_000, "\n", "__class__", "a\u202eb", "", "0"])
 def test_unknown_fields_are_told_in_one_line(name: str):
     assert refusal(**{name: 1}).code == "unknown_parameter"

@@ -142,7 +142,8 @@ class GrammarCompiler:
         if not built.is_error():
             built.compute_bitmask()
         if built.is_error():
-            raise ValueError(f"{name} cannot be used: {_one_line(built.get_error())}")
+            form = "the JSON schema" if name == "json" else name
+            raise ValueError(f"{form} cannot be used: {_one_line(built.get_error())}")
         return Matcher(built, self.vocab_size)
 
     @cached_property

@@ -20,6 +20,8 @@ REFUSALS = {
     "text_file": "the picture's file is open as text: open it in binary mode",
     "too_many_bytes": "the picture file has more than {limit:,} bytes: send a smaller one, or "
     "raise max_bytes",
+    "pdf": "the file is a PDF and no picture: save its pages as PNG, or send it to vl2 serve as a "
+    'part of type "file"',
     "unsupported": f"unsupported file type: use {_KINDS}",
     "too_many_pixels": "the picture has {pixels:,} pixels and at most {limit:,} are decoded: scale "
     "it down first, or raise max_pixels",

@@ -179,9 +179,10 @@ def _header(source: Source, policy: ImagePolicy) -> Iterator[tuple[Image.Image, 
         yield image, sent
         return
     with _stream(plain) as file:
-        kind = _sniff(file.read(16))
+        start = file.read(16)
+        kind = _sniff(start)
         if kind is None:
-            raise ImageError("unsupported")
+            raise ImageError("pdf" if start.startswith(b"%PDF-") else "unsupported")
         file.seek(0)
         image = _opener(kind)(file, "")
         sent = image.size

@@ -129,7 +129,7 @@ def _add_page_routes(app: FastAPI, service: Service) -> None:
             asked, size = await read_request(request, schema.PagesRequest, limits)
             file = asked.file
             if file.dpi > limits.max_dpi:
-                told = f"file.dpi is {file.dpi}: expected at most {limits.max_dpi}"
+                told = f"file.dpi is {file.dpi}: expected at most {limits.max_dpi:g}"
                 raise refused("file.dpi", told)
             where = "file.file_data"
             source = await apart(size, source_of, file.file_data, where, limits, file)
@@ -278,7 +278,8 @@ async def _refused(request: Request, error: Exception) -> Response:
 async def _unknown(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     if error.status_code == 405:
-        told = f"{request.method} is not allowed here: see /openapi.json"
+        allowed = (error.headers or {}).get("Allow", "another method")
+        told = f"{request.method} is not allowed here: use {allowed}"
         return ApiError(405, "method_not_allowed", told).response
     return ApiError(404, "not_found", "no such address: see /openapi.json").response
 

@@ -183,7 +183,7 @@ def _part(part: schema.Part, param: str, limits: Limits) -> dict[str, Any] | Sou
         case schema.FilePart(file=file):
             if file.dpi > limits.max_dpi:
                 where = f"{param}.file.dpi"
-                raise refused(where, f"{where} is {file.dpi}: expected at most {limits.max_dpi}")
+                raise refused(where, f"{where} is {file.dpi}: expected at most {limits.max_dpi:g}")
             return source_of(file.file_data, f"{param}.file.file_data", limits, file)
         case _:
             return part.model_dump()

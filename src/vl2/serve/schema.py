@@ -18,6 +18,15 @@ from vl2.serve.errors import ApiError, refused, shown
 MAX_STOPS, MAX_STOP_CHARACTERS = 4, 128
 
 _LEAD = re.compile(r"^(Input should be|\w+ should have) | after validation, not \d+$")
+_WORDS = (
+    (r"a valid dictionary or (instance of \w+|object to extract fields from)", "an object"),
+    ("a valid integer", "a whole number"),
+    ("a valid boolean", "true or false"),
+    ("a valid (string|number|list)", r"a \1"),
+    ("greater than or equal to", "at least"),
+    ("less than or equal to", "at most"),
+)
+"""Pydantic's words, and ours, which have no name of a class."""
 
 T = TypeVar("T", bound="Strict")
 
@@ -260,7 +269,8 @@ def _refusal(kind: type[Strict], body: dict[str, Any], error: Invalid) -> ApiErr
     path, value = _path(found["loc"], body), shown(found["input"])
     match found["type"]:
         case "extra_forbidden":
-            near = difflib.get_close_matches(str(found["loc"][-1])[:80], kind.model_fields, 1)
+            named = str(found["loc"][-1])[:80]
+            near = difflib.get_close_matches(named, kind.model_fields, 1, cutoff=0.7)
             hint = f"; did you mean {near[0]}?" if near else ""
             return refused(
                 path, f"{path} is no field of this request: leave it out{hint}", "unknown_parameter"
@@ -268,8 +278,9 @@ def _refusal(kind: type[Strict], body: dict[str, Any], error: Invalid) -> ApiErr
         case "missing":
             return refused(path, f"{path} is missing: give it")
         case "union_tag_invalid":
-            kinds = found.get("ctx", {}).get("expected_tags")
-            return refused(f"{path}.type", f"{path}.type is unknown: expected one of {kinds}")
+            told = found.get("ctx", {})
+            kinds, value = told.get("expected_tags"), shown(told.get("tag"))
+            return refused(f"{path}.type", f"{path}.type is {value}: expected one of {kinds}")
         case "union_tag_not_found":
             return refused(f"{path}.type", f"{path}.type is missing: give it")
         case _:
@@ -279,7 +290,9 @@ def _refusal(kind: type[Strict], body: dict[str, Any], error: Invalid) -> ApiErr
 
 def _wanted(message: str) -> str:
     """Pydantic's message as what follows "expected"."""
-    told = _LEAD.sub("", message).replace("a valid dictionary or instance of", "an object")
+    told = _LEAD.sub("", message)
+    for words, ours in _WORDS:
+        told = re.sub(words, ours, told)
     return told[:1].lower() + told[1:]
 
 

@@ -153,7 +153,7 @@ def refusal(answer: Message) -> ApiError:
     code, values = answer["code"], answer["values"]
     if answer["refused"] == "pdf":
         return ApiError(400, "invalid_pdf", str(PdfError(code, **values)))
-    status = 415 if code == "unsupported" else 400
+    status = 415 if code in ("unsupported", "pdf") else 400
     return ApiError(status, "invalid_image", str(ImageError(code, **values)))
 
 

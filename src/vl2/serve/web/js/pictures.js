@@ -41,7 +41,7 @@ async function chosenPages(url, name) {
       return await api.pages(url, name, chosen);
     } catch (failure) {
       const again = failure instanceof api.Failure && failure.status === 400;
-      if (!again || !(chosen || failure.message.includes("pages are chosen"))) throw failure;
+      if (!again || !(chosen || failure.message.includes("pages are too many"))) throw failure;
       chosen = await askForPages(failure.message);
       if (!chosen) return null;
     }

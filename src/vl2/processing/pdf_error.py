@@ -5,8 +5,8 @@ from __future__ import annotations
 REFUSALS = {
     "missing": "the PDF file does not exist or cannot be opened: give a file that can be read",
     "too_many_bytes": "the PDF has {bytes:,} bytes and at most {limit:,} are taken: split it first",
-    "not_a_pdf": "the file is no PDF: expected %PDF- at its start; give one, or send a picture as a "
-    'part of type "image_url"',
+    "not_a_pdf": "the file is no PDF: expected %PDF- at its start; give one, or send a picture as "
+    'a part of type "image_url"',
     "encrypted": "the PDF is encrypted and needs a password: save a copy without a password first",
     "damaged": "the PDF is damaged or incomplete: send the whole file, or print it to a new PDF",
     "no_pages": "the PDF has no pages: give one with at least one page",

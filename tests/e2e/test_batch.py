@@ -17,7 +17,8 @@ import pytest
 from PIL import Image
 from tests.e2e.serving import asks, image_part, serving
 
-from vl2.serve.batch import opened
+from vl2.serve.batch import Request, lines_of, opened
+from vl2.serve.config import Limits
 
 WHITE = Image.new("RGB", (200, 100), "white")
 SAMPLE = Path(__file__).parents[2] / "examples" / "sample.png"
@@ -114,6 +115,15 @@ def test_a_line_that_is_no_request_is_answered_by_its_error(batch):
             assert set(answer["error"]) == {"message", "type", "param", "code"}
             assert answer["error"]["message"].startswith("line ")
     assert batch(lines)[3] == answers  # nothing is asked again, errors neither
+
+
+def test_a_file_as_windows_writes_it_is_read(tmp_path: Path):
+    file = tmp_path / "requests.jsonl"
+    lines = [line("a", asks("Hi")), "", line("b", asks("Hi"))]
+    file.write_bytes(b"\xef\xbb\xbf" + "\r\n".join(lines).encode())
+    found = list(lines_of(file, Limits()))
+    assert [one.custom_id for one in found] == ["a", "b"]
+    assert all(isinstance(one.request, Request) for one in found)
 
 
 def test_raw_prompts_are_continued(batch):

@@ -8,6 +8,7 @@ on where it stopped: an answer's `id` follows from the request, and what has one
 from __future__ import annotations
 
 import asyncio
+import codecs
 import hashlib
 import json
 import os
@@ -181,6 +182,8 @@ def lines_of(file: Path, limits: Limits) -> Iterator[Line]:
     seen: set[str] = set()
     with file.open("rb") as stream:
         for number, data in enumerate(stream, start=1):
+            if number == 1:  # Windows' editors and shells begin a file of UTF-8 with a mark
+                data = data.removeprefix(codecs.BOM_UTF8)
             if data.strip():
                 yield _line(number, data, seen, limits)
 

@@ -36,7 +36,7 @@ def loads(body: bytes) -> dict[str, Any]:
     _check_shape(body)
     try:
         found = json.loads(
-            body.decode("utf-8-sig"),
+            body.decode("utf-8"),
             object_pairs_hook=_unique,
             parse_constant=_no_constant,
             parse_int=_whole,

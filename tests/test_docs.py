@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 import torch
 import typer
 from tests.e2e.serving import serving
+from tests.unit.pdf_files import PdfPage, pdf_of, show
 from typer.core import TyperGroup
 
 from vl2.cli import app
@@ -90,10 +92,23 @@ def test_the_server_examples_run():
     assert page.startswith("<!doctype html>")
 
 
-def output(command: list[str], address: str) -> str:
-    """What an example of README prints when it asks the server at another address."""
+def test_the_examples_of_serving_run(tmp_path: Path):
+    [client] = blocks((ROOT / "docs" / "serving.md").read_text(encoding="utf-8"), "py")
+    shutil.copy(ROOT / "examples" / "sample.png", tmp_path / "photo.png")
+    pages = [PdfPage(content=show(text, 90, 80, 90)) for text in ("K7", "B2")]
+    (tmp_path / "report.pdf").write_bytes(pdf_of(pages))
+    with serving("nano") as server:
+        told = output([sys.executable, "-c", client], server.url, tmp_path)
+    streamed, page = told.splitlines()
+    assert re.fullmatch(r"(.+? \[[\d.]+ [\d.]+ [\d.]+ [\d.]+\])+.*", streamed), streamed
+    assert set(json.loads(page)) == {"text"}
+
+
+def output(command: list[str], address: str, folder: Path = ROOT) -> str:
+    """What an example prints in a folder when it asks the server at another address."""
     command = [word.replace("http://127.0.0.1:8000", address) for word in command]
-    return subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True).stdout
+    done = subprocess.run(command, cwd=folder, stdout=subprocess.PIPE, text=True, check=True)
+    return done.stdout
 
 
 @pytest.mark.gpu

@@ -54,6 +54,13 @@ def test_a_long_target_is_refused(server: Server):
     assert server.raw(request("/" + "a" * 20_000))[0] == 431
 
 
+def test_of_a_long_method_no_more_is_told_than_is_needed(server: Server):
+    status, answer = server.raw(request("/health/live").replace(b"GET", b"G" * 9000))
+    assert status == 405
+    assert b"GGGG is not allowed here: use GET" in answer
+    assert len(answer) < 2000
+
+
 def drip(server: Server, pieces: Iterator[bytes]) -> tuple[int, bytes, float]:
     """What comes of a client that sends a piece each 50 ms, and after how many seconds."""
     with server.dial() as connection:

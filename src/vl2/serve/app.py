@@ -279,7 +279,7 @@ async def _unknown(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     if error.status_code == 405:
         allowed = (error.headers or {}).get("Allow", "another method")
-        told = f"{request.method} is not allowed here: use {allowed}"
+        told = f"{request.method:.20} is not allowed here: use {allowed}"
         return ApiError(405, "method_not_allowed", told).response
     return ApiError(404, "not_found", "no such address: see /openapi.json").response
 

@@ -26,7 +26,7 @@ from vl2.config import VL2Config
 from vl2.overrides import override
 from vl2.recipes.stages import RECIPES, SIZES
 from vl2.train.cluster import GPUS
-from vl2.train.layouts import DAY, Planned, Planner
+from vl2.train.layouts import DAY, LayoutPlanner, Planned
 
 PAPER: dict[str, tuple[int, int]] = {"tiny": (16, 7), "small": (33, 10), "base": (42, 14)}
 """Nodes of eight A100, and days."""
@@ -62,10 +62,10 @@ def main() -> None:
 
 def planner_of(
     recipe: str, gpu: str, settings: Sequence[str] = (), tiles: float = MEAN_TILES
-) -> Planner:
+) -> LayoutPlanner:
     """The planner of a recipe of a released size."""
     config = override(RECIPES[recipe](), settings)
-    return Planner(config, VL2Config.preset(recipe.split("_")[0]), gpu, tiles=tiles)
+    return LayoutPlanner(config, VL2Config.preset(recipe.split("_")[0]), gpu, tiles=tiles)
 
 
 def run_flops(size: str, tiles: float) -> float:
@@ -140,7 +140,7 @@ def eight_cards() -> Iterator[dict[str, Any]]:
         }
 
 
-def scaling(planner: Planner, counts: Sequence[int]) -> Iterator[dict[str, Any]]:
+def scaling(planner: LayoutPlanner, counts: Sequence[int]) -> Iterator[dict[str, Any]]:
     """One recipe on more and more GPUs, the batch as it is."""
     data = planner.run.config.data
     for gpus in counts:
@@ -169,7 +169,7 @@ def degrees(gpu: str, gpus: int = 576, batch: int = 4608) -> Iterator[dict[str, 
         yield {"what": "degree", **found, **summary(planner, best)}
 
 
-def summary(planner: Planner, planned: Planned) -> dict[str, Any]:
+def summary(planner: LayoutPlanner, planned: Planned) -> dict[str, Any]:
     """One layout in short."""
     found = planner.report(planned)
     seconds = planned.seconds

@@ -34,6 +34,11 @@ PUBLIC_NAMES = {
     "Processor", "RepetitionGuard", "SamplingParams", "StructuredOutputsParams",
     "VL2Config", "__version__", "load_model",
 }  # fmt: skip
+ONE_THING = {
+    "Layout", "Origin", "Picture", "Planner", "Prompt", "Record", "SCHEMES", "Sample",
+    "Source", "Turn", "write_file",
+}  # fmt: skip
+"""Names that several modules once gave to different things."""
 EMPTY_NAMES = {"common", "helper", "helpers", "misc", "util", "utils"}
 
 
@@ -68,6 +73,22 @@ def test_modules_have_a_docstring_and_a_telling_name():
     modules = [path for path in CODE if path.is_relative_to(PACKAGE)]
     assert [name_of(path) for path in modules if not ast.get_docstring(tree_of(path))] == []
     assert [name_of(path) for path in modules if EMPTY_NAMES & {path.stem, path.parent.name}] == []
+
+
+def names_defined(tree: ast.Module) -> Iterator[str]:
+    """Names that a module gives to a class, a function or a value of its own."""
+    for node in tree.body:
+        match node:
+            case ast.ClassDef(name=name) | ast.FunctionDef(name=name):
+                yield name
+            case ast.Assign(targets=[ast.Name(id=name)]) | ast.AnnAssign(target=ast.Name(id=name)):
+                yield name
+
+
+def test_a_name_means_one_thing():
+    modules = [tree_of(path) for path in CODE if path.is_relative_to(PACKAGE)]
+    found = [name for tree in modules for name in names_defined(tree) if name in ONE_THING]
+    assert sorted(found) == sorted(ONE_THING)
 
 
 def forbidden_calls(tree: ast.Module) -> Iterator[str]:

@@ -306,7 +306,7 @@ def test_failed_save_leaves_the_old_model(tmp_path: Path, monkeypatch: pytest.Mo
     old = random_model()
     save_model(old, tmp_path, max_shard_bytes=100_000)
     before = sorted(tmp_path.iterdir())
-    write, count = save_module.write_file, 0
+    write, count = save_module.write_tensors, 0
 
     def full(*arguments: object) -> None:
         nonlocal count
@@ -316,7 +316,7 @@ def test_failed_save_leaves_the_old_model(tmp_path: Path, monkeypatch: pytest.Mo
         write(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(save_module, "write_file", full)
+        patch.setattr(save_module, "write_tensors", full)
         with pytest.raises(SaveError, match=r"cannot save into .*: No space left on device"):
             save_model(random_model(), tmp_path, max_shard_bytes=100_000)
     assert sorted(tmp_path.iterdir()) == before

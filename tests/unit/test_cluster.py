@@ -26,7 +26,7 @@ from vl2.train.cluster import (
     step_seconds,
 )
 from vl2.train.flops import flops_by_part
-from vl2.train.layouts import DAY, Planner, plan_training
+from vl2.train.layouts import DAY, LayoutPlanner, plan_training
 from vl2.train.memory import UnitBytes, total
 
 PAPER = {"tiny": (16, 7), "small": (33, 10), "base": (42, 14)}
@@ -34,16 +34,16 @@ PAPER = {"tiny": (16, 7), "small": (33, 10), "base": (42, 14)}
 STAGES = ("align", "pretrain", "sft")
 
 
-def planner_of(recipe: str, *settings: str, gpu: str = "a100", tiles: float = 8) -> Planner:
+def planner_of(recipe: str, *settings: str, gpu: str = "a100", tiles: float = 8) -> LayoutPlanner:
     model = VL2Config.preset(recipe.split("_")[0])
-    return Planner(override(RECIPES[recipe](), settings), model, gpu, tiles=tiles)
+    return LayoutPlanner(override(RECIPES[recipe](), settings), model, gpu, tiles=tiles)
 
 
-def whole(planner: Planner) -> range:
+def whole(planner: LayoutPlanner) -> range:
     return range(head_unit(planner.run.model) + 1)
 
 
-def bytes_of(planner: Planner, layout: Layout) -> tuple[UnitBytes, ...]:
+def bytes_of(planner: LayoutPlanner, layout: Layout) -> tuple[UnitBytes, ...]:
     return planner._bytes(layout)
 
 
@@ -228,7 +228,7 @@ def test_latency_of_tiny_models_is_the_hosts():
     config = override(
         RECIPES["debug_align"](), ["data.batch_size=2", "data.micro_batch=2", "stage=sft"]
     )
-    planned = Planner(config, model, "h100").plan(Layout(1, 1, 1, 1))
+    planned = LayoutPlanner(config, model, "h100").plan(Layout(1, 1, 1, 1))
     assert planned.seconds["launch"] > 10 * planned.seconds["compute"]
 
 

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from vl2.processing import conversation as talk
-from vl2.processing.segments import Control, Picture, Text
+from vl2.processing.segments import Control, PicturePlace, Text
 from vl2.processing.tokenizer import SPECIAL_TOKENS, Tokenizer
 
 FILE = Path(__file__).parents[1] / "golden" / "processor" / "tokenizer" / "tokenizer.json"
@@ -44,7 +44,7 @@ def official(messages: list[dict], *, inference: bool, image_tokens: int = 4) ->
     return ids[:-1] if inference and messages[-1]["role"] == "assistant" else ids
 
 
-def encoded(prompt: talk.Prompt, **options) -> talk.EncodedPrompt:
+def encoded(prompt: talk.Dialogue, **options) -> talk.EncodedPrompt:
     return talk.encode(prompt, TOKENIZER, [4] * 9, **options)
 
 
@@ -280,7 +280,9 @@ def test_pictures_are_collected_in_order():
         add_generation_prompt=True,
     )
     assert prompt.sources == ("a", "b", b"c")
-    places = [s.index for turn in prompt.turns for s in turn.segments if isinstance(s, Picture)]
+    places = [
+        s.index for turn in prompt.turns for s in turn.segments if isinstance(s, PicturePlace)
+    ]
     assert places == [0, 1, 2]
     assert prompt.turns[0].segments == (Control(BOS),)
     assert prompt.turns[1].segments[:2] == (Control(TOKENIZER.user_id), Text(": "))

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vl2.processing.pdf_text import MOST_BLOCKS, Box, Glyph, around, lines_of, reading_order
+from vl2.processing.pdf_text import MOST_BLOCKS, Glyph, PageBox, around, lines_of, reading_order
 
 
 def glyphs(text: str, x: float, y: float, width: float = 10.0) -> list[Glyph]:
@@ -82,7 +82,7 @@ def test_text_upwards_comes_last() -> None:
 @settings(max_examples=50)
 @given(st.lists(st.tuples(*[st.floats(0, 900)] * 2, *[st.floats(1, 300)] * 2), max_size=12))
 def test_reading_order_names_each_block_once(rows: list[tuple[float, ...]]) -> None:
-    boxes: list[Box] = [(x, y, x + w, y + h) for x, y, w, h in rows]
+    boxes: list[PageBox] = [(x, y, x + w, y + h) for x, y, w, h in rows]
     assert sorted(reading_order(boxes)) == list(range(len(boxes)))
 
 

@@ -10,7 +10,7 @@ import torch
 
 from vl2.checkpoint.budget import PREFILL_CHUNK, RESERVE_BYTES, best, plan_memory
 from vl2.checkpoint.count import (
-    SCHEMES,
+    WEIGHT_FORMS,
     count_parameters,
     grid_tokens,
     kv_bytes_per_token,
@@ -66,7 +66,7 @@ def test_weight_bytes_of_loaded_models():
     for folder in sorted(GOLDEN.iterdir()):
         config = VL2Config.from_pretrained(folder)
         shapes = model_shapes(config)
-        for scheme in SCHEMES[:2]:
+        for scheme in WEIGHT_FORMS[:2]:
             state = load_model(folder, dtype=scheme.name).state_dict()
             held = sum(tensor.nbytes for tensor in state.values())
             assert weight_bytes(shapes, scheme) == held, (folder.name, scheme.name)
@@ -76,7 +76,7 @@ def test_weight_bytes_of_loaded_models():
 def test_quantised_bytes_are_those_of_the_quantised_model(preset: str):
     config = VL2Config.preset(preset)
     shapes = model_shapes(config)
-    for scheme in SCHEMES[2:]:
+    for scheme in WEIGHT_FORMS[2:]:
         plan = default_plan(build_skeleton(config), scheme.name)
         model = build_skeleton(replace(config, quantization_config=plan))
         dtypes = stored_dtypes(model, torch.bfloat16)

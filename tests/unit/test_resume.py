@@ -18,7 +18,7 @@ from vl2.overrides import override, to_mapping
 from vl2.recipes.stages import RECIPES
 from vl2.train import metrics
 from vl2.train.config import TrainConfig
-from vl2.train.origin import Origin, find_origin, write_history
+from vl2.train.origin import RunOrigin, find_origin, write_history
 from vl2.train.resume import BY_CONTENT, MAY_CHANGE, check_kept, check_places, identity
 from vl2.train.setup import plan, prepare
 
@@ -27,16 +27,16 @@ CONFIG = override(RECIPES["debug_align"](), WORDS)
 
 
 @pytest.fixture(scope="module")
-def origin() -> Origin:
+def origin() -> RunOrigin:
     return find_origin(CONFIG)
 
 
-def identity_of(config: TrainConfig, origin: Origin) -> dict[str, Any]:
+def identity_of(config: TrainConfig, origin: RunOrigin) -> dict[str, Any]:
     return identity(config, origin, [open_source(source) for source in config.data.sources])
 
 
 @pytest.fixture
-def root(tmp_path: Path, origin: Origin) -> Path:
+def root(tmp_path: Path, origin: RunOrigin) -> Path:
     """A folder with the state of a run of `CONFIG`."""
     keep(tmp_path, identity_of(CONFIG, origin))
     return tmp_path
@@ -78,12 +78,12 @@ def changed(name: str, value: Any) -> TrainConfig:
     return replace(CONFIG, **{section: replace(getattr(CONFIG, section), **beside, **{key: value})})
 
 
-def test_the_same_settings_go_on(root: Path, origin: Origin):
+def test_the_same_settings_go_on(root: Path, origin: RunOrigin):
     check_kept(root, identity_of(CONFIG, origin))
     check_kept(root / "none", {})
 
 
-def test_fewer_steps_than_are_done_are_refused(root: Path, origin: Origin):
+def test_fewer_steps_than_are_done_are_refused(root: Path, origin: RunOrigin):
     check_kept(root, identity_of(CONFIG, origin), steps=3)
     with pytest.raises(ValueError, match=r"steps is 2 but .* has done 3: give steps=3 or more"):
         check_kept(root, identity_of(CONFIG, origin), steps=2)
@@ -155,7 +155,7 @@ def test_metrics_that_are_damaged_lose_only_these_lines(tmp_path: Path):
 
 
 @pytest.mark.parametrize("name", OTHER)
-def test_every_setting_may_change_or_is_refused_by_name(name: str, root: Path, origin: Origin):
+def test_every_setting_may_change_or_is_refused_by_name(name: str, root: Path, origin: RunOrigin):
     known = identity_of(changed(name, OTHER[name]), origin)
     if any(fnmatchcase(name, pattern) for pattern in MAY_CHANGE):
         check_kept(root, known)
@@ -185,7 +185,7 @@ def test_every_pattern_is_of_a_setting(pattern: str):
     assert any(fnmatchcase(name, pattern) for name in names)
 
 
-def test_files_may_move_but_not_change(tmp_path: Path, origin: Origin):
+def test_files_may_move_but_not_change(tmp_path: Path, origin: RunOrigin):
     rows = [{"conversations": [{"from": "human", "value": "?"}, {"from": "gpt", "value": "!"}]}]
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()

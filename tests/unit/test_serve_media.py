@@ -28,7 +28,7 @@ from vl2.serve.engine_process import read_views
 from vl2.serve.errors import ApiError
 from vl2.serve.fetch import fetcher
 from vl2.serve.media import Media, _joined
-from vl2.serve.prompt import Plan, Source, params_of
+from vl2.serve.prompt import Attachment, Plan, params_of
 from vl2.serve.schema import ChatRequest, FileData
 from vl2.serve.wire import to_memory
 from vl2.serve.workers import Workers
@@ -58,7 +58,7 @@ def facts(context: int = 4096) -> Facts:
 
 def plan(images: list[Image.Image], **fields: Any) -> Plan:
     request = ChatRequest(model="m", messages=[{"role": "user", "content": "x"}])  # type: ignore[list-item]
-    parts = [Source(param=f"{n}", data=to_bytes(i, "PNG")) for n, i in enumerate(images)]
+    parts = [Attachment(param=f"{n}", data=to_bytes(i, "PNG")) for n, i in enumerate(images)]
     chosen = {"tiling": None, "max_tiles": None, **fields}
     messages = [{"role": "user", "content": parts}]
     return Plan(messages=messages, params=params_of(request, LIMITS), **chosen)
@@ -85,7 +85,7 @@ def test_pages_that_are_too_large_as_pictures_are_refused(media: Media):
     """They are sent back as pictures of a request, so that its limit is theirs."""
     files = len(os.listdir("/proc/self/fd"))  # noqa: PTH208
     pdf = pdf_of([PdfPage(content=show("Hello", 20, 100))])
-    source = Source(param="file.file_data", data=pdf, pdf=FileData(file_data="x", dpi=72))
+    source = Attachment(param="file.file_data", data=pdf, pdf=FileData(file_data="x", dpi=72))
     told, drawn = asyncio.run(media.pages(source))
     assert (told["pages"], len(drawn)) == ([1], 1)
     small = replace(media, limits=replace(LIMITS, max_body=1024))

@@ -22,7 +22,7 @@ from vl2.benchmarks.timing import Timer, middle, take_turns
 from vl2.benchmarks.work import text_flops, tile_bytes_read, tile_flops, weight_bytes_read
 from vl2.config import VL2Config
 
-Record = dict[str, Any]
+BenchRecord = dict[str, Any]
 FLOATS = ("none", STORED)
 """Forms that multiply floats."""
 
@@ -47,13 +47,13 @@ class Figure:
     flops: float
     read: float
     ceiling: str
-    more: Record
+    more: BenchRecord
 
 
 Measure = Callable[[Candidates, BenchConfig, str], list[Figure]]
 
 
-def run_bench(name: str, bench: BenchConfig) -> list[Record]:
+def run_bench(name: str, bench: BenchConfig) -> list[BenchRecord]:
     """Measure one of decode, prefill, vision, ttft and batch; a record per form.
 
     Raises:
@@ -85,7 +85,7 @@ def run_bench(name: str, bench: BenchConfig) -> list[Record]:
     ] + [{**shared, "quantization": f, "skipped": why} for f, why in candidates.skipped.items()]
 
 
-def describe_model(bench: BenchConfig, config: VL2Config) -> Record:
+def describe_model(bench: BenchConfig, config: VL2Config) -> BenchRecord:
     """What was measured, and how."""
     return {
         "model": bench.model,
@@ -109,7 +109,7 @@ def ceiling_speeds(
     return {"native_row_gb_per_s": None, "native_gemm_gflops": None, **found}
 
 
-def _record(figure: Figure, taken: float, speeds: Mapping[str, float | None]) -> Record:
+def _record(figure: Figure, taken: float, speeds: Mapping[str, float | None]) -> BenchRecord:
     reached = {"gb_per_s": figure.read / taken / 1e9, "gflops": figure.flops / taken / 1e9}
     bound = next(key for key in speeds if key.startswith(figure.ceiling))
     best, unit = speeds[bound], bound.removeprefix(f"{figure.ceiling}_")

@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vl2.checkpoint.count import (
-    SCHEMES,
+    WEIGHT_FORMS,
     Scheme,
     grid_tokens,
     kv_bytes_per_token,
@@ -109,7 +109,7 @@ def plan_memory(config: VL2Config, memory: int, context: int | None = None) -> l
             context=context,
             memory=memory - system_bytes(memory),
         )
-        for scheme in SCHEMES
+        for scheme in WEIGHT_FORMS
     ]
 
 

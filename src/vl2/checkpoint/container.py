@@ -148,7 +148,9 @@ def iter_pieces(
         yield from _read_pieces(stream, stored, on_bytes, unit)
 
 
-def write_file(file: Path, tensors: Sequence[OutTensor], on_bytes: Callable[[int], None]) -> None:
+def write_tensors(
+    file: Path, tensors: Sequence[OutTensor], on_bytes: Callable[[int], None]
+) -> None:
     """Write `tensors` into `file` and flush it to the disk; nothing is copied whole.
 
     Raises:

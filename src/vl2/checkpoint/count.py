@@ -49,7 +49,7 @@ class Scheme:
         return f"{self.weight_bytes:g}"
 
 
-SCHEMES = (
+WEIGHT_FORMS = (
     Scheme(name="float32", weight_bytes=4, rest=4, loadable=True),
     Scheme(name="bfloat16", weight_bytes=2, rest=2, loadable=True),
     Scheme(name="int8", weight_bytes=1, rest=2, row_bytes=INT8_ROW_BYTES, loadable=True),

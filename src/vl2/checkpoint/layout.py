@@ -14,14 +14,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
-Layout = Literal["released", "stacked"]
+LAYOUTS = ("released", "stacked")
 """`released`: one tensor per expert, as published. `stacked`: our own state dict."""
-LAYOUTS: tuple[str, ...] = get_args(Layout)
 
 _OURS = re.compile(r"(language\.model\.layers\.\d+\.mlp\.experts)\.(gate_proj|up_proj|down_proj)")
 _RELEASED = re.compile(
@@ -72,7 +70,7 @@ def is_stack(key: str) -> bool:
     return _OURS.fullmatch(key) is not None
 
 
-def layout_of(keys: Iterable[str]) -> Layout:
+def layout_of(keys: Iterable[str]) -> str:
     """Which layout the keys of a checkpoint are in."""
     return "stacked" if any(map(is_stack, keys)) else "released"
 

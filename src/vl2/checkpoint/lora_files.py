@@ -25,7 +25,7 @@ from vl2.checkpoint.container import (
     StoredTensor,
     read_header,
     read_tensors,
-    write_file,
+    write_tensors,
 )
 from vl2.checkpoint.errors import SaveError
 from vl2.checkpoint.layout import ours, table
@@ -320,7 +320,7 @@ def _write(folder: Path, tensors: list[OutTensor], config: Mapping[str, Any]) ->
     """Both files under temporary names first; the config takes its place last."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        write_file(folder / (WEIGHTS + PARTIAL), tensors, lambda _: None)
+        write_tensors(folder / (WEIGHTS + PARTIAL), tensors, lambda _: None)
         with (folder / (CONFIG + PARTIAL)).open("w", encoding="utf-8") as stream:
             stream.write(json.dumps(config, indent=2) + "\n")
             stream.flush()

@@ -9,7 +9,7 @@ from typing import Any
 
 from vl2.checkpoint.container import StoredTensor
 from vl2.checkpoint.count import (
-    SCHEMES,
+    WEIGHT_FORMS,
     count_parameters,
     grid_tokens,
     kv_bytes_per_token,
@@ -62,10 +62,10 @@ def describe(model: str) -> dict[str, Any]:
             "language": count.language,
         },
         "released_tensors": count.tensors,
-        "weight_bytes": {scheme.name: weight_bytes(shapes, scheme) for scheme in SCHEMES},
+        "weight_bytes": {scheme.name: weight_bytes(shapes, scheme) for scheme in WEIGHT_FORMS},
         "kv_bytes_per_token": {
             scheme.name: kv_bytes_per_token(config.language_config, scheme.rest)
-            for scheme in SCHEMES[:2]
+            for scheme in WEIGHT_FORMS[:2]
         },
         "image_tokens": {f"{g.wide}x{g.high}": g.tokens for g in grid_tokens(config)},
         "files": _files(folder) if folder is not None and has_weights(folder) else None,

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from vl2.checkpoint.container import NAMES, OutTensor, main_dtype, write_file
+from vl2.checkpoint.container import NAMES, OutTensor, main_dtype, write_tensors
 from vl2.checkpoint.errors import SaveError
 from vl2.checkpoint.folder import INDEX, SHARD, SINGLE
 from vl2.checkpoint.layout import LAYOUTS, table
@@ -174,7 +174,7 @@ def _write_partials(
     """Write all files under temporary names; the names they are to get, the index last."""
     names, weight_map = ["config.json"], {}
     for name, group in _shards(tensors, max_shard_bytes):
-        write_file(folder / (name + PARTIAL), group, on_bytes)
+        write_tensors(folder / (name + PARTIAL), group, on_bytes)
         names.append(name)
         weight_map.update({tensor.key: name for tensor in group})
     _write_json(folder / ("config.json" + PARTIAL), _saved_config(config, tensors).to_dict())

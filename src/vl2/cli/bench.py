@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -12,8 +12,7 @@ from vl2.cli.terminal import show
 
 if TYPE_CHECKING:
     from vl2.benchmarks.config import BenchConfig
-
-Record = dict[str, Any]
+    from vl2.benchmarks.reports import BenchRecord
 
 _MODEL = "tiny, small or base (random weights), nano, a folder, a hub id."
 _COLUMNS = "{:<8} {:>5} {:>6} {:>10} {:>16} {:>8} {:>9}  {}"
@@ -79,7 +78,7 @@ def bench(  # noqa: PLR0913 - each parameter is an option of the command
     show("".join(json.dumps(r) + "\n" for r in records) if as_json else _text(what, records))
 
 
-def _measure(what: str, config: BenchConfig, threads: int, *, here: bool) -> list[Record]:
+def _measure(what: str, config: BenchConfig, threads: int, *, here: bool) -> list[BenchRecord]:
     from vl2.benchmarks.memory import measure_apart, measure_memory
     from vl2.benchmarks.reports import run_bench
     from vl2.benchmarks.summary import summarise
@@ -91,7 +90,7 @@ def _measure(what: str, config: BenchConfig, threads: int, *, here: bool) -> lis
     return run_bench(what, config)
 
 
-def _text(what: str, records: Sequence[Record]) -> str:
+def _text(what: str, records: Sequence[BenchRecord]) -> str:
     first = records[0]
     lines = [
         f"{what} of {first['model']}, {first['weights']} weights, {first['dtype']} "
@@ -110,7 +109,7 @@ def _text(what: str, records: Sequence[Record]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _speeds(records: Sequence[Record]) -> list[str]:
+def _speeds(records: Sequence[BenchRecord]) -> list[str]:
     heads = ("form", "batch", "prompt", "ms", "per second", "GB/s", "GFLOPS", "share of ceiling")
     lines = [_COLUMNS.format(*heads)]
     for record in records:
@@ -134,14 +133,14 @@ def _speeds(records: Sequence[Record]) -> list[str]:
     return [*lines, "", *_ceilings(records[0]["ceilings"])]
 
 
-def _ceilings(speeds: Record) -> list[str]:
+def _ceilings(speeds: BenchRecord) -> list[str]:
     found = [(name, value) for name, value in speeds.items() if value is not None]
     shown = (f"{name.replace('_gb_per_s', '')} {v} GB/s" for name, v in found if "gb_per" in name)
     products = (f"{name.replace('_gflops', '')} {v} GFLOPS" for name, v in found if "flops" in name)
     return [f"ceilings: {', '.join((*shown, *products))}"]
 
 
-def _memory(records: Sequence[Record]) -> list[str]:
+def _memory(records: Sequence[BenchRecord]) -> list[str]:
     heads = ("form", "weights GiB", "load s", "loaded GiB", "load peak", "peak")
     keys = (
         "quantization",
@@ -160,11 +159,11 @@ def _memory(records: Sequence[Record]) -> list[str]:
     ]
 
 
-def _left_out(record: Record) -> str:
+def _left_out(record: BenchRecord) -> str:
     return f"{record['quantization']:<5} left out: {record['skipped']}"
 
 
-def _summary(records: Sequence[Record]) -> list[str]:
+def _summary(records: Sequence[BenchRecord]) -> list[str]:
     [record] = records
     lines = []
     for key, value in record.items():

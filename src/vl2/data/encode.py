@@ -21,8 +21,6 @@ from vl2.processing.inputs import ModelInputs
 from vl2.processing.processor import Processor
 from vl2.processing.tiling import choose_canvas
 
-Source = bytes | Path
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RecordSize:
@@ -135,7 +133,7 @@ def _canvases(record: Record, processor: Processor) -> list[Resolution]:
     return canvases
 
 
-def _picture(number: int, source: Source) -> str:
+def _picture(number: int, source: bytes | Path) -> str:
     return f"picture {number}" + (f": {source}" if isinstance(source, Path) else "")
 
 

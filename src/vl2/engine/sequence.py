@@ -27,7 +27,7 @@ from vl2.engine.prompt_lookup import PromptLookup
 from vl2.engine.sampler import Choice
 from vl2.engine.sampling_state import SamplingState
 from vl2.engine.text_stream import TextStream
-from vl2.engine.trace import Record, Trace, TraceShape, Viewed
+from vl2.engine.trace import Trace, TraceRecord, TraceShape, Viewed
 from vl2.processing.grounding import Box
 from vl2.processing.inputs import ModelInputs
 
@@ -56,7 +56,7 @@ class Prompt:
         low, high = self.placeholders_between(first, end)
         return [p for p in self.pictures if p.first < high and p.first + p.tokens > low]
 
-    def record(self, shape: TraceShape) -> Record:
+    def record(self, shape: TraceShape) -> TraceRecord:
         """An empty record of an answer."""
         sizes = self.inputs.image_sizes
         pictures = tuple(
@@ -67,7 +67,7 @@ class Prompt:
             )
             for number, picture in enumerate(self.pictures)
         )
-        return Record(shape=shape, pictures=pictures, places=self.places)
+        return TraceRecord(shape=shape, pictures=pictures, places=self.places)
 
 
 @dataclass(kw_only=True, slots=True, eq=False)
@@ -105,7 +105,7 @@ class Sequence:
     drafts: list[int] = field(default_factory=list)
     lookup: PromptLookup | None = None
     features: dict[bytes, Tensor] = field(default_factory=dict)
-    record: Record | None = None
+    record: TraceRecord | None = None
     adapter: Adapter | None = None
 
     @property

@@ -122,7 +122,7 @@ class Viewed:
 
 
 @dataclass(kw_only=True, slots=True, eq=False)
-class Record:
+class TraceRecord:
     """What is kept while an answer is made. A row that is computed again is the same again.
 
     Attributes:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vl2.processing.parts import PartReader
-from vl2.processing.segments import Control, Picture, Prompt, Segment, Text, Turn, joined
+from vl2.processing.segments import Control, Dialogue, Passage, PicturePlace, Segment, Text, joined
 from vl2.processing.tokenizer import Tokenizer
 
 Message = Mapping[str, Any]
@@ -43,7 +43,7 @@ def from_messages(
     *,
     add_generation_prompt: bool,
     allow_grounding_tokens: bool = False,
-) -> Prompt:
+) -> Dialogue:
     """Chat messages with content parts. Nothing in their text can become a control token.
 
     Args:
@@ -64,8 +64,8 @@ def from_messages(
         open_end = add_generation_prompt and index == len(messages) - 1
         turns.append(_turn(role, segments, tokenizer, open_end=open_end))
     if roles[-1] == "user" and not add_generation_prompt:
-        turns[-1] = Turn(segments=turns[-1].segments[:-2])  # without `<|Assistant|>` and `:`
-    return Prompt(turns=tuple(turns), sources=tuple(reader.sources))
+        turns[-1] = Passage(segments=turns[-1].segments[:-2])  # without `<|Assistant|>` and `:`
+    return Dialogue(turns=tuple(turns), sources=tuple(reader.sources))
 
 
 def from_conversation(
@@ -74,7 +74,7 @@ def from_conversation(
     images: Sequence[Any] | None,
     *,
     open_end: bool,
-) -> Prompt:
+) -> Dialogue:
     """The official format: control strings and `<image>` inside text are obeyed. Trusted text only.
 
     Args:
@@ -101,7 +101,7 @@ def from_conversation(
                 "has strings; give content parts to processor(messages)"
             )
         segments = trusted_segments(text.strip(), tokenizer, first_picture=seen)
-        found = sum(isinstance(segment, Picture) for segment in segments)
+        found = sum(isinstance(segment, PicturePlace) for segment in segments)
         if found and role != "user":
             raise ValueError(
                 f"message {index} has <image> in {role} text: only users send pictures"
@@ -110,12 +110,12 @@ def from_conversation(
         last = index == len(conversation) - 1
         turns.append(_turn(role, segments, tokenizer, open_end=open_end and last))
     _check_count(seen, images)
-    return Prompt(turns=tuple(turns), sources=tuple(images))
+    return Dialogue(turns=tuple(turns), sources=tuple(images))
 
 
 def from_document(
     text: str, tokenizer: Tokenizer, images: Sequence[Any], *, open_end: bool
-) -> Prompt:
+) -> Dialogue:
     """Plain or interleaved text without turns, all of it learnt (the official `prompt=`). Trusted.
 
     Args:
@@ -128,10 +128,10 @@ def from_document(
         ValueError: another number of `<image>` than of pictures.
     """
     segments = trusted_segments(text, tokenizer)
-    _check_count(sum(isinstance(segment, Picture) for segment in segments), images)
+    _check_count(sum(isinstance(segment, PicturePlace) for segment in segments), images)
     end = () if open_end else (Control(tokenizer.eos_id),)
-    body = Turn(segments=(*segments, *end), supervised=True)
-    return Prompt(turns=(_opening(tokenizer), body), sources=tuple(images))
+    body = Passage(segments=(*segments, *end), supervised=True)
+    return Dialogue(turns=(_opening(tokenizer), body), sources=tuple(images))
 
 
 def trusted_segments(text: str, tokenizer: Tokenizer, *, first_picture: int = 0) -> list[Segment]:
@@ -139,7 +139,7 @@ def trusted_segments(text: str, tokenizer: Tokenizer, *, first_picture: int = 0)
     segments: list[Segment] = []
     for piece in tokenizer.split_controls(text):
         if piece == tokenizer.image_id:
-            segments.append(Picture(first_picture))
+            segments.append(PicturePlace(first_picture))
             first_picture += 1
         else:
             segments.append(Control(piece) if isinstance(piece, int) else Text(piece))
@@ -147,7 +147,7 @@ def trusted_segments(text: str, tokenizer: Tokenizer, *, first_picture: int = 0)
 
 
 def encode(
-    prompt: Prompt,
+    prompt: Dialogue,
     tokenizer: Tokenizer,
     image_tokens: Sequence[int],
     *,
@@ -174,11 +174,11 @@ def encode(
                     new = [number]
                 case Text(text=text):
                     new = tokenizer.encode(text)
-                case Picture(index=index):
+                case PicturePlace(index=index):
                     new, learnt = [tokenizer.image_id] * image_tokens[index], False
             ids += new
             labels += new if learnt else [ignore_id] * len(new)
-            mask += [isinstance(segment, Picture)] * len(new)
+            mask += [isinstance(segment, PicturePlace)] * len(new)
     return EncodedPrompt(input_ids=ids, labels=labels, image_mask=mask)
 
 
@@ -232,16 +232,18 @@ def _check_count(seen: int, images: Sequence[Any]) -> None:
         )
 
 
-def _opening(tokenizer: Tokenizer) -> Turn:
-    return Turn(segments=(Control(tokenizer.bos_id),), supervised=True)
+def _opening(tokenizer: Tokenizer) -> Passage:
+    return Passage(segments=(Control(tokenizer.bos_id),), supervised=True)
 
 
-def _turn(role: str, content: Iterable[Segment], tokenizer: Tokenizer, *, open_end: bool) -> Turn:
+def _turn(
+    role: str, content: Iterable[Segment], tokenizer: Tokenizer, *, open_end: bool
+) -> Passage:
     if role == "system":
-        return Turn(segments=tuple(content))
+        return Passage(segments=tuple(content))
     if role == "assistant":
         end = () if open_end else (Control(tokenizer.eos_id),)
-        return Turn(segments=(*content, *end), supervised=True)
+        return Passage(segments=(*content, *end), supervised=True)
     before = (Control(tokenizer.user_id), Text(": "))
     after = (Text("\n\n"), Control(tokenizer.assistant_id), Text(":"))
-    return Turn(segments=(*before, *content, *after))
+    return Passage(segments=(*before, *content, *after))

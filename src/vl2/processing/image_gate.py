@@ -31,7 +31,7 @@ from vl2.geometry import Resolution
 from vl2.logs import get_logger
 from vl2.processing.colour import Alpha, to_rgb, told_orientation, transparent_key, upright
 from vl2.processing.image_error import ImageError
-from vl2.processing.image_source import Source, plain_source
+from vl2.processing.image_source import PictureSource, plain_source
 from vl2.ranges import Range, check_ranges
 
 log = get_logger(__name__)
@@ -82,7 +82,7 @@ class Admitted:
     ] = ()  # what the sender should know, for instance that frames were left out
 
 
-def open_image(source: Source, policy: ImagePolicy = MESSAGES) -> Image.Image:
+def open_image(source: PictureSource, policy: ImagePolicy = MESSAGES) -> Image.Image:
     """Any picture as a decoded RGB image; see `admit`.
 
     Raises:
@@ -91,7 +91,7 @@ def open_image(source: Source, policy: ImagePolicy = MESSAGES) -> Image.Image:
     return admit(source, policy).image
 
 
-def admit(source: Source, policy: ImagePolicy = MESSAGES) -> Admitted:
+def admit(source: PictureSource, policy: ImagePolicy = MESSAGES) -> Admitted:
     """Check, decode and convert one picture to RGB. A PIL image that is given is not changed.
 
     Raises:
@@ -120,7 +120,9 @@ def admit(source: Source, policy: ImagePolicy = MESSAGES) -> Admitted:
         )
 
 
-def probe(source: Source, policy: ImagePolicy = MESSAGES, *, as_sent: bool = False) -> Resolution:
+def probe(
+    source: PictureSource, policy: ImagePolicy = MESSAGES, *, as_sent: bool = False
+) -> Resolution:
     """(width, height) that the admitted picture will have; decodes nothing.
 
     A PNG may hold its EXIF after its pixels; its size is then taken as it is stored.
@@ -163,7 +165,7 @@ def _fixed_refusals(policy: ImagePolicy) -> Iterator[None]:
 
 
 @contextmanager
-def _header(source: Source, policy: ImagePolicy) -> Iterator[tuple[Image.Image, Resolution]]:
+def _header(source: PictureSource, policy: ImagePolicy) -> Iterator[tuple[Image.Image, Resolution]]:
     """The picture before decoding, its header checked, and its size before it is reduced.
 
     A file that was opened here is closed.

@@ -18,7 +18,7 @@ from vl2.out_of_memory import is_out_of_memory
 from vl2.processing.colour import eight_bits
 from vl2.processing.image_error import ImageError
 
-Source = Any
+PictureSource = Any
 """A path (str or os.PathLike), the bytes of a file (bytes, bytearray, memoryview, an array of one
 dimension), an open binary file, a PIL image, a NumPy array or torch tensor of pixels, a text of
 base64 or a data URL, or a dict that holds one of these as "bytes", "path", "url", "base64",
@@ -65,16 +65,18 @@ class Seekable(Protocol):
         ...
 
 
-def plain_source(source: Source, *, max_bytes: int, max_pixels: int) -> Path | bytes | Image.Image:
+def plain_source(
+    source: PictureSource, *, max_bytes: int, max_pixels: int
+) -> Path | bytes | Image.Image:
     """A path, the bytes of a file, or a PIL image.
 
     Args:
-        source: anything of `Source`; what is given stays as it was.
+        source: anything of `PictureSource`; what is given stays as it was.
         max_bytes: most bytes of a file that is not given by its path.
         max_pixels: most pixels of an array.
 
     Raises:
-        ImageError: it is none of `Source`, or too large.
+        ImageError: it is none of `PictureSource`, or too large.
     """
     if isinstance(source, Image.Image):
         return source

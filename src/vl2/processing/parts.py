@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vl2.processing.image_source import WRAPPED
-from vl2.processing.segments import Control, Picture, Segment, Text, joined
+from vl2.processing.segments import Control, PicturePlace, Segment, Text, joined
 from vl2.processing.tokenizer import Tokenizer
 
 
@@ -15,7 +15,7 @@ class PartReader:
 
     Parts are
     {"type": "text", "text": str},
-    {"type": "image", "image": anything of `image_source.Source`} (users only),
+    {"type": "image", "image": anything of `image_source.PictureSource`} (users only),
     {"type": "image_url", "image_url": a data URL or {"url": it}} of OpenAI (users only),
     {"type": "grounding", "query": str} (users only): `<|ref|>query<|/ref|>`; when a message has no
     text beside it, a full stop follows as in the official examples. Without a query it is the mark
@@ -57,7 +57,7 @@ class PartReader:
     def _part(self, part: Mapping[str, Any], kind: str, index: int) -> list[Segment]:
         if kind == "image":
             self.sources.append(_picture(part, index))
-            return [Picture(len(self.sources) - 1)]
+            return [PicturePlace(len(self.sources) - 1)]
         if kind == "text":
             return self._text(_string(part, "text", index))
         if part.get("query") is None:

@@ -13,7 +13,7 @@ from functools import lru_cache
 
 import numpy as np
 
-Box = tuple[float, float, float, float]
+PageBox = tuple[float, float, float, float]
 """x1, y1, x2, y2 in pixels from the top left of the page's picture."""
 
 UNKNOWN = "\ufffd"
@@ -37,7 +37,7 @@ class Glyph:
     """What a PDF library reports of one character, a space or a line's end."""
 
     code: int  # UTF-16 or Unicode; 0 for unknown
-    box: Box
+    box: PageBox
     sure: bool = True  # False: the font does not say what it is, so that the code is a guess
     angle: int = 0  # degrees, clockwise on the picture
 
@@ -47,7 +47,7 @@ class TextChar:
     """One letter, digit or sign with its ink's box. The letters of a ligature share it evenly."""
 
     text: str
-    box: Box
+    box: PageBox
     sure: bool
     angle: int
 
@@ -64,7 +64,7 @@ class TextWord:
         return "".join(char.text for char in self.chars)
 
     @property
-    def box(self) -> Box:
+    def box(self) -> PageBox:
         """Around its characters."""
         return around([char.box for char in self.chars])
 
@@ -82,7 +82,7 @@ class TextLine:
         return " ".join(word.text for word in self.words)
 
     @property
-    def box(self) -> Box:
+    def box(self) -> PageBox:
         """Around its characters."""
         return around([char.box for char in self.chars])
 
@@ -92,7 +92,7 @@ class TextLine:
         return [char for word in self.words for char in word.chars]
 
 
-def around(boxes: Sequence[Box]) -> Box:
+def around(boxes: Sequence[PageBox]) -> PageBox:
     """The smallest box around all of `boxes` (at least one)."""
     x1, y1, x2, y2 = zip(*boxes, strict=True)
     return min(x1), min(y1), max(x2), max(y2)
@@ -132,7 +132,7 @@ def _quarters(angle: int) -> int:
     return round(angle / 90) % 4
 
 
-def _turned(box: Box, quarters: int) -> Box:
+def _turned(box: PageBox, quarters: int) -> PageBox:
     """A box turned clockwise around the origin."""
     x1, y1, x2, y2 = box
     for _ in range(quarters % 4):
@@ -278,7 +278,7 @@ def _continues(piece: _Piece, word: _Word, gap: float, overlap: float) -> bool:
     return shared >= overlap * least or (low_or_high and shared >= -0.5 * height)
 
 
-def _box(piece: _Piece) -> Box:
+def _box(piece: _Piece) -> PageBox:
     return around([char.box for word in piece for char in word])
 
 
@@ -293,7 +293,7 @@ def _blocks(pieces: list[_Piece]) -> list[list[_Piece]]:
     return blocks
 
 
-def _belongs(above: Box, below: Box) -> bool:
+def _belongs(above: PageBox, below: PageBox) -> bool:
     """Whether a line continues the block that the line `above` ends."""
     heights = above[3] - above[1], below[3] - below[1]
     shared = min(above[3], below[3]) - max(above[1], below[1])
@@ -304,7 +304,7 @@ def _belongs(above: Box, below: Box) -> bool:
     return 0 < step <= LEADING * max(heights) and beside > 0 and max(heights) <= 2.5 * min(heights)
 
 
-def reading_order(boxes: Sequence[Box]) -> list[int]:
+def reading_order(boxes: Sequence[PageBox]) -> list[int]:
     """Indices of blocks as a reader takes them: downwards, and one column after the other.
 
     A block comes before another below it that it overlaps sideways, and before one to its right

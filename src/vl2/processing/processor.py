@@ -20,12 +20,12 @@ from vl2.processing.image_gate import (
     MESSAGES,
     REFERENCE,
     ImagePolicy,
-    Source,
+    PictureSource,
     admit,
 )
 from vl2.processing.inputs import Batch, ModelInputs, check_inputs, collate, to_pixels
 from vl2.processing.layout import TileLayout
-from vl2.processing.segments import Prompt
+from vl2.processing.segments import Dialogue
 from vl2.processing.settings import ProcessorConfig
 from vl2.processing.tiling import Tiling, Views, draw_layout, views_of
 from vl2.processing.tokenizer import Tokenizer
@@ -131,7 +131,7 @@ class Processor:
 
         Args:
             messages: {"role": "user" | "assistant" | "system", "content": str or parts}, with parts
-                {"type": "text", "text"}, {"type": "image", "image": a `Source` or `Views`},
+                {"type": "text", "text"}, {"type": "image", "image": a `PictureSource` or `Views`},
                 {"type": "image_url", "image_url": a data URL or {"url": it}} and
                 {"type": "grounding", "query"}.
             add_generation_prompt: end where the model answers; False for training.
@@ -154,7 +154,7 @@ class Processor:
     def from_conversation(
         self,
         conversation: Sequence[Message],
-        images: Sequence[Source] | None = None,
+        images: Sequence[PictureSource] | None = None,
         inference_mode: bool = True,
         *,
         mask_prompt: bool | None = True,
@@ -184,7 +184,7 @@ class Processor:
     def from_document(
         self,
         text: str,
-        images: Sequence[Source] = (),
+        images: Sequence[PictureSource] = (),
         inference_mode: bool = False,
         *,
         policy: ImagePolicy = REFERENCE,
@@ -220,7 +220,9 @@ class Processor:
     def _tiling(self) -> Tiling:
         return "content" if self.config.tiling == "content" else "released"
 
-    def _inputs(self, prompt: Prompt, policy: ImagePolicy, mask_prompt: bool | None) -> ModelInputs:
+    def _inputs(
+        self, prompt: Dialogue, policy: ImagePolicy, mask_prompt: bool | None
+    ) -> ModelInputs:
         layout, config = self.layout, self.config
         policy = self.admission(policy)
         whole = len(prompt.sources) > config.max_tiled_images

@@ -22,17 +22,17 @@ class Text:
 
 
 @dataclass(frozen=True, slots=True)
-class Picture:
+class PicturePlace:
     """The place of the `index`-th picture."""
 
     index: int
 
 
-Segment = Control | Text | Picture
+Segment = Control | Text | PicturePlace
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Turn:
+class Passage:
     """Segments that are learnt, or not, as a whole."""
 
     segments: tuple[Segment, ...]
@@ -40,10 +40,10 @@ class Turn:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Prompt:
-    """A whole conversation, and its pictures as they came."""
+class Dialogue:
+    """A whole conversation or document, and its pictures as they came."""
 
-    turns: tuple[Turn, ...]
+    turns: tuple[Passage, ...]
     sources: tuple[Any, ...] = ()
 
 

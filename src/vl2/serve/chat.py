@@ -25,7 +25,7 @@ from vl2.serve.engine_client import EngineClient, Facts, engine_unavailable, tim
 from vl2.serve.errors import CLIENT_LEFT, ApiError, ClientGone, shown, shutting_down
 from vl2.serve.media import Media, Pictures, read_as
 from vl2.serve.metrics import Metrics
-from vl2.serve.prompt import Plan, Source, check_length, params_of, plan_chat
+from vl2.serve.prompt import Attachment, Plan, check_length, params_of, plan_chat
 from vl2.serve.wire import Message
 
 T = TypeVar("T")
@@ -250,7 +250,7 @@ def told(plan: Plan, pictures: Pictures) -> list[Message]:
         if isinstance(content, list):
             parts: list[Any] = []
             for part in content:
-                if not isinstance(part, Source):
+                if not isinstance(part, Attachment):
                     parts.append(part)
                     continue
                 count = next(counts)

@@ -17,7 +17,7 @@ from vl2.serve.config import Limits
 from vl2.serve.engine_client import Facts
 from vl2.serve.errors import ApiError
 from vl2.serve.fetch import Fetcher
-from vl2.serve.prompt import Plan, Source
+from vl2.serve.prompt import Attachment, Plan
 from vl2.serve.wire import Message, to_memory
 from vl2.serve.workers import Workers
 
@@ -92,7 +92,7 @@ class Media:
             memory=await _made(size, _joined, memories) if len(memories) > 1 else memories[0],
         )
 
-    async def layouts(self, source: Source, facts: Facts, pictures: int) -> Message:
+    async def layouts(self, source: Attachment, facts: Facts, pictures: int) -> Message:
         """How both rules would cut one of so many pictures of a request."""
         async with self._opened([source]) as [file]:
             whole = pictures > facts.max_tiled_images
@@ -100,7 +100,7 @@ class Media:
             told, _ = await self._run(source, file, job)
             return told
 
-    async def pages(self, source: Source) -> tuple[Message, list[bytes]]:
+    async def pages(self, source: Attachment) -> tuple[Message, list[bytes]]:
         """Pages of a PDF as PNG files."""
         async with self._opened([source]) as [file]:
             measured = await self._measure(source, file)
@@ -125,7 +125,7 @@ class Media:
         return told, files
 
     @asynccontextmanager
-    async def _opened(self, sources: Sequence[Source]) -> AsyncIterator[list[tuple[int, int]]]:
+    async def _opened(self, sources: Sequence[Attachment]) -> AsyncIterator[list[tuple[int, int]]]:
         """Shared memory and size of each source's file, freed at the end."""
         files: list[tuple[int, int]] = []
         try:
@@ -141,7 +141,7 @@ class Media:
                 os.close(descriptor)
 
     async def _measured(
-        self, sources: Sequence[Source], files: Sequence[tuple[int, int]]
+        self, sources: Sequence[Attachment], files: Sequence[tuple[int, int]]
     ) -> list[Message]:
         """Sizes of all, before any is decoded.
 
@@ -151,19 +151,19 @@ class Media:
             return [{"sizes": [None]}]
         return [await self._measure(s, file) for s, file in zip(sources, files, strict=True)]
 
-    async def _measure(self, source: Source, file: tuple[int, int]) -> Message:
+    async def _measure(self, source: Attachment, file: tuple[int, int]) -> Message:
         """Sizes of a picture, or of the chosen pages of a PDF."""
         if source.pdf is not None:
             return (await self._run(source, file, self._pages_job(source, None)))[0]
         told, _ = await self._run(source, file, {"job": "size"})
         return {"sizes": [told["size"]]}
 
-    async def _cut(self, source: Source, file: tuple[int, int], how: Message) -> Cut:
+    async def _cut(self, source: Attachment, file: tuple[int, int], how: Message) -> Cut:
         job = self._pages_job(source, "views") if source.pdf is not None else {"job": "views"}
         told, [memory] = await self._run(source, file, {**job, **how})
         return told, memory
 
-    def _pages_job(self, source: Source, form: str | None) -> Message:
+    def _pages_job(self, source: Attachment, form: str | None) -> Message:
         assert source.pdf is not None
         return {
             "job": "pages",
@@ -174,7 +174,7 @@ class Media:
         }
 
     async def _run(
-        self, source: Source, file: tuple[int, int], job: Message
+        self, source: Attachment, file: tuple[int, int], job: Message
     ) -> tuple[Message, list[int]]:
         descriptor, size = file
         pixels = min(self.limits.max_pixels, self.limits.max_request_pixels)

@@ -28,7 +28,7 @@ _ADDRESS = re.compile(r"https://", re.IGNORECASE)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Source:
+class Attachment:
     """A picture or PDF of a request."""
 
     param: str
@@ -41,7 +41,7 @@ class Source:
 class Plan:
     """A chat request that can be answered as far as its fields tell.
 
-    `messages` hold a `Source` in place of each part that is a picture or PDF.
+    `messages` hold an `Attachment` in place of each part that is a picture or PDF.
     """
 
     messages: list[dict[str, Any]]
@@ -50,10 +50,10 @@ class Plan:
     max_tiles: int | None
 
     @property
-    def sources(self) -> list[Source]:
+    def sources(self) -> list[Attachment]:
         """Pictures and PDFs in order."""
         contents = (m["content"] for m in self.messages if isinstance(m["content"], list))
-        return [part for content in contents for part in content if isinstance(part, Source)]
+        return [part for content in contents for part in content if isinstance(part, Attachment)]
 
 
 def plan_chat(request: schema.ChatRequest, limits: Limits, context: int) -> Plan:
@@ -125,7 +125,9 @@ def params_of(
     )
 
 
-def source_of(url: str, param: str, limits: Limits, pdf: schema.FileData | None = None) -> Source:
+def source_of(
+    url: str, param: str, limits: Limits, pdf: schema.FileData | None = None
+) -> Attachment:
     """The bytes of a data URL, or an address to fetch.
 
     Raises:
@@ -133,7 +135,7 @@ def source_of(url: str, param: str, limits: Limits, pdf: schema.FileData | None 
     """
     if _ADDRESS.match(url):
         if pdf is None:
-            return Source(param=param, url=url)
+            return Attachment(param=param, url=url)
         raise refused(param, f"{param} is an address: send the PDF as a data URL", "invalid_pdf")
     code, kind = ("invalid_pdf", "PDF") if pdf else ("invalid_image", "picture")
     head = _DATA_URL.match(url[:256])
@@ -158,7 +160,7 @@ def source_of(url: str, param: str, limits: Limits, pdf: schema.FileData | None 
             "padding, without spaces or line breaks",
             code,
         ) from None
-    return Source(param=param, data=data, pdf=pdf)
+    return Attachment(param=param, data=data, pdf=pdf)
 
 
 def _message(message: schema.Message, param: str, limits: Limits) -> dict[str, Any]:
@@ -176,7 +178,7 @@ def _message(message: schema.Message, param: str, limits: Limits) -> dict[str, A
     return {"role": role, "content": parts}
 
 
-def _part(part: schema.Part, param: str, limits: Limits) -> dict[str, Any] | Source:
+def _part(part: schema.Part, param: str, limits: Limits) -> dict[str, Any] | Attachment:
     match part:
         case schema.ImagePart(image_url=image):
             return source_of(image.url, f"{param}.image_url.url", limits)

@@ -12,13 +12,13 @@ from vl2.model.vl2 import VL2Model
 from vl2.train.config import TrainConfig
 from vl2.train.kept import model_at
 from vl2.train.lora import base_scheme, merge_lora
-from vl2.train.origin import ADAPTER, EXPORTED, Origin, load_weights, write_history
+from vl2.train.origin import ADAPTER, EXPORTED, RunOrigin, load_weights, write_history
 from vl2.train.trainer import Trainer
 
 log = get_logger(__name__)
 
 
-def export(trainer: Trainer, config: TrainConfig, origin: Origin) -> Path:
+def export(trainer: Trainer, config: TrainConfig, origin: RunOrigin) -> Path:
     """Write the trained model as released files, with its processor and history.
 
     Of many ranks the main one does it, from the last kept state: no rank has the whole model.
@@ -34,7 +34,7 @@ def export(trainer: Trainer, config: TrainConfig, origin: Origin) -> Path:
     return folder
 
 
-def _export(trainer: Trainer, config: TrainConfig, origin: Origin, folder: Path) -> None:
+def _export(trainer: Trainer, config: TrainConfig, origin: RunOrigin, folder: Path) -> None:
     model = _whole_model(trainer, config, origin)
     _check_finite(model, trainer.step)
     if origin.quantized is None:
@@ -58,7 +58,7 @@ def _check_finite(model: VL2Model, step: int) -> None:
             )
 
 
-def _whole_model(trainer: Trainer, config: TrainConfig, origin: Origin) -> VL2Model:
+def _whole_model(trainer: Trainer, config: TrainConfig, origin: RunOrigin) -> VL2Model:
     if trainer.ranks.is_alone:
         model = trainer.task.module
         assert isinstance(model, VL2Model)
@@ -67,7 +67,7 @@ def _whole_model(trainer: Trainer, config: TrainConfig, origin: Origin) -> VL2Mo
     return model_at(step, config, origin)
 
 
-def _write(model: VL2Model, config: TrainConfig, origin: Origin, folder: Path) -> None:
+def _write(model: VL2Model, config: TrainConfig, origin: RunOrigin, folder: Path) -> None:
     if config.lora is not None:
         adapters = _write_adapters(model, config)
         if base_scheme(model) is not None:  # the floats are read only now, on the CPU

@@ -16,7 +16,7 @@ from vl2.train.lora import merge_lora
 from vl2.train.origin import (
     CHECKPOINTS,
     SETTINGS,
-    Origin,
+    RunOrigin,
     find_origin,
     load_weights,
     run_of,
@@ -65,7 +65,7 @@ def load_kept(path: str | Path) -> Kept:
     )
 
 
-def model_at(step: Path, config: TrainConfig, origin: Origin) -> VL2Model:
+def model_at(step: Path, config: TrainConfig, origin: RunOrigin) -> VL2Model:
     """The model of a kept step on the CPU, its adapters beside the base.
 
     Raises:

@@ -57,7 +57,7 @@ class Planned:
         return sum(self.seconds.values())
 
 
-class Planner:
+class LayoutPlanner:
     """Plans one run on one kind of GPU; what layouts share is computed once."""
 
     def __init__(
@@ -265,7 +265,7 @@ def plan_training(
     """
     if gpus < 1:
         raise ValueError(f"gpus is {gpus}: expected at least 1")
-    planner = Planner(config, model, gpu, tiles=tiles)
+    planner = LayoutPlanner(config, model, gpu, tiles=tiles)
     asked = None if layout is None else layout.layout(gpus)
     planned = planner.layouts(gpus) if asked is None else [planner.plan(asked)]
     fitting = [item for item in planned if item.fits]

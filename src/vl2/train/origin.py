@@ -37,7 +37,7 @@ SAMPLED_PARTS, SAMPLED_BYTES = 16, 64 * 2**10
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Origin:
+class RunOrigin:
     """What is known about the start of a run before a weight is read."""
 
     config: VL2Config  # of the model as floats
@@ -53,7 +53,7 @@ class Origin:
         return lora.quantization if lora is not None else None
 
 
-def find_origin(config: TrainConfig) -> Origin:
+def find_origin(config: TrainConfig) -> RunOrigin:
     """Find model, processor and history, and check that the stage may follow.
 
     Raises:
@@ -73,7 +73,7 @@ def find_origin(config: TrainConfig) -> Origin:
                 "(for the debug sizes: nano)"
             )
         model = VL2Config.preset(init.preset)
-        return Origin(
+        return RunOrigin(
             config=model, processor=_processor(init.tokenizer, model), folder=None, stages=()
         )
     folder = resolve(model_folder(str(init.model)), weights=False)
@@ -84,7 +84,7 @@ def find_origin(config: TrainConfig) -> Origin:
     processor = Processor.from_pretrained(init.tokenizer or folder)
     stages = read_history(folder)
     _check_order(stages, config.stage, folder)
-    return Origin(
+    return RunOrigin(
         config=replace(model, quantization_config=None),
         processor=processor,
         folder=folder,
@@ -132,7 +132,7 @@ def absolute(init: InitConfig) -> InitConfig:
     return replace(init, model=full(init.model), tokenizer=full(init.tokenizer))
 
 
-def weights_digest(origin: Origin) -> str:
+def weights_digest(origin: RunOrigin) -> str:
     """sha256 of samples of the files that a run starts from; empty for random weights."""
     if origin.folder is None:
         return ""
@@ -148,7 +148,7 @@ def weights_digest(origin: Origin) -> str:
 
 
 def load_weights(
-    origin: Origin, init: InitConfig, seed: int, device: str, quantization: str | None = None
+    origin: RunOrigin, init: InitConfig, seed: int, device: str, quantization: str | None = None
 ) -> VL2Model:
     """The model on its device, from its files or from the seed.
 

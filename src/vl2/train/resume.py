@@ -25,7 +25,7 @@ from vl2.train.origin import (
     EXPORTED,
     HISTORY,
     SETTINGS,
-    Origin,
+    RunOrigin,
     weights_digest,
 )
 
@@ -58,7 +58,7 @@ SHOWN = 6
 """Differences that a refusal names."""
 
 
-def identity(config: TrainConfig, origin: Origin, sources: Sequence[Source]) -> dict[str, Any]:
+def identity(config: TrainConfig, origin: RunOrigin, sources: Sequence[Source]) -> dict[str, Any]:
     """What decides the numbers: settings, and contents of files as far as they are there."""
     settings = {n: value for n, value in _flat(to_mapping(config)) if not _is_free(n)}
     names = {f"data.sources.{n}.name": source.name for n, source in enumerate(sources)}
@@ -71,7 +71,7 @@ def identity(config: TrainConfig, origin: Origin, sources: Sequence[Source]) -> 
     return {**found, **start_identity(config.init, origin)}
 
 
-def start_identity(init: InitConfig, origin: Origin) -> dict[str, Any]:
+def start_identity(init: InitConfig, origin: RunOrigin) -> dict[str, Any]:
     """What identifies the model that a run starts from; empty while its weights are not fetched."""
     if origin.folder is not None and not any(origin.folder.glob("*.safetensors")):
         return {}

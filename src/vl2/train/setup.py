@@ -45,7 +45,7 @@ from vl2.train.optim import Optimizers
 from vl2.train.origin import (
     CHECKPOINTS,
     SETTINGS,
-    Origin,
+    RunOrigin,
     absolute,
     check_layout,
     find_origin,
@@ -69,7 +69,7 @@ class Prepared:
     """A configuration whose start and data have been looked at; no weight is read yet."""
 
     config: TrainConfig
-    origin: Origin
+    origin: RunOrigin
     sources: tuple[Source, ...]
     index: RowIndex
     identity: dict[str, Any]  # what a kept state must agree with, see `resume.identity`
@@ -312,7 +312,7 @@ def _describe(tensors: dict[str, Any], config: TrainConfig) -> None:
 
 
 def _listed(
-    model: VL2Model, config: TrainConfig, origin: Origin, names: list[str]
+    model: VL2Model, config: TrainConfig, origin: RunOrigin, names: list[str]
 ) -> dict[str, Any]:
     """What trains, what is frozen, and where it came from."""
     trained = set(names)
@@ -327,7 +327,7 @@ def _listed(
 
 
 def _log_parts(
-    model: VL2Model, config: TrainConfig, origin: Origin, held: Mapping[str, str]
+    model: VL2Model, config: TrainConfig, origin: RunOrigin, held: Mapping[str, str]
 ) -> None:
     """Log the numbers by part, and the form of what is frozen."""
     counted = model
@@ -340,7 +340,7 @@ def _log_parts(
         log.info("%s: %s", kind, listed or "nothing")
 
 
-def _log_held(held: Mapping[str, str], origin: Origin) -> None:
+def _log_held(held: Mapping[str, str], origin: RunOrigin) -> None:
     """Say before the first step in which form the base is, and what that means for the last one."""
     schemes = " and ".join(sorted(set(held.values())))
     log.info("%d frozen matrices and stacks are held in %s", len(held), schemes)
@@ -350,7 +350,7 @@ def _log_held(held: Mapping[str, str], origin: Origin) -> None:
         )
 
 
-def _metrics(config: TrainConfig, origin: Origin, ranks: Ranks) -> MetricsLog:
+def _metrics(config: TrainConfig, origin: RunOrigin, ranks: Ranks) -> MetricsLog:
     peak = peak_flops(choose_device(config.compute.device))
     return MetricsLog(
         Path(config.folder),
@@ -363,7 +363,7 @@ def _metrics(config: TrainConfig, origin: Origin, ranks: Ranks) -> MetricsLog:
     )
 
 
-def _flops(config: TrainConfig, origin: Origin) -> Callable[[Mapping[str, int]], float]:
+def _flops(config: TrainConfig, origin: RunOrigin) -> Callable[[Mapping[str, int]], float]:
     """A function from the sizes of a step to its operations."""
     model = build_skeleton(origin.config)
     select(model, config)

@@ -21,8 +21,7 @@ from vl2.data.make.sample import Ask, Box, Made, Mark, Spot, ask, union
 from vl2.data.make.sheet import Sheet
 from vl2.data.make.world import World
 from vl2.processing.pdf_gate import POINTS_PER_INCH, Pdf
-from vl2.processing.pdf_text import Box as Place
-from vl2.processing.pdf_text import TextLine, TextWord, around
+from vl2.processing.pdf_text import PageBox, TextLine, TextWord, around
 
 TRIES, PARTS = 200, 6
 """Pages that are tried for a picture, and parts of each."""
@@ -45,7 +44,7 @@ class _Shown:
     words: tuple[TextWord, ...]
 
     @property
-    def box(self) -> Place:
+    def box(self) -> PageBox:
         return around([word.box for word in self.words])
 
 
@@ -55,7 +54,7 @@ class _Part:
 
     skill: str
     lines: tuple[_Shown, ...]
-    others: tuple[Place, ...]  # what stands around it and should stay outside
+    others: tuple[PageBox, ...]  # what stands around it and should stay outside
     height: float  # of a line in points
     pixels: tuple[float, float]  # smallest and largest height of a line on the picture
     widest: int  # pixels of the picture
@@ -234,7 +233,7 @@ def _below(above: TextLine, below: TextLine) -> bool:
     return above.block == below.block and below.box[1] >= above.box[3] - 0.2 * _height(above)
 
 
-def _crop(rng: np.random.Generator, part: _Part) -> Place | None:
+def _crop(rng: np.random.Generator, part: _Part) -> PageBox | None:
     """The lines with a margin that leaves their neighbours out, sometimes not quite.
 
     None if something lies across the lines.
@@ -257,7 +256,7 @@ def _crop(rng: np.random.Generator, part: _Part) -> Place | None:
     return x1 - left, y1 - top, x2 + right, y2 + bottom
 
 
-def _page_crop(rng: np.random.Generator, part: _Part, points: tuple[int, int]) -> Place:
+def _page_crop(rng: np.random.Generator, part: _Part, points: tuple[int, int]) -> PageBox:
     """Everything written, and some or all of the page's margins."""
     x1, y1, x2, y2 = around([line.box for line in part.lines])
     share = 1.0 if chance(rng, 0.4) else between(rng, 0.1, 1.0)
@@ -266,7 +265,7 @@ def _page_crop(rng: np.random.Generator, part: _Part, points: tuple[int, int]) -
     return x1 - share * x1, y1 - share * y1, x2 + share * right, y2 + share * bottom
 
 
-def _pixels(box: Place, scale: tuple[float, float]) -> Box:
+def _pixels(box: PageBox, scale: tuple[float, float]) -> Box:
     """A place on the page in whole pixels of its picture, all of it inside."""
     x1, y1, x2, y2 = box
     across, down = scale

@@ -242,7 +242,7 @@ def int4_linear(
     x = x.float().contiguous()
     count, width = x.shape
     parts, out_rows = scale.shape[-3], scale.shape[-2]
-    fits(values.shape[-2], width)
+    check_width(values.shape[-2], width)
     out = torch.empty((_rows(count, groups), out_rows))
     failed = ready().int4_linear(
         x.data_ptr(),
@@ -334,7 +334,7 @@ def _matrices(
     made, total = (Matrix * len(found))(), 0
     for place, (values, scale) in enumerate(found):
         if values.shape[-1] != width:
-            fits(values.shape[-1], width)
+            check_width(values.shape[-1], width)
         rows = values.shape[-2]
         scales = None if scale is None else scale.data_ptr()
         made[place] = Matrix(values.data_ptr(), scales, shift, rows)
@@ -342,7 +342,7 @@ def _matrices(
     return made, total
 
 
-def fits(found: int, width: int) -> None:
+def check_width(found: int, width: int) -> None:
     """Refuse a matrix of another width.
 
     Raises:

@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from vl2.ops.groups import Groups
-from vl2.ops.native.kernels import DTYPES, check, fits, ready
+from vl2.ops.native.kernels import DTYPES, check, check_width, ready
 
 LANES = 16
 """What the widths of `decode_attention` are multiples of."""
@@ -83,7 +83,7 @@ def head_linear(
     """
     x = x.contiguous()
     rows, columns = weight.shape[1:]
-    fits(rows if turned else columns, x.shape[2])
+    check_width(rows if turned else columns, x.shape[2])
     if weight.stride()[1:] != (columns, 1):
         raise ValueError(f"strides are {weight.stride()}: expected contiguous rows")
     out = x.new_empty((*x.shape[:2], columns if turned else rows))

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import time
-import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -27,7 +26,7 @@ from vl2.data.processes import sheltered, worker_context
 from vl2.data.records import RecordError
 from vl2.data.source_record import reason_of
 from vl2.data.sources import Source, open_source
-from vl2.data.substitute import DataWorkError
+from vl2.data.substitute import Crash, DataWorkError, crash_of
 from vl2.logs import get_logger
 from vl2.processing.processor import Processor
 
@@ -63,12 +62,10 @@ class Unusable:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Counted:
-    """The results of a chunk; `failure` is a programming error or a broken machine, in one line."""
+    """The results of a chunk."""
 
     sizes: np.ndarray  # [2, rows]
     unusable: Unusable
-    failure: str = ""
-    trace: str = ""
 
 
 def count_rows(
@@ -105,9 +102,8 @@ def count_rows(
                 for n, chunk in enumerate(chunks)
             )
         for number, counted in results:
-            if counted.failure:
-                log.debug("%s", counted.trace)
-                raise DataWorkError(f"source {source.name!r}: {counted.failure}")
+            if isinstance(counted, Crash):
+                raise counted.error()
             found[number] = counted
             advance(len(chunks[number]))
     unusable = Unusable()
@@ -120,7 +116,7 @@ def count_rows(
 
 def _count_chunk(
     rows: Sequence[int], source: Source, processor: Processor, mask_prompt: bool
-) -> Counted:
+) -> Counted | Crash:
     sizes = np.full((2, len(rows)), UNUSABLE, dtype=np.int32)
     unusable = Unusable()
     for place, row in enumerate(rows):
@@ -131,10 +127,8 @@ def _count_chunk(
             reasons = Counter([reason_of(error)])
             unusable.add(Unusable(reasons=reasons, named=[(row, str(error))]))
         except Exception as error:
-            reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-            failure = f"{source.place(row)} cannot be counted: {reason}"
-            trace = traceback.format_exc()
-            return Counted(sizes=sizes, unusable=unusable, failure=failure, trace=trace)
+            where = f"source {source.name!r}: {source.place(row)} cannot be counted"
+            return crash_of(where, error)
     return Counted(sizes=sizes, unusable=unusable)
 
 
@@ -144,7 +138,7 @@ def _in_processes(
     processor: Processor,
     mask_prompt: bool,
     processes: int,
-) -> Iterator[tuple[int, Counted]]:
+) -> Iterator[tuple[int, Counted | Crash]]:
     """Chunks as they are counted; each process has one that it counts and one that waits."""
     context = worker_context()
     workers: dict[Any, BaseProcess] = {}

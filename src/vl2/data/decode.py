@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import traceback
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -17,17 +16,9 @@ from vl2.data.encode import encode_record
 from vl2.data.plan import MicroPlan, RowRef, draw
 from vl2.data.records import Record
 from vl2.data.sources import Source, open_source
-from vl2.data.substitute import fill
+from vl2.data.substitute import Crash, crash_of, fill
 from vl2.processing.inputs import ModelInputs
 from vl2.processing.processor import Processor
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Crash:
-    """A programming error or a broken machine, as opposed to a bad record."""
-
-    message: str  # one line
-    trace: str
 
 
 class Decoder(Dataset):
@@ -57,7 +48,8 @@ class Decoder(Dataset):
                 try:
                     rows[-1].append(self._fill(ref, room))
                 except Exception as error:
-                    return self._crash(ref, error)
+                    where = f"row {ref.row} of {self.names[ref.source]} at position {ref.position}"
+                    return crash_of(where, error)
         batch = collate_rows(
             rows,
             pad_id=self.processor.tokenizer.pad_id,
@@ -92,8 +84,3 @@ class Decoder(Dataset):
             mask_prompt=self.config.mask_prompt,
             damage=Damage(share=share, seed=(seed,)) if share else None,
         )
-
-    def _crash(self, ref: RowRef, error: Exception) -> Crash:
-        where = f"row {ref.row} of {self.names[ref.source]} at position {ref.position}"
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-        return Crash(message=f"{where}: {reason}", trace=traceback.format_exc())

@@ -22,17 +22,14 @@ from torch.utils.data import DataLoader
 
 from vl2.data.collate import Sample, TrainBatch
 from vl2.data.config import DataConfig
-from vl2.data.decode import Crash, Decoder
+from vl2.data.decode import Decoder
 from vl2.data.index import RowIndex
 from vl2.data.mixture import RowOrder
 from vl2.data.plan import MicroPlan, Planner, micro_plans
 from vl2.data.processes import sheltered, worker_context
 from vl2.data.sources import Source
-from vl2.data.substitute import DataWorkError, Tally, samples_of, samples_text
-from vl2.logs import get_logger
+from vl2.data.substitute import Crash, DataWorkError, Tally, samples_of, samples_text
 from vl2.processing.processor import Processor
-
-log = get_logger(__name__)
 
 _PLAN = 2
 """Version of the rules for which rows share a sequence and a step: raise it when they change."""
@@ -181,8 +178,7 @@ class TrainLoader:
             self._stream = self._start()
         batch = self._await() if self.config.workers else next(self._stream)
         if isinstance(batch, Crash):
-            log.debug("%s", batch.trace)
-            raise DataWorkError(batch.message)
+            raise batch.error()
         self._count(batch)
         self._place = dict(batch.state)
         return batch

@@ -86,27 +86,25 @@ def check_kind(path: Path, wanted: str) -> None:
             raise ValueError(f"{path} has the format {wanted!r} but is {name}{remedy}")
 
 
-def ends_of(lengths: Sequence[int]) -> np.ndarray:
-    """Number of rows up to the end of each part."""
-    return np.cumsum(np.array([*lengths], dtype=np.int64))
+class Rows:
+    """The rows of a source that lies in parts, such as tars, row groups, or one file."""
 
+    def __init__(self, name: str, lengths: Sequence[int], limit: int | None) -> None:
+        """Count them: `limit` is `rows` of the configuration, the first so many or None for all."""
+        self.name, self._ends = name, np.cumsum([0, *lengths], dtype=np.int64)[1:]
+        self._count = min(sum(lengths), sum(lengths) if limit is None else limit)
 
-def locate(ends: np.ndarray, row: int) -> tuple[int, int]:
-    """(part, row in the part) of a row that exists."""
-    part = int(np.searchsorted(ends, row, side="right"))
-    return part, row - (int(ends[part - 1]) if part else 0)
+    def __len__(self) -> int:
+        """Number of rows that are used, bad ones included."""
+        return self._count
 
+    def find(self, row: int) -> tuple[int, int]:
+        """(part, row in the part).
 
-def row_count(whole: int, limit: int | None) -> int:
-    """How many of the rows are used: `rows` of the configuration, or all."""
-    return whole if limit is None else min(limit, whole)
-
-
-def check_row(row: int, rows: int, source: str) -> None:
-    """Refuse the number of a row that the source does not have.
-
-    Raises:
-        IndexError: there is no such row.
-    """
-    if not 0 <= row < rows:
-        raise IndexError(f"row {row} of {source}, which has {rows}")
+        Raises:
+            IndexError: there is no such row.
+        """
+        if not 0 <= row < len(self):
+            raise IndexError(f"row {row} of {self.name}, which has {len(self)}")
+        part = int(np.searchsorted(self._ends, row, side="right"))
+        return part, row - (int(self._ends[part - 1]) if part else 0)

@@ -13,8 +13,8 @@ import numpy as np
 
 from vl2.data.config import SourceConfig
 from vl2.data.records import Record
-from vl2.data.source_files import check_kind, check_row, row_count
-from vl2.data.source_record import MAX_ROW_BYTES, Origin, record_id
+from vl2.data.source_files import Rows, check_kind
+from vl2.data.source_record import MAX_ROW_BYTES, Origin, origin_of
 
 Row = Mapping[str, Any]
 
@@ -58,12 +58,12 @@ class JsonSource:
             raise ValueError(
                 f"source {self.name!r}: cannot read {path} ({error.strerror}): give a JSON file"
             ) from None
-        rows = row_count(len(starts), config.rows)
-        self._starts, self._ends = starts[:rows], ends[:rows]
+        self._rows = Rows(self.name, [len(starts)], config.rows)
+        self._starts, self._ends = starts[: len(self)], ends[: len(self)]
 
     def __len__(self) -> int:
         """Number of rows, bad ones included."""
-        return len(self._starts)
+        return len(self._rows)
 
     def __getitem__(self, row: int) -> Record:
         """The record of a row.
@@ -71,10 +71,9 @@ class JsonSource:
         Raises:
             RecordError: it cannot be used.
         """
-        check_row(row, len(self), self.name)
+        self._rows.find(row)
         fields = self._fields(row)
-        origin = Origin(source=self.name, id=record_id(row, fields.get("id")))
-        return self._to_record(fields, origin, self._root)
+        return self._to_record(fields, origin_of(self.name, row, fields.get("id")), self._root)
 
     def place(self, row: int) -> str:
         """The file and the line at which a row begins, from 1 on."""
@@ -91,7 +90,7 @@ class JsonSource:
         return hashlib.sha256(f"{self._format} {content}".encode()).hexdigest()
 
     def _fields(self, row: int) -> Row:
-        origin = Origin(source=self.name, id=record_id(row, None))
+        origin = origin_of(self.name, row)
         start, end = int(self._starts[row]), int(self._ends[row])
         if end - start > MAX_ROW_BYTES:
             raise origin.error(f"the row is longer than {MAX_ROW_BYTES} bytes")

@@ -7,21 +7,32 @@ decodes one for each row: write small row groups (a hundred rows) for that.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from vl2.data.config import SourceConfig
 from vl2.data.records import Record
-from vl2.data.source_files import check_kind, check_row, ends_of, locate, matching_files, row_count
+from vl2.data.source_files import Rows, check_kind, matching_files
 from vl2.data.source_grounding import is_foreign
 from vl2.data.source_llava import ANSWERS, llava_record, pictures_of
-from vl2.data.source_record import Origin, record_id
+from vl2.data.source_record import origin_of
 
 MAX_GROUP_BYTES = 2**31
 """Most bytes of a row group in memory, once it is decompressed."""
 
 COLUMNS = ("id", "image", "images", "system", "bbox_type", *ANSWERS)
+
+
+class _Group(NamedTuple):
+    """A row group."""
+
+    path: Path
+    number: int  # in its file
+    columns: list[str]  # to read
+    first: int  # row of the file
+    rows: int
 
 
 class ParquetSource:
@@ -44,19 +55,13 @@ class ParquetSource:
         self._parquet = _pyarrow_parquet()
         self._files = matching_files(config.path)
         self._root = Path(config.image_root).expanduser() if config.image_root else None
-        self._groups: list[tuple[Path, int, list[str]]] = []
-        lengths: list[int] = []
-        for path in self._files:
-            for group, rows, columns in _row_groups(self._parquet, path):
-                self._groups.append((path, group, columns))
-                lengths.append(rows)
-        self._ends = ends_of(lengths)
-        self._rows = row_count(sum(lengths), config.rows)
+        self._groups = [g for path in self._files for g in _row_groups(self._parquet, path)]
+        self._rows = Rows(self.name, [group.rows for group in self._groups], config.rows)
         self._held: tuple[int, Any] | None = None
 
     def __len__(self) -> int:
         """Number of rows, bad ones included."""
-        return self._rows
+        return len(self._rows)
 
     def __getitem__(self, row: int) -> Record:
         """The record of a row.
@@ -64,22 +69,19 @@ class ParquetSource:
         Raises:
             RecordError: it cannot be used.
         """
-        check_row(row, len(self), self.name)
-        part, local = locate(self._ends, row)
-        origin = Origin(source=self.name, id=record_id(row, None))
+        part, local = self._rows.find(row)
         try:
             fields = self._table(part).slice(local, 1).to_pylist()[0]
         except (ValueError, OSError, NotImplementedError):  # pyarrow's errors are of these kinds
-            raise origin.error("the row group is damaged") from None
-        origin = Origin(source=self.name, id=record_id(row, fields.get("id")))
-        root = self._root or self._groups[part][0].parent
+            raise origin_of(self.name, row).error("the row group is damaged") from None
+        origin = origin_of(self.name, row, fields.get("id"))
+        root = self._root or self._groups[part].path.parent
         return llava_record(fields, pictures_of(fields, root, origin), origin)
 
     def place(self, row: int) -> str:
         """The file and the number of a row in it, from 1 on."""
-        path = self._groups[locate(self._ends, row)[0]][0]
-        first = next(n for n, (other, _, _) in enumerate(self._groups) if other == path)
-        return f"{path} row {row + 1 - (int(self._ends[first - 1]) if first else 0)}"
+        part, local = self._rows.find(row)
+        return f"{self._groups[part].path} row {self._groups[part].first + local + 1}"
 
     def fingerprint(self) -> str:
         """sha256 of the sizes and the footers of all files (columns, counts, places, ranges)."""
@@ -96,16 +98,17 @@ class ParquetSource:
     def _table(self, part: int) -> Any:
         held = self._held
         if held is None or held[0] != part:
-            path, group, columns = self._groups[part]
+            group = self._groups[part]
             self._held = None  # two are never held
-            with self._parquet.ParquetFile(path) as file:
-                held = part, file.read_row_group(group, columns=columns, use_threads=False)
+            with self._parquet.ParquetFile(group.path) as file:
+                table = file.read_row_group(group.number, columns=group.columns, use_threads=False)
+                held = part, table
             self._held = held
         return held[1]
 
 
-def _row_groups(parquet: Any, path: Path) -> list[tuple[int, int, list[str]]]:
-    """(number, rows, columns to read) of each row group of a file."""
+def _row_groups(parquet: Any, path: Path) -> Iterator[_Group]:
+    """The row groups of a file."""
     check_kind(path, "parquet")
     try:
         with parquet.ParquetFile(path) as file:
@@ -125,7 +128,10 @@ def _row_groups(parquet: Any, path: Path) -> list[tuple[int, int, list[str]]]:
             f"{MAX_GROUP_BYTES} bytes, a hundred rows for instance"
         )
     columns = [name for name in names if name in COLUMNS or is_foreign(name)]
-    return [(number, group.num_rows, columns) for number, group in enumerate(groups)]
+    first = 0
+    for number, group in enumerate(groups):
+        yield _Group(path, number, columns, first, group.num_rows)
+        first += group.num_rows
 
 
 def _pyarrow_parquet() -> Any:

@@ -59,16 +59,17 @@ def reason_of(error: RecordError) -> str:
     return str(error).rpartition(" (record ")[0] or str(error)
 
 
-def record_id(row: int, given: Any) -> str:
-    """An id that is unique in its source: the id of the file, which may repeat, and the row.
+def origin_of(source: str, row: int, given: Any = None) -> Origin:
+    """The origin of a row. Its id is unique: the id of the file, which may repeat, and the row.
 
     Args:
+        source: its name.
         row: number of the row, from 0.
         given: what the file calls it; anything but a string or a whole number is left out.
     """
     text = str(given) if isinstance(given, str | int) and not isinstance(given, bool) else ""
     words = text.encode("utf-8", "replace").decode().split()
-    return f"{' '.join(words)[:80]}#{row}"
+    return Origin(source=source, id=f"{' '.join(words)[:80]}#{row}")
 
 
 def conversation_record(turns: Sequence[Turn], pictures: Pictures, origin: Origin) -> Record:
@@ -89,7 +90,7 @@ def conversation_record(turns: Sequence[Turn], pictures: Pictures, origin: Origi
         if turn.role != "user" and PLACEHOLDER in turn.text:
             raise origin.error(f"{PLACEHOLDER} in {turn.role} text: only users send pictures")
         _check_boxes(turn.text, origin)
-    placed = _with_placeholders(turns, len(pictures), origin)
+    placed = _with_placeholders(turns, len(pictures))
     _check_text([turn.text for turn in placed], len(pictures), origin)
     return Record(id=origin.id, source=origin.source, images=pictures, turns=placed)
 
@@ -161,7 +162,7 @@ def _turn(message: Any, origin: Origin) -> Turn:
     return Turn(role=role, text=text)
 
 
-def _with_placeholders(turns: Sequence[Turn], pictures: int, origin: Origin) -> tuple[Turn, ...]:
+def _with_placeholders(turns: Sequence[Turn], pictures: int) -> tuple[Turn, ...]:
     """Turns with placeholders, as LLaVA reads its files: no `<image>` at all, or all of them."""
     found = sum(turn.text.count(PLACEHOLDER) for turn in turns)
     if found or not pictures:

@@ -40,9 +40,9 @@ def open_interleaved(config: SourceConfig) -> JsonSource:
 def _text_record(row: Row, origin: Origin, root: Path) -> Record:
     if row.get("image") or row.get("images"):
         raise origin.error("a picture in a source of text: give it the format 'llava'")
-    check_row_kind(row, origin)
     if row.get("text") is None:
         return llava_record(row, (), origin)
+    check_row_kind(row, origin)
     return document_record(_string(row["text"], origin), (), origin)
 
 

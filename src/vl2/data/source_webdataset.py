@@ -15,11 +15,11 @@ import numpy as np
 
 from vl2.data.config import SourceConfig
 from vl2.data.records import Record
-from vl2.data.source_files import check_kind, check_row, ends_of, locate, matching_files, row_count
+from vl2.data.source_files import Rows, check_kind, matching_files
 from vl2.data.source_grounding import check_row_kind
 from vl2.data.source_json import Row, read_object
 from vl2.data.source_llava import ANSWERS, llava_record
-from vl2.data.source_record import MAX_ROW_BYTES, Origin, caption_record, record_id
+from vl2.data.source_record import MAX_ROW_BYTES, Origin, caption_record, origin_of
 from vl2.logs import get_logger
 from vl2.processing.image_gate import MAX_BYTES
 
@@ -60,12 +60,11 @@ class WebDatasetSource:
         """
         self.name = config.name or Path(config.path).stem
         self._shards = [_index(path, self.name) for path in matching_files(config.path)]
-        self._ends = ends_of([len(shard.keys) for shard in self._shards])
-        self._rows = row_count(int(self._ends[-1]), config.rows)
+        self._rows = Rows(self.name, [len(shard.keys) for shard in self._shards], config.rows)
 
     def __len__(self) -> int:
         """Number of samples, bad ones included."""
-        return self._rows
+        return len(self._rows)
 
     def __getitem__(self, row: int) -> Record:
         """The record of a sample.
@@ -73,10 +72,9 @@ class WebDatasetSource:
         Raises:
             RecordError: it cannot be used.
         """
-        check_row(row, len(self), self.name)
-        part, local = locate(self._ends, row)
+        part, local = self._rows.find(row)
         shard = self._shards[part]
-        origin = Origin(source=self.name, id=record_id(row, shard.keys[local]))
+        origin = origin_of(self.name, row, shard.keys[local])
         members = shard.members[shard.first[local] : shard.first[local + 1]]
         found: list[list[bytes]] = [[], [], []]
         try:
@@ -92,7 +90,7 @@ class WebDatasetSource:
 
     def place(self, row: int) -> str:
         """The tar and the key of a sample."""
-        part, local = locate(self._ends, row)
+        part, local = self._rows.find(row)
         return f"{self._shards[part].path} sample {self._shards[part].keys[local]}"
 
     def fingerprint(self) -> str:
@@ -104,9 +102,9 @@ class WebDatasetSource:
 def _record(found: list[list[bytes]], origin: Origin) -> Record:
     jsons, texts, pictures = found
     row: Row = read_object(jsons[0], origin) if jsons else {}
-    check_row_kind(row, origin)
     told = any(row.get(name) is not None for name in ANSWERS)
     if texts and not told:
+        check_row_kind(row, origin)
         try:
             caption = texts[0].decode("utf-8-sig")
         except UnicodeDecodeError:
@@ -186,7 +184,7 @@ def _packed(path: Path, samples: list[_Sample], digest: str) -> _Shard:
     return _Shard(
         path=path,
         keys=[sample.key for sample in samples],
-        first=np.concatenate([[0], ends_of([len(sample.members) for sample in samples])]),
+        first=np.cumsum([0, *(len(sample.members) for sample in samples)]),
         members=np.array(members, dtype=np.int64).reshape(-1, 3),
         digest=digest,
     )

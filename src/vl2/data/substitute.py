@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import traceback
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -37,6 +38,25 @@ class DataError(ValueError):
 
 class DataWorkError(DataError, WorkError):
     """A process that reads the data died, or reading shows a programming error."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Crash:
+    """A programming error or a broken machine, as opposed to a bad record, as a worker tells it."""
+
+    message: str  # one line
+    trace: str
+
+    def error(self) -> DataWorkError:
+        """What the trainer raises; the trace goes to the log."""
+        log.debug("%s", self.trace)
+        return DataWorkError(self.message)
+
+
+def crash_of(where: str, error: Exception) -> Crash:
+    """What is told of an error while it is handled."""
+    reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+    return Crash(message=f"{where}: {reason}", trace=traceback.format_exc())
 
 
 def fill(
@@ -181,15 +201,7 @@ class Tally:
     def state(self) -> dict[str, Any]:
         """The counts as JSON, per source; bounded by the window and the rate."""
         return {
-            name: {
-                "tried": tally.tried,
-                "bad": tally.bad,
-                "replaced": tally.replaced,
-                "empty": tally.empty,
-                "in_a_row": tally.in_a_row,
-                "recent": list(tally.recent),
-                "reasons": list(tally.reasons),
-            }
+            name: {**asdict(tally), "recent": list(tally.recent)}
             for name, tally in zip(self.names, self.sources, strict=True)
         }
 

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from vl2.data.config import SourceConfig
+from vl2.data.config import DataConfig, SourceConfig
 from vl2.data.index import RowIndex
 from vl2.data.processes import usable_cores
 from vl2.data.sources import open_source
@@ -76,8 +76,8 @@ def main() -> None:
             config = SourceConfig(path=str(write_rows(folder, rows, given.pictures)))
             for processes in given.processes:
                 started = time.monotonic()
-                source = open_source(config)
-                index = RowIndex.build([config], [source], processor, processes=processes)
+                source, data = open_source(config), DataConfig(sources=(config,))
+                index = RowIndex.build(data, [source], processor, processes=processes)
                 seconds = time.monotonic() - started
                 figures = {
                     "rows": rows,

@@ -38,8 +38,17 @@ def write(path: Path, rows: Sequence[Any]) -> SourceConfig:
     return SourceConfig(path=str(path))
 
 
-def build(configs: Sequence[SourceConfig], processor: vl2.Processor, **more: Any) -> RowIndex:
-    return RowIndex.build(configs, [open_source(c) for c in configs], processor, **more)
+def build(
+    configs: Sequence[SourceConfig],
+    processor: vl2.Processor,
+    cache: Path | None = None,
+    *,
+    processes: int = 1,
+    **data: Any,
+) -> RowIndex:
+    config = DataConfig(sources=tuple(configs), **{"max_bad_rate": 1.0, **data})
+    sources = [open_source(each) for each in configs]
+    return RowIndex.build(config, sources, processor, cache, processes=processes)
 
 
 @pytest.fixture
@@ -316,26 +325,26 @@ def test_a_source_with_too_many_bad_rows_is_refused(
     """Of 50 rows 0.5 + 4 sqrt(0.5) + 4 = 7 may be bad."""
     config, cache = with_bad_rows(tmp_path / "t.jsonl", good=42, bad=8), tmp_path / "cache"
     with pytest.raises(DataError) as told:
-        build([config], processor, cache=cache, limits=DataConfig())
+        build([config], processor, cache=cache, max_bad_rate=0.01)
     assert str(told.value) == (
         "source 't': 8 of 50 rows cannot be used, 7 may be bad (data.max_bad_rate = 0.01); first "
         "reasons: 7 x an answer is empty; 1 x the row is not JSON: repair the source, or raise the "
         "limit"
     )
     scans.clear()
-    found = build([config], processor, cache=cache, limits=DataConfig(max_bad_rate=0.2))
+    found = build([config], processor, cache=cache, max_bad_rate=0.2)
     assert scans == []  # no good row is counted again
     assert (found.counts(0) == -1).sum() == 8
     assert found.fingerprint == build([config], processor).fingerprint
     repaired = with_bad_rows(tmp_path / "t.jsonl", good=43, bad=7)
-    assert build([repaired], processor, limits=DataConfig()).counts(0)[0] > 4096
+    assert build([repaired], processor, max_bad_rate=0.01).counts(0)[0] > 4096
 
 
 def test_each_source_is_judged_by_itself(tmp_path: Path, processor: vl2.Processor):
     sound = with_bad_rows(tmp_path / "sound.jsonl", good=300, bad=1)
     broken = with_bad_rows(tmp_path / "broken.jsonl", good=12, bad=8)
     with pytest.raises(DataError, match=r"^source 'broken': 8 of 20 rows cannot be used, 5 may"):
-        build([sound, broken], processor, limits=DataConfig())
+        build([sound, broken], processor, max_bad_rate=0.01)
 
 
 def test_the_allowance_is_for_few_rows_and_ends_at_the_window():

@@ -286,7 +286,7 @@ def test_workers_and_prefetch_do_not_change_the_stream(tmp_path: Path, processor
     config = DataConfig(
         sources=configs, sequence_length=160, batch_size=6, micro_batch=2, max_bad_rate=0.9
     )
-    index = RowIndex.build(configs, sources, processor)
+    index = RowIndex.build(config, sources, processor)
     here = TrainLoader(config, processor, sources, index)
     states, batches = [here.state()], []
     for batch in itertools.islice(here.micro_batches(), 16):
@@ -323,7 +323,7 @@ def test_a_killed_worker_is_one_clear_line(tmp_path: Path, processor: Processor)
         sources=configs, sequence_length=160, batch_size=1, workers=1, max_bad_rate=1.0
     )
     with TrainLoader(
-        config, processor, sources, RowIndex.build(configs, sources, processor)
+        config, processor, sources, RowIndex.build(config, sources, processor)
     ) as loader:
         stream = loader.micro_batches()
         next(stream)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vl2.data.config import DataConfig, SourceConfig
+from vl2.data.config import DataConfig
 from vl2.data.counting import UNUSABLE, Unusable, count_rows
 from vl2.data.sources import Source
 from vl2.data.substitute import REASONS, DataError, bad_allowed
@@ -45,13 +45,11 @@ class RowIndex:
     @classmethod
     def build(
         cls,
-        configs: Sequence[SourceConfig],
+        config: DataConfig,
         sources: Sequence[Source],
         processor: Processor,
         cache: Path | None = None,
         *,
-        mask_prompt: bool = True,
-        limits: DataConfig | None = None,
         processes: int = 1,
     ) -> RowIndex:
         """Count tokens and tiles of all rows, or take them from the cache.
@@ -60,13 +58,11 @@ class RowIndex:
         arrived since.
 
         Args:
-            configs: of the sources.
-            sources: opened from them, in their order.
+            config: of the sources, which text is learnt, and how many rows of a source may be bad:
+                so many as of the records that a run meets.
+            sources: opened from it, in their order.
             processor: of the model.
             cache: folder of cache files, created when missing; None keeps nothing.
-            mask_prompt: whether answers alone are learnt.
-            limits: how many rows of a source may be bad, as of the records that a run meets; None
-                only warns.
             processes: that count the rows, if there are many; the result is the same.
 
         Raises:
@@ -75,31 +71,30 @@ class RowIndex:
             ValueError: a source wants damaged pictures from a processor that tiles them by their
                 content, or the cache cannot be written.
         """
-        rules = _rules(processor, mask_prompt)
+        rules = _rules(processor, config.mask_prompt)
         counts, told = [], [rules]
-        for config, source in zip(configs, sources, strict=True):
-            if config.augment and processor.config.tiling == "content":
+        for given, source in zip(config.sources, sources, strict=True):
+            if given.augment and processor.config.tiling == "content":
                 raise ValueError(
-                    f"source {source.name!r} has augment = {config.augment} but damage would "
+                    f"source {source.name!r} has augment = {given.augment} but damage would "
                     "change the tiles of tiling 'content': use 'released', or augment 0"
                 )
             content = source.fingerprint()
-            places = [_absolute(config.path), _absolute(config.image_root or "")]
+            places = [_absolute(given.path), _absolute(given.image_root or "")]
             key = _sha256([rules, content, len(source), *places])
             file = cache / f"rows-{key[:32]}.npz" if cache else None
             count = partial(
                 count_rows,
-                config=config,
+                config=given,
                 source=source,
                 processor=processor,
-                mask_prompt=mask_prompt,
+                mask_prompt=config.mask_prompt,
                 processes=processes,
             )
             found, reasons = _counted(source, count, file, key)
-            if limits is not None:
-                _check_bad(source, reasons, limits)
+            _check_bad(source, reasons, config)
             counts.append(found)
-            told += [content, config.weight, config.augment, _sha256([found.tobytes().hex()])]
+            told += [content, given.weight, given.augment, _sha256([found.tobytes().hex()])]
         return cls(counts, _sha256(told))
 
     def counts(self, source_index: int) -> np.ndarray:

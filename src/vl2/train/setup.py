@@ -108,15 +108,7 @@ def prepare(config: TrainConfig, layout: Layout = ONE, *, check: bool = False) -
     if check:
         check_kept(Path(config.folder) / CHECKPOINTS, known, steps=config.steps)
     cache = Path(config.folder) / "index"
-    index = RowIndex.build(
-        config.data.sources,
-        sources,
-        origin.processor,
-        cache,
-        mask_prompt=config.data.mask_prompt,
-        limits=config.data,
-        processes=usable_cores(),
-    )
+    index = RowIndex.build(config.data, sources, origin.processor, cache, processes=usable_cores())
     return Prepared(config=config, origin=origin, sources=sources, index=index, identity=known)
 
 
@@ -197,12 +189,10 @@ def look_at_data(config: TrainConfig) -> dict[str, dict[str, int]]:
         return {}
     sources, cache = [open_source(source) for source in given], Path(config.folder) / "index"
     index = RowIndex.build(
-        given,
+        replace(config.data, sources=tuple(given)),
         sources,
         find_origin(config).processor,
         cache if cache.is_dir() else None,
-        mask_prompt=config.data.mask_prompt,
-        limits=config.data,
         processes=usable_cores(),
     )
     longest, found = config.data.sequence_length, {}

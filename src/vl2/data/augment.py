@@ -8,6 +8,7 @@ has to grow with its size.
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,9 +27,10 @@ class Damage:
     share: float  # 0 to 1
     seed: tuple[int, ...]  # for instance (seed of the run, source, row)
 
-    def generator(self) -> np.random.Generator:
-        """The random generator of one record."""
-        return np.random.default_rng(self.seed)
+    def of(self, images: Sequence[Image.Image]) -> list[Image.Image]:
+        """The pictures of one record, some of them damaged."""
+        rng = np.random.default_rng(self.seed)
+        return [damaged(rng, image) if rng.random() < self.share else image for image in images]
 
 
 def damaged(rng: np.random.Generator, image: Image.Image) -> Image.Image:

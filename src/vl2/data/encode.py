@@ -10,7 +10,7 @@ from pathlib import Path
 from PIL import Image
 
 from vl2 import geometry
-from vl2.data.augment import Damage, damaged
+from vl2.data.augment import Damage
 from vl2.data.records import Record, RecordError
 from vl2.data.source_pictures import TRAINING, picture_size
 from vl2.data.source_record import Origin
@@ -50,7 +50,8 @@ def encode_record(
             nothing of it would be learnt. The message names the record and its source.
     """
     policy = processor.admission(TRAINING)
-    images = _decoded(record, policy, damage)
+    images = _decoded(record, policy)
+    images = damage.of(images) if damage else images
     with _named(record):
         if record.document is not None:
             inputs = processor.from_document(record.document, images, policy=policy)
@@ -105,15 +106,11 @@ def _check_learnt(learnt: bool) -> None:
         raise ValueError("it has no answers, so nothing would be learned from it")
 
 
-def _decoded(record: Record, policy: ImagePolicy, damage: Damage | None) -> list[Image.Image]:
-    rng = damage.generator() if damage else None
+def _decoded(record: Record, policy: ImagePolicy) -> list[Image.Image]:
     images = []
     for number, source in enumerate(record.images, start=1):
-        with _named(record, picture=_picture(number, source)):
-            image = open_image(source, policy)
-        if damage and rng and rng.random() < damage.share:
-            image = damaged(rng, image)
-        images.append(image)
+        with _named(record, picture=number):
+            images.append(open_image(source, policy))
     return images
 
 
@@ -123,7 +120,7 @@ def _canvases(record: Record, processor: Processor) -> list[Resolution]:
     tiled = len(record.images) <= config.max_tiled_images
     canvases = []
     for number, source in enumerate(record.images, start=1):
-        with _named(record, picture=_picture(number, source)):
+        with _named(record, picture=number):
             if tiled and config.tiling == "content":
                 canvas = choose_canvas(open_image(source, policy), layout, "content")
             else:
@@ -133,17 +130,16 @@ def _canvases(record: Record, processor: Processor) -> list[Resolution]:
     return canvases
 
 
-def _picture(number: int, source: bytes | Path) -> str:
-    return f"picture {number}" + (f": {source}" if isinstance(source, Path) else "")
-
-
 @contextmanager
-def _named(record: Record, *, picture: str = "") -> Iterator[None]:
-    """Turn an error into a `RecordError` that names the record."""
+def _named(record: Record, *, picture: int = 0) -> Iterator[None]:
+    """Turn an error into a `RecordError` that names the record, and the picture by its number."""
     try:
         yield
     except RecordError:
         raise
     except ValueError as error:
+        told = f"picture {picture}" if picture else ""
+        if picture and isinstance(source := record.images[picture - 1], Path):
+            told += f": {source}"
         origin = Origin(source=record.source, id=record.id)
-        raise origin.error(str(error), picture=picture) from None
+        raise origin.error(str(error), picture=told) from None

@@ -25,8 +25,9 @@ from vl2.processing.image_gate import MAX_BYTES
 
 log = get_logger(__name__)
 
-PICTURES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
-TEXTS = ("json", "txt")
+_PICTURES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
+_KINDS = {"json": 0, "txt": 1, **dict.fromkeys(_PICTURES, 2)}
+"""Kinds of members by the last part of their extension."""
 
 _NAME = re.compile(r"((?:.*/)?[^./]+)\.([^/]+)", re.DOTALL)
 _DIGITS = re.compile(r"(\d+)")
@@ -157,7 +158,7 @@ def _add(samples: list[_Sample], member: tarfile.TarInfo, *, whole: bool) -> Non
     if found is None or not member.isfile() or member.issparse():
         return
     key, extension = found[1], found[2].lower()
-    kind = _kind(extension)
+    kind = _KINDS.get(extension.rpartition(".")[2])
     if kind is None:
         return
     same = bool(samples) and samples[-1].key == key and extension not in samples[-1].members
@@ -168,11 +169,6 @@ def _add(samples: list[_Sample], member: tarfile.TarInfo, *, whole: bool) -> Non
     if not same:
         samples.append(_Sample(key))
     samples[-1].members[extension] = (kind, member.offset_data, member.size)
-
-
-def _kind(extension: str) -> int | None:
-    last = extension.rpartition(".")[2]
-    return TEXTS.index(last) if last in TEXTS else 2 if last in PICTURES else None
 
 
 def _packed(path: Path, samples: list[_Sample], digest: str) -> _Shard:

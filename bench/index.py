@@ -18,9 +18,9 @@ from pathlib import Path
 
 from PIL import Image
 
+from vl2.core_count import available_cores
 from vl2.data.config import DataConfig, SourceConfig
 from vl2.data.index import RowIndex
-from vl2.data.processes import usable_cores
 from vl2.data.sources import open_source
 from vl2.processing.processor import Processor
 
@@ -63,7 +63,7 @@ def main() -> None:
     """Write the rows, count them, print."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("rows", nargs="*", type=int, default=[20_000])
-    parser.add_argument("--processes", nargs="*", type=int, default=sorted({1, usable_cores()}))
+    parser.add_argument("--processes", nargs="*", type=int, default=sorted({1, available_cores()}))
     parser.add_argument("--pictures", type=float, default=1.0, help="share of rows with one")
     given = parser.parse_args()
     processor = Processor.from_pretrained("nano")

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from vl2 import core_count as available
 from vl2.benchmarks import candidates, machine
 from vl2.benchmarks.candidates import fitting_forms, form_bytes, form_state, gather
 from vl2.benchmarks.config import FORMS, BenchConfig
@@ -17,7 +18,7 @@ from vl2.benchmarks.timing import middle, ratio, take_turns
 from vl2.benchmarks.work import text_flops, tile_bytes_read, tile_flops, weight_bytes_read
 from vl2.checkpoint.count import count_parameters, model_shapes
 from vl2.config import VL2Config
-from vl2.engine import cores as available
+from vl2.engine import cores as used
 from vl2.failure import WorkError
 from vl2.model.quant_layers import QuantWeight
 from vl2.ops.weight import Int8Weight, dequantize_int4, dequantize_rows
@@ -242,13 +243,13 @@ def test_threads_are_those_asked_for_or_stated(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(torch, "set_num_threads", chosen.append)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 64)
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
-    assert available.choose_threads(None) == 3
-    assert available.choose_threads(5) == 5
+    assert used.choose_threads(None) == 3
+    assert used.choose_threads(5) == 5
     monkeypatch.delenv("OMP_NUM_THREADS")
-    assert available.choose_threads(None) == available.available_cores()
+    assert used.choose_threads(None) == available.available_cores()
     assert chosen == [3, 5, available.available_cores()]
     with pytest.raises(ValueError, match="threads is 0"):
-        available.choose_threads(0)
+        used.choose_threads(0)
 
 
 def test_resident_memory_grows_with_what_is_held():

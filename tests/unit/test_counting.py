@@ -6,13 +6,19 @@ import multiprocessing
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 from tests.unit.test_data_index import build, talk, write
 
 import vl2
+from vl2 import core_count
 from vl2.data import counting
+from vl2.data.index import RowIndex
 from vl2.data.substitute import DataWorkError
+from vl2.overrides import override
+from vl2.recipes.stages import RECIPES
+from vl2.train import setup
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +50,26 @@ def test_processes_count_what_one_counts(
     assert caplog.messages == told
     assert len(told) == 12  # the reasons, ten rows, and how many more
     assert not multiprocessing.active_children()
+
+
+def test_rows_are_counted_on_the_cores_that_the_control_group_grants(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "cpu.max").write_text("300000 100000\n")
+    monkeypatch.setattr(core_count, "CGROUP", tmp_path)
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(64)), raising=False)
+    monkeypatch.setattr("os.cpu_count", lambda: 64)
+    given: list[int] = []
+
+    def built(*parts: Any, processes: int) -> RowIndex:
+        given.append(processes)
+        return RowIndex([np.array([[7], [0]])], "")
+
+    monkeypatch.setattr(setup.RowIndex, "build", built)
+    source = write(tmp_path / "t.jsonl", [{"conversations": talk()}])
+    settings = [f"data.sources=[{{path: {source.path}}}]", f"out={tmp_path}"]
+    assert setup.look_at_data(override(RECIPES["debug_align"](), settings))
+    assert given == [3]
 
 
 @pytest.mark.slow

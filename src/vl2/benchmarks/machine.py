@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from vl2.engine.cores import CGROUP, available_cores, read_or_empty
+from vl2.core_count import CGROUP, available_cores, read_or_empty
 from vl2.ops.native import kernels
 
 PROC = Path("/proc")

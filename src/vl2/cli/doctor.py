@@ -161,7 +161,8 @@ def _line(check: Check) -> str:
 def _devices() -> dict[str, Any]:
     import torch
 
-    from vl2.engine.cores import available_cores, choose_threads
+    from vl2.core_count import available_cores
+    from vl2.engine.cores import choose_threads
     from vl2.ops import backend
     from vl2.ops.native import kernels
 

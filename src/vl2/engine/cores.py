@@ -1,4 +1,4 @@
-"""What this process really has of the processor: threads for its cores, products in bfloat16.
+"""How PyTorch uses the processor: threads for the cores of this process, products in bfloat16.
 
 PyTorch counts the machine's cores. In a container that may use two of sixty-four, sixty-four
 threads wait for each other in every small product.
@@ -8,30 +8,10 @@ from __future__ import annotations
 
 import os
 import platform
-import sys
-from pathlib import Path
 
 import torch
 
-CGROUP = Path("/sys/fs/cgroup")
-
-
-def available_cores() -> int:
-    """Cores that this process may use: its affinity, and the quota of its control group."""
-    linux = sys.platform == "linux"  # elsewhere Python knows no affinity
-    cores = len(os.sched_getaffinity(0)) if linux else os.cpu_count() or 1
-    quota = _core_quota()
-    return max(1, min(cores, int(quota))) if quota else cores
-
-
-def _core_quota() -> float | None:
-    """Cores that the control group grants, version 2 or 1; None without a limit."""
-    limit = read_or_empty(CGROUP / "cpu.max").split()
-    if len(limit) == 2 and limit[0] != "max":
-        return int(limit[0]) / int(limit[1])
-    quota = read_or_empty(CGROUP / "cpu/cpu.cfs_quota_us").strip()
-    period = read_or_empty(CGROUP / "cpu/cpu.cfs_period_us").strip()
-    return int(quota) / int(period) if quota and period and int(quota) > 0 else None
+from vl2.core_count import available_cores
 
 
 def choose_threads(wanted: int | None) -> int:
@@ -47,11 +27,6 @@ def choose_threads(wanted: int | None) -> int:
     if threads != torch.get_num_threads():
         torch.set_num_threads(threads)
     return threads
-
-
-def read_or_empty(file: Path) -> str:
-    """A file of the system, empty where there is none."""
-    return file.read_text(encoding="utf-8") if file.is_file() else ""
 
 
 def emulates_bfloat16() -> bool:

@@ -20,10 +20,10 @@ from vl2.checkpoint.dcp import CheckpointStore
 from vl2.checkpoint.load import choose_device
 from vl2.checkpoint.skeleton import build_skeleton
 from vl2.config import VL2Config
+from vl2.core_count import available_cores
 from vl2.data.counting import UNUSABLE
 from vl2.data.index import RowIndex
 from vl2.data.loader import TrainLoader
-from vl2.data.processes import usable_cores
 from vl2.data.source_files import is_there
 from vl2.data.sources import Source, open_source
 from vl2.logs import get_logger
@@ -108,7 +108,9 @@ def prepare(config: TrainConfig, layout: Layout = ONE, *, check: bool = False) -
     if check:
         check_kept(Path(config.folder) / CHECKPOINTS, known, steps=config.steps)
     cache = Path(config.folder) / "index"
-    index = RowIndex.build(config.data, sources, origin.processor, cache, processes=usable_cores())
+    index = RowIndex.build(
+        config.data, sources, origin.processor, cache, processes=available_cores()
+    )
     return Prepared(config=config, origin=origin, sources=sources, index=index, identity=known)
 
 
@@ -193,7 +195,7 @@ def look_at_data(config: TrainConfig) -> dict[str, dict[str, int]]:
         sources,
         find_origin(config).processor,
         cache if cache.is_dir() else None,
-        processes=usable_cores(),
+        processes=available_cores(),
     )
     longest, found = config.data.sequence_length, {}
     for number, source in enumerate(sources):

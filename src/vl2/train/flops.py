@@ -25,7 +25,7 @@ adds is counted apart: the model FLOP utilisation (MFU) is of the operations abo
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from torch import nn
@@ -108,9 +108,7 @@ def document_pairs(lengths: Iterable[int]) -> int:
     return sum(length * (length + 1) // 2 for length in lengths)
 
 
-def planned_sizes(
-    config: VL2Config, *, rows: int, length: int, tiles: float, documents: Sequence[int] = ()
-) -> dict[str, float]:
+def planned_sizes(config: VL2Config, *, rows: int, length: int, tiles: float) -> dict[str, float]:
     """Sizes of a step, estimated before its data is known.
 
     All tokens that are no picture's count as supervised: an upper estimate where prompts are
@@ -120,15 +118,14 @@ def planned_sizes(
     Args:
         config: of the model.
         rows: sequences of the step.
-        length: of each, full of tokens.
+        length: of each, full of tokens of one document.
         tiles: that are encoded, mean of a sequence.
-        documents: lengths in a sequence; empty takes the whole sequence as one.
     """
     side = config.tokens_per_side
     return {
         "encoded_tiles": rows * tiles,
         "tokens": rows * length,
-        "pairs": rows * document_pairs(documents or [length]),
+        "pairs": rows * document_pairs([length]),
         "supervised": rows * max(length - tiles * side * (side + 1), 0),
     }
 

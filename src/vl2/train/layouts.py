@@ -28,6 +28,8 @@ from vl2.train.memory import (
 from vl2.train.select import select
 
 DAY = 86_400
+LISTED = 5
+"""Layouts of a plan that are shown."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -247,7 +249,6 @@ def plan_training(
     gpu: str,
     layout: ParallelConfig | None = None,
     tiles: float = TILES,
-    most: int = 5,
 ) -> dict[str, Any]:
     """The best layouts that fit, or the one that was asked for.
 
@@ -258,7 +259,6 @@ def plan_training(
         gpu: a key of `cluster.GPUS`.
         layout: only this one.
         tiles: that a sequence has encoded, on average.
-        most: layouts to list.
 
     Raises:
         ValueError: nothing fits, or the numbers do not divide.
@@ -282,7 +282,7 @@ def plan_training(
         "recomputed_flops_per_step": recomputed_flops(planner.run.work, planner.sizes),
         "layouts_tried": len(planned),
         "layouts_that_fit": len(fitting),
-        "layouts": [planner.report(item) for item in fitting[:most]],
+        "layouts": [planner.report(item) for item in fitting[:LISTED]],
         "assumptions": planner.assumptions(),
     }
 

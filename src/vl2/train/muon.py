@@ -19,16 +19,18 @@ from vl2.parallel.gradients import on_whole
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 """Coefficients of the quintic iteration, chosen for speed: singular values end in 0.7 .. 1.2."""
+STEPS = 5
+"""Iterations."""
 
 
-def orthogonalised(matrix: Float[Tensor, "*n r c"], steps: int = 5) -> Float[Tensor, "*n r c"]:
+def orthogonalised(matrix: Float[Tensor, "*n r c"]) -> Float[Tensor, "*n r c"]:
     """The nearest semi-orthogonal matrix, roughly, by Newton-Schulz iteration."""
     a, b, c = COEFFICIENTS
     tall = matrix.shape[-2] > matrix.shape[-1]
     x = matrix.mT if tall else matrix
     x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
     x = x.to(torch.bfloat16) if _multiplies_bfloat16(x.device) else x
-    for _ in range(steps):
+    for _ in range(STEPS):
         gram = x @ x.mT
         x = a * x + (b * gram + c * gram @ gram) @ x
     return (x.mT if tall else x).to(matrix.dtype)

@@ -24,15 +24,17 @@ from vl2.config import LanguageConfig, VL2Config
 from vl2.ops.attention import attention, head_product
 from vl2.ops.backend import FEW_ROWS
 from vl2.ops.chosen_experts import chosen_expert_mlp
+from vl2.ops.int4 import Int4Weight
+from vl2.ops.int8 import Int8Weight
+from vl2.ops.linear import experts as held_experts
+from vl2.ops.linear import linear
 from vl2.ops.logits import row_peaks
 from vl2.ops.moe import combine_experts, route, router_logits
 from vl2.ops.native import kernels
 from vl2.ops.norm import rms_norm
 from vl2.ops.paged import Singles, Span, paged_single_attention
-from vl2.ops.quant_linear import int4_linear, int8_expert_mlp, int8_linear
 from vl2.ops.rope import apply_rope
 from vl2.ops.stored import stored_linears
-from vl2.ops.weight import quantize_int4, quantize_int8
 
 COPIES = 40
 """Matrices that calls go through in turn."""
@@ -46,24 +48,25 @@ def cases(config: LanguageConfig) -> Iterator[Case]:
     """Name, facts, a call by number, and another way for PyTorch where it is not the same call."""
     width, experts = config.hidden_size, config.n_routed_experts or 1
     floats = torch.randn(COPIES, width, width)
-    int8 = [quantize_int8(matrix) for matrix in floats]
-    int4 = [quantize_int4(matrix) for matrix in floats]
+    int8 = [Int8Weight.pack(matrix) for matrix in floats]
+    int4 = [Int4Weight.pack(matrix) for matrix in floats]
     for rows in (1, 8, PROMPT):
         x = torch.randn(rows, width).bfloat16()
-        yield "int8 linear", {"rows": rows}, lambda i, x=x: int8_linear(x, int8[i % COPIES]), None
+        yield "int8 linear", {"rows": rows}, lambda i, x=x: linear(x, int8[i % COPIES]), None
         if rows <= 8:
-            run = partial(lambda i, x: int4_linear(x, int4[i % COPIES], out_features=width), x=x)
+            run = partial(lambda i, x: linear(x, int4[i % COPIES]), x=x)
             yield "int4 linear", {"rows": rows}, run, None
     inner = config.moe_intermediate_size
     shapes = (experts, inner, width), (experts, inner, width), (experts, width, inner)
     layers = [[torch.randn(shape).mul_(0.02) for shape in shapes] for _ in range(LAYERS)]
-    quantised = [[quantize_int8(weight) for weight in layer] for layer in layers]
+    quantised = [
+        (Int8Weight.pack(gate), Int8Weight.pack(up), Int8Weight.pack(down))
+        for gate, up, down in layers
+    ]
     for rows in (1, 8, PROMPT):
         x = torch.randn(rows, width)
         routing = route(torch.randn(rows, experts), config)
-        both = partial(
-            lambda i, x, r: int8_expert_mlp(x, r, *quantised[i % LAYERS]), x=x, r=routing
-        )
+        both = partial(lambda i, x, r: held_experts(x, r, quantised[i % LAYERS]), x=x, r=routing)
         yield "int8 experts", {"rows": rows}, both, None
         if rows > FEW_ROWS:
             run = partial(

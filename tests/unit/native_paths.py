@@ -7,7 +7,7 @@ import functools
 
 import pytest
 
-from vl2.ops import quant_linear, weight
+from vl2.ops import int4, int8, weight
 from vl2.ops.native import build, kernels
 
 
@@ -24,9 +24,9 @@ def use_path(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
         anew = functools.cache(getattr(kernels, remembered).__wrapped__)
         monkeypatch.setattr(kernels, remembered, anew)
     if name == "plain":
-        monkeypatch.setattr(quant_linear, "has_int_matmul", lambda device: False)
-        monkeypatch.setattr(quant_linear, "has_int4_kernel", lambda device: False)
-        for module in (quant_linear, weight):
+        monkeypatch.setattr(int8, "has_int_matmul", lambda device: False)
+        monkeypatch.setattr(int4, "has_int4_kernel", lambda device: False)
+        for module in (int4, int8, weight):
             monkeypatch.setattr(module, "DEQUANTIZE_NUMBERS", 5000)  # several parts per matrix
 
 

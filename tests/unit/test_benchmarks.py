@@ -20,8 +20,7 @@ from vl2.checkpoint.count import count_parameters, model_shapes
 from vl2.config import VL2Config
 from vl2.engine import cores as used
 from vl2.failure import WorkError
-from vl2.model.quant_layers import QuantWeight
-from vl2.ops.weight import Int8Weight, dequantize_int4, dequantize_rows
+from vl2.model.linear import held
 
 
 def meta_state(config: VL2Config, form: str) -> dict[str, torch.Tensor]:
@@ -53,10 +52,7 @@ def test_a_random_model_is_made_in_its_form_and_runs(preset: str, form: str):
 def test_quantised_weights_have_the_spread_of_fresh_ones(form: str):
     config = VL2Config.preset("debug_base")
     model = random_model(config, form)
-    held = model.get_submodule("language.model.layers.1.mlp.experts.gate_proj")
-    assert isinstance(held, QuantWeight)
-    data = held.data
-    floats = dequantize_rows(data) if isinstance(data, Int8Weight) else dequantize_int4(data)
+    floats = held(model.get_submodule("language.model.layers.1.mlp.experts"), "gate_proj").floats()
     assert float(floats.std()) == pytest.approx(config.language_config.initializer_range, rel=0.05)
     assert abs(float(floats.mean())) < 0.1 * float(floats.std())
 

@@ -21,13 +21,13 @@ from vl2.engine.graphs import why_not_captured
 from vl2.model.attention import AttentionContext
 from vl2.model.language import Language
 from vl2.model.vl2 import VL2Model
-from vl2.ops import batched_experts, cards, float8_linear, moe
+from vl2.ops import batched_experts, cards, float8, moe
 from vl2.ops.batched_experts import COPY, batched_expert_mlp
-from vl2.ops.float8_linear import float8_linear_ref
+from vl2.ops.float8 import Float8Weight, float8_linear_ref
+from vl2.ops.linear import linear
 from vl2.ops.moe import ExpertChange, LowRank, Routing, expert_mlp_ref, expert_swiglu
 from vl2.ops.paged import BlockTables, PagedStep, empty_pools
 from vl2.ops.transfer import send
-from vl2.ops.weight import quantize_float8
 from vl2.train.config import BalanceConfig
 from vl2.train.optim import freeze
 from vl2.train.task import LanguageTask
@@ -50,7 +50,7 @@ def pretend(monkeypatch: pytest.MonkeyPatch, card: tuple[int, int]) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: card)
     monkeypatch.setattr(torch.version, "hip", "7.0" if card == AMD else None)
     held = cards.compute_capability(CUDA)
-    for module in (cards, float8_linear):
+    for module in (cards, float8):
         monkeypatch.setattr(
             module, "compute_capability", lambda device: None if device.type == "cpu" else held
         )
@@ -284,17 +284,17 @@ def refused(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         tried.append(1)
         raise RuntimeError("CUDA error: CUBLAS_STATUS_NOT_SUPPORTED when calling\nmore lines")
 
-    monkeypatch.setattr(float8_linear, "scaled_product", refuse)
-    monkeypatch.setattr(float8_linear, "compute_capability", lambda device: GEFORCE)
-    monkeypatch.setattr(float8_linear, "_TRIED", {})
+    monkeypatch.setattr(float8, "scaled_product", refuse)
+    monkeypatch.setattr(float8, "compute_capability", lambda device: GEFORCE)
+    monkeypatch.setattr(float8, "_TRIED", {})
     return tried
 
 
 def test_refused_products_of_float8_are_tried_once_and_told_once(refused, caplog):
-    weight, x = quantize_float8(matrix(48, 64)), torch.randn(3, 64)
+    weight, x = Float8Weight.pack(matrix(48, 64)), torch.randn(3, 64)
     with caplog.at_level(logging.WARNING):
         for _ in range(3):
-            found = float8_linear.float8_linear(x, weight)
+            found = linear(x, weight)
             assert relative(found, float8_linear_ref(x, weight)) < 1e-5
     assert len(refused) == 1
     assert len(caplog.messages) == 1
@@ -305,14 +305,14 @@ def test_refused_products_of_float8_are_tried_once_and_told_once(refused, caplog
 @pytest.mark.parametrize("card", [*CARDS, AMD])
 def test_cards_that_multiply_float8(card, monkeypatch):
     pretend(monkeypatch, card)
-    monkeypatch.setattr(float8_linear, "_multiplies", lambda device: True)
+    monkeypatch.setattr(float8, "_multiplies", lambda device: True)
     weight, x = (
-        quantize_float8(torch.empty(64, 64, device="meta")),
+        Float8Weight.pack(torch.empty(64, 64, device="meta")),
         torch.empty(2, 64, device="meta"),
     )
-    has = float8_linear.has_float8_products(x, weight)
+    has = float8.has_float8_products(x, weight)
     assert has is (card not in (TURING, AMPERE, AMD))
-    assert float8_linear.has_float8_experts(x, weight, weight) is (card == HOPPER)
+    assert float8.has_float8_experts(x, weight, weight) is (card == HOPPER)
 
 
 @pytest.mark.gpu

@@ -14,6 +14,7 @@ from vl2.checkpoint.save import save_model
 from vl2.checkpoint.skeleton import build_skeleton
 from vl2.config import VL2Config
 from vl2.geometry import TileGrid, image_tokens
+from vl2.model.linear import Linear
 from vl2.model.lora import LoraExperts, LoraLinear, lora_layers
 from vl2.model.vl2 import VL2Model
 from vl2.ops.kv_cache import KVCache
@@ -309,7 +310,7 @@ def test_targets_are_the_named_layers():
     plain = {
         path
         for path, module in model.named_modules()
-        if isinstance(module, nn.Linear) and not path.endswith(".base")
+        if isinstance(module, Linear) and not path.endswith(".base")
     }
     pool = {"attn_pool.q", "attn_pool.kv", "attn_pool.proj"}
     pool |= {"attn_pool.mlp.fc1", "attn_pool.mlp.fc2"}

@@ -14,14 +14,15 @@ from tests.unit.quant_samples import relative
 from vl2.ops.attention import head_product, head_product_ref
 from vl2.ops.backend import in_c
 from vl2.ops.groups import Groups, group_rows_ref, sort_by_expert
+from vl2.ops.int4 import Int4Weight
+from vl2.ops.int8 import Int8Weight, int8_linear_ref
 from vl2.ops.logits import row_peaks, row_peaks_ref
 from vl2.ops.moe import Routing, combine_experts_ref, expert_mlp_ref, group_rows, router_logits
 from vl2.ops.native import build, kernels, small
 from vl2.ops.norm import rms_norm, rms_norm_ref
 from vl2.ops.paged import Singles, Span, paged_decode_attention_ref, paged_single_attention
-from vl2.ops.quant_linear import activated, int8_linear_ref
 from vl2.ops.rope import apply_rope, apply_rope_ref
-from vl2.ops.weight import dequantize_int4, dequantize_rows, quantize_int4, quantize_int8
+from vl2.ops.weight import activated
 
 
 @pytest.fixture(params=["native", "portable"])
@@ -56,10 +57,10 @@ SHAPES = [(64, 128), (40, 96), (50, 100), (17, 37), (1, 64), (144, 4304 // 16)]
 def test_int8_products_are_exact(rows: int, out: int, width: int, path: str):
     x, weight, bias = (
         torch.randn(rows, width),
-        quantize_int8(torch.randn(out, width)),
+        Int8Weight.pack(torch.randn(out, width)),
         torch.randn(out),
     )
-    steps, scale = quantize_int8(x)
+    steps, scale = Int8Weight.pack(x)
     exact = (steps.double() @ weight.values.double().T).float()
     wanted = exact * weight.scale * scale[:, None] + bias
     assert torch.equal(kernels.int8_linear(x, [weight], bias=bias), wanted)
@@ -70,7 +71,7 @@ def test_int8_products_are_exact(rows: int, out: int, width: int, path: str):
 
 def test_int8_matrices_of_different_heights_stand_side_by_side(path: str):
     x = torch.randn(5, 96).bfloat16()
-    weights = [quantize_int8(torch.randn(out, 96)) for out in (40, 7, 64)]
+    weights = [Int8Weight.pack(torch.randn(out, 96)) for out in (40, 7, 64)]
     found = kernels.int8_linear(x, weights).split([40, 7, 64], dim=1)
     for part, weight in zip(found, weights, strict=True):
         assert torch.equal(part, kernels.int8_linear(x, [weight]))
@@ -78,7 +79,7 @@ def test_int8_matrices_of_different_heights_stand_side_by_side(path: str):
 
 @pytest.mark.parametrize("sizes", [[3, 0, 40, 1, 0, 17], [0, 0, 0, 0, 0, 2], [1] * 6])
 def test_int8_groups_meet_their_experts(sizes: list[int], path: str):
-    x, weight = torch.randn(9, 96), quantize_int8(torch.randn(6, 48, 96))
+    x, weight = torch.randn(9, 96), Int8Weight.pack(torch.randn(6, 48, 96))
     groups = grouped(6, sizes, 9)
     found = kernels.int8_linear(x, [weight], groups=groups)
     first = 0
@@ -92,7 +93,7 @@ def test_int8_groups_meet_their_experts(sizes: list[int], path: str):
 
 
 def test_groups_may_name_their_experts(path: str):
-    x, weight = torch.randn(1, 96), quantize_int8(torch.randn(6, 48, 96))
+    x, weight = torch.randn(1, 96), Int8Weight.pack(torch.randn(6, 48, 96))
     chosen = torch.tensor([4, 1])
     groups = Groups(torch.zeros(2, dtype=torch.int64), torch.tensor([1, 2]), chosen)
     found = kernels.int8_linear(x, [weight], groups=groups)
@@ -105,16 +106,16 @@ def test_groups_may_name_their_experts(path: str):
 def test_the_swiglu_is_nearly_pytorch_s(dtype: torch.dtype, path: str):
     x = (torch.randn(33, 192) * 3).to(dtype)
     x[0, 0], x[1, 1] = 200.0, -200.0  # exp of these is no float
-    weight = quantize_int8(torch.randn(64, 96))
+    weight = Int8Weight.pack(torch.randn(64, 96))
     found = kernels.int8_linear(x, [weight], activation="swiglu")
     assert relative(found, int8_linear_ref(x.float(), weight, activation="swiglu")) < 1e-3
-    exact = activated(x.double(), "swiglu") @ dequantize_rows(weight).double().T
+    exact = activated(x.double(), "swiglu") @ weight.floats().double().T
     assert relative(found[2:], exact[2:]) < 0.02
 
 
 def test_results_do_not_depend_on_threads_or_neighbours(path: str):
     x = torch.randn(35, 96)
-    int8, int4 = quantize_int8(torch.randn(70, 96)), quantize_int4(torch.randn(70, 96))
+    int8, int4 = Int8Weight.pack(torch.randn(70, 96)), Int4Weight.pack(torch.randn(70, 96))
     threads = torch.get_num_threads()
     try:
         for count in (1, 2, 3):
@@ -123,15 +124,15 @@ def test_results_do_not_depend_on_threads_or_neighbours(path: str):
             alone = [kernels.int8_linear(row[None], [int8]) for row in x]
             assert torch.equal(together, torch.cat(alone))
             if kernels.has_int4():
-                together = kernels.int4_linear(x, *int4)
-                alone = [kernels.int4_linear(row[None], *int4) for row in x]
+                together = kernels.int4_linear(x, *int4[:2])
+                alone = [kernels.int4_linear(row[None], *int4[:2]) for row in x]
                 assert torch.equal(together, torch.cat(alone))
     finally:
         torch.set_num_threads(threads)
 
 
 def test_two_threads_of_python_may_call_at_once(path: str):
-    x, weight = torch.randn(40, 128), quantize_int8(torch.randn(256, 128))
+    x, weight = torch.randn(40, 128), Int8Weight.pack(torch.randn(256, 128))
     wanted = kernels.int8_linear(x, [weight])
     with ThreadPoolExecutor(2) as pool:
         found = list(pool.map(lambda _: kernels.int8_linear(x, [weight]), range(50)))
@@ -141,7 +142,7 @@ def test_two_threads_of_python_may_call_at_once(path: str):
 def test_tiles_are_left_as_pytorch_wants_them(path: str):
     """Its own products in bfloat16 use the same registers."""
     x, weight = torch.randn(64, 256).bfloat16(), torch.randn(256, 256).bfloat16()
-    int8 = quantize_int8(weight)
+    int8 = Int8Weight.pack(weight)
     wanted = x @ weight.T
     for _ in range(3):
         kernels.int8_linear(x, [int8])
@@ -152,10 +153,11 @@ def test_tiles_are_left_as_pytorch_wants_them(path: str):
 def test_int4_products_equal_the_floats_product(rows: int):
     if not kernels.has_int4():
         pytest.skip("no AVX-512")
-    x, weight = torch.randn(rows, 96), quantize_int4(torch.randn(3, 80, 96))
+    x, weight = torch.randn(rows, 96), Int4Weight.pack(torch.randn(3, 80, 96))
     groups = Groups(None, torch.tensor([rows // 2, rows // 2, rows]), None)
-    found = kernels.int4_linear(x, *weight, groups=groups)
-    floats = dequantize_int4(weight).double()
+    found, padded = kernels.int4_linear(x, *weight[:2], groups=groups).split([80, 48], dim=1)
+    assert float(padded.abs().max()) < 1e-20
+    floats = weight.floats().double()
     parts = zip(x.double().split([rows // 2, 0, rows - rows // 2]), floats, strict=True)
     assert relative(found, torch.cat([part @ matrix.T for part, matrix in parts])) < 1e-6
 
@@ -261,7 +263,7 @@ def test_rows_with_what_is_no_number_have_no_logprobs(wrong: float, place: int, 
 
 def test_a_matrix_of_another_width_is_refused(path: str):
     with pytest.raises(ValueError, match="rows are 32 wide and the matrix takes 64"):
-        kernels.int8_linear(torch.randn(2, 32), [quantize_int8(torch.randn(8, 64))])
+        kernels.int8_linear(torch.randn(2, 32), [Int8Weight.pack(torch.randn(8, 64))])
 
 
 def test_gradients_and_other_devices_go_elsewhere(path: str):

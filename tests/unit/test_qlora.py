@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from tests.distributed.launch import run_ranks
 from tests.unit.small_models import small_model
 from tests.unit.test_lora import EVERYTHING, batch_of, close, copied, same, train
-from torch import Tensor, nn
+from torch import Tensor
 
 from vl2.checkpoint.convert import convert_checkpoint
 from vl2.checkpoint.load import load_model
@@ -23,13 +23,12 @@ from vl2.checkpoint.save import save_model
 from vl2.checkpoint.skeleton import build_skeleton
 from vl2.cli import main
 from vl2.config import VL2Config
+from vl2.model.linear import Held
+from vl2.model.linear import held as weight_of
 from vl2.model.lora import lora_layers
-from vl2.model.moe import Experts
-from vl2.model.quant_layers import QuantExperts, QuantLinear
 from vl2.model.quantized import default_plan, quantize_modules
 from vl2.model.vl2 import VL2Model
 from vl2.ops.kv_cache import KVCache
-from vl2.ops.quant_backward import dequantize
 from vl2.overrides import override
 from vl2.parallel.activation_checkpoint import recompute_activations
 from vl2.parallel.config import Layout
@@ -58,17 +57,9 @@ def as_floats(model: VL2Model) -> VL2Model:
     """The plain model of the floats that the quantised one stands for."""
     plain = small_model()
     for name, module in model.named_modules():
-        if not isinstance(module, QuantLinear | QuantExperts):
-            continue
-        twin = plain.get_submodule(name)
-        if isinstance(module, QuantLinear):
-            assert isinstance(twin, nn.Linear)
-            twin.weight.data = dequantize(module.weight.data, module.out_features)
-        else:
-            assert isinstance(twin, Experts)
-            for key, stack in module.named_children():
-                weight = getattr(twin, key)
-                weight.data = dequantize(stack.data, weight.shape[1])
+        for key, weight in module.named_children():
+            if isinstance(weight, Held):
+                getattr(plain.get_submodule(name), key).data = weight.data.floats()
     return plain
 
 
@@ -321,8 +312,8 @@ def test_a_quantised_start_leaves_adapters_and_no_merged_model(
     held = load_weights(find_origin(config), config.init, 0, "cpu")
     stored = load_model(start / "int8", dtype="float32", device="cpu")
     head = stored.language.lm_head
-    assert isinstance(head, QuantLinear)
-    assert torch.equal(held.language.lm_head.weight, dequantize(head.weight.data, 2048))
+    assert head.kind == "int8"
+    assert torch.equal(held.language.lm_head.weight, weight_of(head, "weight").floats())
     load_lora(stored, left)
     assert torch.isfinite(stored(torch.randint(12, 60, (1, 9))).logits).all()
     with pytest.raises(ValueError, match="cannot be merged into a base in int8"):

@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from torch import nn
 
 from vl2.checkpoint import load
 from vl2.checkpoint.convert import convert_checkpoint
@@ -25,8 +24,8 @@ from vl2.checkpoint.skeleton import build_skeleton
 from vl2.cli.convert import convert
 from vl2.config import QuantizationConfig, VL2Config
 from vl2.engine.quantize import MAX_ERROR, quantize_model
-from vl2.model.moe import Experts
-from vl2.model.quant_layers import QuantExperts, QuantLinear
+from vl2.model.linear import Linear
+from vl2.model.moe import Experts, matrix_layers
 from vl2.model.vl2 import VL2Model
 from vl2.ops.kv_cache import KVCache
 from vl2.ops.loss import next_token_loss_ref
@@ -76,13 +75,13 @@ def test_quantised_models_answer_nearly_as_floats(preset: str, scheme: str, leas
         found = model(**batch).logits
     near = torch.cosine_similarity(found.flatten(0, 1), wanted.flatten(0, 1), dim=-1)
     assert float(near.median()) > least  # a near tie between experts may fall the other way
-    floats = [name for name, m in model.named_modules() if isinstance(m, nn.Linear | Experts)]
+    layers = dict(matrix_layers(model))
+    floats = [name for name, layer in layers.items() if layer.kind is None]
     assert floats == [r.name for r in reports if r.scheme == "float"]
     assert all(name.endswith("kv_b_proj") for name in floats)
     assert bool(floats) == (preset != "debug_tiny")
-    held = [m for m in model.modules() if isinstance(m, QuantLinear | QuantExperts)]
-    assert len(held) + len(floats) == len(reports)
-    assert any(isinstance(m, QuantExperts) for m in held)
+    assert len(layers) == len(reports)
+    assert all(layer.kind for layer in layers.values() if isinstance(layer, Experts))
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
@@ -138,7 +137,7 @@ def test_every_way_to_a_quantised_model_gives_the_same_bits(
 def test_the_loss_of_a_quantised_model_is_that_of_its_logits(scheme: str):
     model = model_of("debug_base")
     quantize_model(model, scheme)
-    assert isinstance(model.language.lm_head, QuantLinear)
+    assert model.language.lm_head.kind == scheme
     ids = torch.randint(5, 2000, (2, 9))
     labels = ids.masked_fill(torch.arange(9) < 3, -100)
     out = model(ids, labels=labels)
@@ -150,7 +149,7 @@ def test_the_loss_of_a_quantised_model_is_that_of_its_logits(scheme: str):
 def test_int4_leaves_the_vision_side_and_odd_rows_in_int8():
     model = model_of("debug_tiny")
     mlp = model.language.model.layers[0].mlp
-    mlp.down_proj = nn.Linear(56, 64, bias=False)
+    mlp.down_proj = Linear(56, 64, bias=False)
     schemes = {r.name: (r.scheme, r.reason) for r in quantize_model(model, "int4")}
     higher = (
         "int8",
@@ -158,8 +157,7 @@ def test_int4_leaves_the_vision_side_and_odd_rows_in_int8():
     )
     assert schemes["language.model.layers.0.mlp.down_proj"] == higher
     assert schemes["vision.blocks.0.mlp.fc2"] == schemes["projector.layers.0"] == higher
-    assert mlp.down_proj.weight.scheme == "int8"
-    assert mlp.up_proj.weight.scheme == "int4"
+    assert (mlp.down_proj.kind, mlp.up_proj.kind) == ("int8", "int4")
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
@@ -183,7 +181,7 @@ def test_a_layer_with_a_large_error_stays_higher(scheme: str, tmp_path: Path):
     assert (
         spoilt.reason == f"its error in {scheme} is {spoilt.error:.3f}, above {MAX_ERROR[scheme]}"
     )
-    assert isinstance(layer.self_attn.o_proj, nn.Linear)
+    assert layer.self_attn.o_proj.kind is None
     others = [
         r
         for r in reports.values()

@@ -19,7 +19,8 @@ from vl2.cli.loading import load_engine
 from vl2.engine import loading
 from vl2.engine.quantize import quantize_model
 from vl2.engine.self_check import SelfCheck
-from vl2.model.stored_linear import StoredLinear
+from vl2.model.linear import Linear
+from vl2.model.moe import matrix_layers
 from vl2.ops import stored
 from vl2.ops.chosen_experts import chosen_expert_mlp
 from vl2.ops.moe import ExpertChange, LowRank, Routing, expert_mlp_ref
@@ -187,8 +188,8 @@ def test_every_way_of_running_a_stored_model_agrees():
     assert {m.weight.dtype for m in stored_ones(model)} == {torch.bfloat16}
 
 
-def stored_ones(model: torch.nn.Module) -> list[StoredLinear]:
-    return [module for module in model.modules() if isinstance(module, StoredLinear)]
+def stored_ones(model: torch.nn.Module) -> list[Linear]:
+    return [m for _, m in matrix_layers(model) if isinstance(m, Linear) and m.stored]
 
 
 @pytest.mark.parametrize(

@@ -18,11 +18,11 @@ from vl2.checkpoint.layout import stored_dtypes
 from vl2.checkpoint.skeleton import build_skeleton
 from vl2.config import VL2Config
 from vl2.model.init import standard_deviation
-from vl2.model.quant_layers import QuantWeight
+from vl2.model.linear import Held
 from vl2.model.quantized import default_plan
 from vl2.model.storage import store_matrices
 from vl2.model.vl2 import VL2Model
-from vl2.ops.weight import FLOAT8
+from vl2.ops.float8 import FLOAT8
 
 POOL_NUMBERS = 2**24 + 43
 """Random numbers that are drawn; all weights repeat them. Odd, so that rows begin anywhere."""
@@ -134,12 +134,12 @@ class _Noise:
 
 def _fill(tensor: Tensor, key: str, owner: nn.Module, config: VL2Config, noise: _Noise) -> None:
     """Random values that stand for weights of the usual spread."""
-    if isinstance(owner, QuantWeight):
+    if isinstance(owner, Held):
         spread = standard_deviation(key.rpartition(".")[0], torch.Size(owner.shape), config)
         if not key.endswith(".scale"):
-            noise.fill(tensor, FLOAT8_SPREAD if owner.scheme == "float8" else None)
-        elif owner.scheme != "int4":
-            tensor.fill_(spread / (INT8_SPREAD if owner.scheme == "int8" else FLOAT8_SPREAD))
+            noise.fill(tensor, FLOAT8_SPREAD if owner.kind == "float8" else None)
+        elif owner.kind != "int4":
+            tensor.fill_(spread / (INT8_SPREAD if owner.kind == "int8" else FLOAT8_SPREAD))
         else:
             step = spread / INT4_SPREAD
             tensor[..., 0], tensor[..., 1] = step, step / 2  # the mean of a nibble - 8 is -0.5

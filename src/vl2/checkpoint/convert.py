@@ -15,7 +15,7 @@ from vl2.checkpoint.load import Checkpoint, model_dtype, open_checkpoint, quanti
 from vl2.checkpoint.quantized import quantized_pieces
 from vl2.checkpoint.save import MAX_SHARD_BYTES, check_layout, companions, write_checkpoint
 from vl2.folders import check_folder
-from vl2.model.quant_layers import QuantWeight
+from vl2.model.quantized import held_weights
 from vl2.model.vl2 import VL2Model
 from vl2.model_folder import resolve
 
@@ -110,15 +110,14 @@ def _converted(
 def _quantized(parts: _Parts, model: VL2Model, slot: Slot, dtype: torch.dtype) -> OutTensor:
     """Values or scales of a quantised matrix of `model`, out of the floats of the source."""
     key, _, field = slot.key.rpartition(".")
-    weight = model.get_submodule(key)
-    assert isinstance(weight, QuantWeight)
+    weight = held_weights(model)[key]
     experts = (None,) if len(weight.shape) == 2 else range(weight.shape[0])
     matrices = [
         source
         for e in experts
         for source in _sources(parts[key], Slot(key=key, expert=e, shape=weight.shape[-2:]))
     ]
-    pieces = partial(quantized_pieces, matrices, weight.scheme, scales=field == "scale")
+    pieces = partial(quantized_pieces, matrices, weight.kind, scales=field == "scale")
     return OutTensor(key=slot.key, dtype=dtype, shape=slot.shape, pieces=pieces)
 
 

@@ -16,7 +16,7 @@ from vl2.checkpoint.layout import is_stack
 from vl2.checkpoint.skeleton import build_skeleton
 from vl2.config import LanguageConfig, VL2Config
 from vl2.model.quantized import KEPT_FLOAT
-from vl2.ops.weight import INT4_GROUPS, INT4_ROWS, int4_group
+from vl2.ops.int4 import INT4_GROUPS, INT4_ROWS, int4_group
 
 INT4_GROUP = INT4_GROUPS[0]
 """Weights along a row that share one int4 scale and zero point, in most matrices."""

@@ -31,8 +31,8 @@ from vl2.checkpoint.errors import SaveError
 from vl2.checkpoint.layout import ours, table
 from vl2.checkpoint.skeleton import build_skeleton
 from vl2.logs import get_logger
-from vl2.model.lora import Linears, LoraLinear, attach, lora_layers
-from vl2.model.moe import Experts
+from vl2.model.lora import LoraLinear, attach, lora_layers
+from vl2.model.moe import matrix_layers
 from vl2.model.vl2 import VL2Model
 
 log = get_logger(__name__)
@@ -156,14 +156,13 @@ def adapters(model: nn.Module) -> Iterator[Adapter]:
     for path, layer in lora_layers(model).items():
         scale = layer.alpha / layer.rank
         if isinstance(layer, LoraLinear):
-            held = layer.base.weight
-            weight = held.detach() if isinstance(held, Tensor) else None
+            weight = None if layer.base.kind else layer.base.weight.detach()
             a, b = layer.lora_A.detach(), layer.lora_B.detach()
             yield Adapter(name=path, weight=weight, a=a, b=b, scale=scale)
             continue
         for part, stack in layer.stacks().items():
             weights = None
-            if isinstance(layer.base, Experts):
+            if layer.base.kind is None:
                 weights = layer.base.get_parameter(part).detach()
             stacked = torch.empty(stack.total, 0, device="meta")
             released = [key for key, _ in table({f"{path}.{part}": stacked})]
@@ -295,9 +294,7 @@ def _weights(folder: Path) -> Path:
 def _adaptable(model: VL2Model, name: str) -> bool:
     """Whether the released module is a routed expert's matrix or a linear layer."""
     key, expert = ours(f"{name}.weight")
-    return expert is not None or isinstance(
-        model.get_submodule(key.removesuffix(".weight")), Linears
-    )
+    return expert is not None or key.removesuffix(".weight") in dict(matrix_layers(model))
 
 
 def _places(names: Mapping[str, object]) -> dict[str, list[int]]:

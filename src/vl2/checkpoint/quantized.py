@@ -10,7 +10,8 @@ from torch import Tensor
 from vl2.checkpoint.container import StoredTensor, iter_pieces
 from vl2.checkpoint.layout import Slot
 from vl2.model.quantized import SCHEMES
-from vl2.ops.weight import INT4_ROWS, KINDS, QuantWeightData, at_expert
+from vl2.ops.int4 import INT4_ROWS
+from vl2.ops.kinds import KINDS, Weight
 
 
 def quantize_into(
@@ -28,11 +29,12 @@ def quantize_into(
         on_bytes: hears the bytes of every read.
     """
     scheme = next(name for name in SCHEMES if f"{slot.key}.{name}" in state)
-    target = KINDS[scheme](state[f"{slot.key}.{scheme}"], state[f"{slot.key}.scale"])
+    values, scale = state[f"{slot.key}.{scheme}"], state[f"{slot.key}.scale"]
+    target = KINDS[scheme].of(values, scale, slot.shape[-2])
     if slot.expert is not None:
-        target = at_expert(target, (slot.expert,))
+        target = target.at(slot.expert)
     for index, matrix in _split_experts(stored):
-        place = at_expert(target, index)
+        place = target.at(index)
         for row, part in _quantized_rows(matrix, scheme, on_bytes):
             place.store(part, row)
 
@@ -40,7 +42,7 @@ def quantize_into(
 def quantized_pieces(
     matrices: Sequence[StoredTensor], scheme: str, *, scales: bool
 ) -> Iterator[Tensor]:
-    """Values, or scales, of stored matrices one after the other, in the order of `QuantWeight`."""
+    """Values, or scales, of stored matrices one after the other, in the order of `Held`."""
     for matrix in matrices:
         parts = (part for _, part in _quantized_rows(matrix, scheme, lambda _: None))
         if scales:
@@ -61,7 +63,7 @@ def _split_experts(stored: StoredTensor) -> Iterator[tuple[tuple[int, ...], Stor
 
 def _quantized_rows(
     stored: StoredTensor, scheme: str, on_bytes: Callable[[int], None]
-) -> Iterator[tuple[int, QuantWeightData]]:
+) -> Iterator[tuple[int, Weight]]:
     """Rows of a stored matrix, quantised, with the number of the first."""
     width, row = stored.shape[1], 0
     for piece in iter_pieces(stored, on_bytes, unit=INT4_ROWS * width):

@@ -9,15 +9,16 @@ two, which bounds the number of graphs.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from vl2.model.quant_layers import QuantExperts
+from vl2.model.moe import Experts, matrix_layers
+from vl2.model.quantized import held_weights
 from vl2.model.vl2 import VL2Model
-from vl2.ops.float8_linear import has_float8_experts
-from vl2.ops.weight import Float8Weight
+from vl2.ops.float8 import has_float8_experts
 
 Program = Callable[[], Tensor]
 """A step on memory of its own; what it returns holds until any program runs again."""
@@ -70,17 +71,17 @@ def why_not_captured(model: VL2Model) -> str | None:
     flag = model.image_newline
     if flag.device.type != "cuda":
         return f"{flag.device.type} has no CUDA graphs"
-    quantised = [module for module in model.modules() if isinstance(module, QuantExperts)]
-    if not all(map(_stay_on_device, quantised)):
+    if not all(_stays_on_device(m) for _, m in matrix_layers(model) if isinstance(m, Experts)):
         return "its weights are quantised, and the host chooses experts"
     return None
 
 
-def _stay_on_device(experts: QuantExperts) -> bool:
+def _stays_on_device(experts: Experts) -> bool:
     """Whether the card chooses and multiplies these without the host."""
-    held = [part.data for part in (experts.gate_proj, experts.up_proj, experts.down_proj)]
-    weights = [weight for weight in held if isinstance(weight, Float8Weight)]
-    return len(weights) == len(held) and has_float8_experts(weights[0].values, *weights)
+    if experts.kind != "float8":
+        return experts.kind is None
+    weights: list[Any] = [weight.data for weight in held_weights(experts).values()]
+    return has_float8_experts(weights[0].values, *weights)
 
 
 class StepGraphs:

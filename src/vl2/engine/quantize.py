@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from vl2.config import QuantizationConfig
 from vl2.logs import get_logger
+from vl2.model.moe import matrix_layers
 from vl2.model.quantized import default_plan, quantizable, quantize_modules, quantized_copy
-from vl2.model.stored_linear import StoredLinear
 from vl2.model.vl2 import VL2Model
 from vl2.ops.moe import Routing
 
@@ -65,7 +65,7 @@ def quantize_model(
     held = model.config.quantization_config
     if held is not None:
         raise ValueError(f"the model is quantised to {held.scheme} already: give the float model")
-    if any(isinstance(module, StoredLinear) for module in model.modules()):
+    if any(layer.stored for _, layer in matrix_layers(model)):
         raise ValueError("the model keeps matrices as stored: load it without storage_dtype")
     plan = default_plan(model, scheme)
     limits = {**MAX_ERROR, **(limits or {})}
@@ -90,10 +90,10 @@ def measure_errors(
 
     One layer at a time is held twice; the model itself does not change.
     """
-    inputs = _record(model, plan, calibrate)
+    inputs, layers = _record(model, plan, calibrate), dict(matrix_layers(model))
     errors: dict[str, dict[str, float]] = {}
     for name, calls in inputs.items():
-        module = model.get_submodule(name)
+        module = layers[name]
         planned = _planned(name, plan)
         wanted = torch.cat([module(*call) for call in calls])
         errors[name] = {}

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from vl2.config import ProjectorConfig
 from vl2.geometry import TileGrid
+from vl2.model.linear import Linear
 
 
 def space_to_depth(features: Float[Tensor, "n p w"], ratio: int) -> Float[Tensor, "n q v"]:
@@ -35,9 +36,9 @@ class Adaptor(nn.Module):
         self.ratio = config.downsample_ratio
         inner = config.n_embed * config.mlp_ratio
         widths = [config.input_dim * self.ratio**2, *[inner] * (config.depth - 1), config.n_embed]
-        layers: list[nn.Module] = [nn.Linear(widths[0], widths[1])]
+        layers: list[nn.Module] = [Linear(widths[0], widths[1])]
         for before, after in itertools.pairwise(widths[1:]):
-            layers += [nn.GELU(), nn.Linear(before, after)]
+            layers += [nn.GELU(), Linear(before, after)]
         self.layers = nn.Sequential(*layers)
 
     def forward(self, features: Float[Tensor, "n p w"]) -> Float[Tensor, "n q h"]:

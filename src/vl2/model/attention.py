@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from vl2.config import LanguageConfig
-from vl2.model.quant_layers import outputs
+from vl2.model.linear import Linear, outputs
 from vl2.ops.attention import attention, attention_weights, head_product
 from vl2.ops.kv_cache import KVCache
 from vl2.ops.norm import rms_norm
@@ -83,10 +83,10 @@ class MultiHeadAttention(nn.Module):
         super().__init__()
         self.config, self.layer, self.scale = config, layer, softmax_scale(config)
         hidden, width = config.hidden_size, config.head_dim
-        self.q_proj = nn.Linear(hidden, config.num_attention_heads * width, bias=False)
-        self.k_proj = nn.Linear(hidden, config.num_key_value_heads * width, bias=False)
-        self.v_proj = nn.Linear(hidden, config.num_key_value_heads * width, bias=False)
-        self.o_proj = nn.Linear(config.num_attention_heads * width, hidden, bias=False)
+        self.q_proj = Linear(hidden, config.num_attention_heads * width, bias=False)
+        self.k_proj = Linear(hidden, config.num_key_value_heads * width, bias=False)
+        self.v_proj = Linear(hidden, config.num_key_value_heads * width, bias=False)
+        self.o_proj = Linear(config.num_attention_heads * width, hidden, bias=False)
 
     def forward(
         self, x: Float[Tensor, "b t h"], context: AttentionContext
@@ -150,16 +150,16 @@ class LatentAttention(nn.Module):
         self.rank, self.scale = config.kv_lora_rank, softmax_scale(config)
         hidden, heads = config.hidden_size, config.num_attention_heads
         if config.q_lora_rank is None:
-            self.q_proj = nn.Linear(hidden, heads * config.head_dim, bias=False)
+            self.q_proj = Linear(hidden, heads * config.head_dim, bias=False)
         else:
-            self.q_a_proj = nn.Linear(hidden, config.q_lora_rank, bias=False)
+            self.q_a_proj = Linear(hidden, config.q_lora_rank, bias=False)
             self.q_a_layernorm = RMSNorm(config.q_lora_rank, LATENT_NORM_EPS)
-            self.q_b_proj = nn.Linear(config.q_lora_rank, heads * config.head_dim, bias=False)
-        self.kv_a_proj_with_mqa = nn.Linear(hidden, config.cache_width, bias=False)
+            self.q_b_proj = Linear(config.q_lora_rank, heads * config.head_dim, bias=False)
+        self.kv_a_proj_with_mqa = Linear(hidden, config.cache_width, bias=False)
         self.kv_a_layernorm = RMSNorm(self.rank, LATENT_NORM_EPS)
         expanded = heads * (config.qk_nope_head_dim + config.v_head_dim)
-        self.kv_b_proj = nn.Linear(self.rank, expanded, bias=False)
-        self.o_proj = nn.Linear(heads * config.v_head_dim, hidden, bias=False)
+        self.kv_b_proj = Linear(self.rank, expanded, bias=False)
+        self.o_proj = Linear(heads * config.v_head_dim, hidden, bias=False)
 
     def forward(
         self, x: Float[Tensor, "b t h"], context: AttentionContext

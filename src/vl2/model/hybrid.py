@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from vl2.config import VL2Config
 from vl2.model.adaptor import space_to_depth
+from vl2.model.linear import Linear
 from vl2.model.sam import SamTower, output_width
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -66,9 +67,9 @@ class HybridProjector(nn.Module):
         if hidden % 2:
             raise ValueError(f"hidden_size is {hidden}: the hybrid projector needs an even width")
         self.ratio = ratio
-        self.high_up_proj = nn.Linear(high_width * ratio**2, hidden // 2)
-        self.low_up_proj = nn.Linear(low_width * ratio**2, hidden // 2)
-        self.layers = nn.Sequential(nn.GELU(), nn.Linear(hidden, hidden))
+        self.high_up_proj = Linear(high_width * ratio**2, hidden // 2)
+        self.low_up_proj = Linear(low_width * ratio**2, hidden // 2)
+        self.layers = nn.Sequential(nn.GELU(), Linear(hidden, hidden))
 
     @classmethod
     def from_config(cls, config: VL2Config) -> HybridProjector:

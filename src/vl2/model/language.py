@@ -16,6 +16,7 @@ from vl2.model.attention import (
     RMSNorm,
     Watched,
 )
+from vl2.model.linear import Linear
 from vl2.model.moe import Mlp, MoE
 from vl2.ops.attention import decoder_mask
 from vl2.ops.kv_cache import KVCache
@@ -106,7 +107,7 @@ class Language(nn.Module):
         super().__init__()
         self.config = config
         self.model = Decoder(config)
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.lm_head = Linear(config.hidden_size, config.vocab_size, bias=False)
 
     def embed(self, input_ids: Int[Tensor, "b t"]) -> Float[Tensor, "b t h"]:
         """Token embeddings."""

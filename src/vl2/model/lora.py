@@ -23,9 +23,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vl2.model.moe import Experts
-from vl2.model.quant_layers import QuantExperts, QuantLinear, QuantWeight
-from vl2.model.stored_linear import StoredLinear
+from vl2.model.linear import Held, Linear
+from vl2.model.moe import Experts, matrix_layers
 from vl2.model.vl2 import VL2Model
 from vl2.ops.moe import ExpertChange, LowRank, Routing, matmul_dtype
 
@@ -36,9 +35,9 @@ RANK_STEP = 8
 class LoraLinear(nn.Module):
     """A linear layer with an adapter; a new one changes nothing."""
 
-    def __init__(
-        self, base: nn.Linear | StoredLinear | QuantLinear, rank: int, alpha: float
-    ) -> None:
+    joint = None  # no product of its own weight is enough
+
+    def __init__(self, base: Linear, rank: int, alpha: float) -> None:
         super().__init__()
         self.base, self.rank, self.alpha = base, rank, alpha
         self._kept: Tensor | None = None
@@ -51,9 +50,8 @@ class LoraLinear(nn.Module):
         """The changed weight, for those who need the matrix itself (absorbed attention)."""
         if self._kept is not None:
             return self._kept
-        weight = self.base.weight
-        assert isinstance(weight, Tensor), "layers that are read as matrices stay floats"
-        return changed(weight, self.lora_A, self.lora_B, self.alpha / self.rank)
+        assert self.base.kind is None, "layers that are read as matrices stay floats"
+        return changed(self.base.weight, self.lora_A, self.lora_B, self.alpha / self.rank)
 
     @torch.no_grad()
     def keep_weight(self) -> None:
@@ -71,10 +69,10 @@ class LoraStack(nn.Module):
 
     experts: Tensor  # [chosen] int64; kept with the state, which means nothing without it
 
-    def __init__(self, weight: Tensor | QuantWeight, experts: Sequence[int], rank: int) -> None:
+    def __init__(self, weight: Tensor | Held, experts: Sequence[int], rank: int) -> None:
         super().__init__()
         self.total, out, width = weight.shape
-        device = weight.device if isinstance(weight, Tensor) else weight.data.values.device
+        device = weight.device
         self.register_buffer("experts", torch.tensor(experts, dtype=torch.int64, device=device))
         self.lora_A = nn.Parameter(torch.zeros(len(experts), rank, width, device=device))
         self.lora_B = nn.Parameter(torch.zeros(len(experts), out, rank, device=device))
@@ -90,9 +88,7 @@ class LoraStack(nn.Module):
 class LoraExperts(nn.Module):
     """The routed experts of a layer, some or all of them with adapters."""
 
-    def __init__(
-        self, base: Experts | QuantExperts, experts: Sequence[int], rank: int, alpha: float
-    ) -> None:
+    def __init__(self, base: Experts, experts: Sequence[int], rank: int, alpha: float) -> None:
         super().__init__()
         self.base, self.rank, self.alpha = base, rank, alpha
         self._kept: ExpertChange | None = None
@@ -123,9 +119,6 @@ class LoraExperts(nn.Module):
 
 
 Layer = LoraLinear | LoraExperts
-Linears = (nn.Linear, StoredLinear, QuantLinear)
-Stacked = (Experts, QuantExperts)
-"""What can be adapted, in whatever form weights are held: linear layers, and stacks of experts."""
 
 
 def attach(model: VL2Model, places: Mapping[str, Sequence[int]], rank: int, alpha: float) -> None:
@@ -143,12 +136,12 @@ def attach(model: VL2Model, places: Mapping[str, Sequence[int]], rank: int, alph
     if lora_layers(model):
         raise ValueError("the model has adapters already: merge them, or load the model again")
     model.requires_grad_(False)
+    layers = dict(matrix_layers(model))
     for path, experts in places.items():
-        base = model.get_submodule(path)
-        if isinstance(base, Stacked):
+        base = layers[path]
+        if isinstance(base, Experts):
             model.set_submodule(path, LoraExperts(base, experts, rank, alpha))
         else:
-            assert isinstance(base, Linears), path
             model.set_submodule(path, LoraLinear(base, rank, alpha))
 
 

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from vl2.config import LanguageConfig
-from vl2.model.quant_layers import outputs
+from vl2.model.linear import Held, Linear, held, outputs
 from vl2.ops.activations import silu
 from vl2.ops.batched_experts import batched_expert_mlp, batches_experts
 from vl2.ops.chosen_experts import chosen_expert_mlp
+from vl2.ops.linear import experts
 from vl2.ops.moe import (
     ExpertChange,
     Routing,
@@ -29,9 +30,9 @@ class Mlp(nn.Module):
 
     def __init__(self, hidden: int, inner: int) -> None:
         super().__init__()
-        self.gate_proj = nn.Linear(hidden, inner, bias=False)
-        self.up_proj = nn.Linear(hidden, inner, bias=False)
-        self.down_proj = nn.Linear(inner, hidden, bias=False)
+        self.gate_proj = Linear(hidden, inner, bias=False)
+        self.up_proj = Linear(hidden, inner, bias=False)
+        self.down_proj = Linear(inner, hidden, bias=False)
 
     def forward(self, x: Float[Tensor, "*lead h"]) -> Float[Tensor, "*lead h"]:
         """Per token."""
@@ -67,20 +68,31 @@ class Router(nn.Module):
 
 
 class Experts(nn.Module):
-    """All routed experts of a layer, stacked: [experts, out, in]."""
+    """All routed experts of a layer, stacked: [experts, out, in]; see `Linear` for `kind`."""
 
-    def __init__(self, config: LanguageConfig) -> None:
+    gate_proj: Tensor
+    up_proj: Tensor
+    down_proj: Tensor
+
+    def __init__(self, config: LanguageConfig, kind: str | None = None) -> None:
         super().__init__()
+        self.config, self.kind, self.stored = config, kind, False
         e, hidden, inner = config.n_routed_experts, config.hidden_size, config.moe_intermediate_size
         assert e is not None
-        self.gate_proj = nn.Parameter(torch.empty(e, inner, hidden))
-        self.up_proj = nn.Parameter(torch.empty(e, inner, hidden))
-        self.down_proj = nn.Parameter(torch.empty(e, hidden, inner))
+        wide, narrow = (e, inner, hidden), (e, hidden, inner)
+        for name, shape in (("gate_proj", wide), ("up_proj", wide), ("down_proj", narrow)):
+            if kind is None:
+                self.register_parameter(name, nn.Parameter(torch.empty(shape)))
+            else:
+                self.add_module(name, Held(kind, shape))
 
     def forward(
         self, x: Float[Tensor, "n h"], routing: Routing, change: ExpertChange | None = None
     ) -> Float[Tensor, "n h"]:
         """Weighted sum over each token's experts, whose matrices a low-rank `change` may shift."""
+        if self.kind is not None:
+            gate, up, down = (held(self, f"{name}_proj") for name in ("gate", "up", "down"))
+            return experts(x, routing, (gate, up, down), change)
         dtype = matmul_dtype(x)
         weights = (self.gate_proj, self.up_proj, self.down_proj)
         if x.device.type == "cpu" and not _traced():
@@ -120,3 +132,10 @@ class MoE(nn.Module):
         if self.shared_experts is not None:
             out = out + self.shared_experts(x)
         return out, routing
+
+
+def matrix_layers(model: nn.Module) -> Iterator[tuple[str, Linear | Experts]]:
+    """Names and modules that multiply by matrices, however these are held, in the model's order."""
+    for name, module in model.named_modules():
+        if isinstance(module, Linear | Experts):
+            yield name, module

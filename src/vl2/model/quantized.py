@@ -1,9 +1,7 @@
-"""How a model gets layers with weights in int8, float8 or int4 (model/quant_layers.py).
+"""How a model gets layers with weights in int8, float8 or int4, see model/linear.py.
 
-A quantised weight stands where the float one stood: key `K` of a plain model's state dict becomes
-`K.int8`, `K.float8` or `K.int4` beside `K.scale`. Router, norms, embeddings, convolutions and
-biases stay floats, and so does MLA's `kv_b_proj`, whose matrix the absorbed form multiplies by its
-parts.
+Router, norms, embeddings, convolutions and biases stay floats, and so does MLA's `kv_b_proj`, whose
+matrix the absorbed form multiplies by its parts.
 """
 
 from __future__ import annotations
@@ -12,18 +10,21 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from vl2.config import QuantizationConfig
-from vl2.model.moe import Experts
-from vl2.model.quant_layers import QuantExperts, QuantLinear, QuantWeight
+from vl2.model.linear import Held, Linear
+from vl2.model.moe import Experts, matrix_layers
 from vl2.model.vl2 import VL2Model
-from vl2.ops.weight import KINDS, int4_group
+from vl2.ops.int4 import INT4_ROWS, int4_group
+from vl2.ops.kinds import KINDS
 
 SCHEMES = tuple(KINDS)
 """How weights can be held, most exact first."""
 KEPT_FLOAT = ("kv_b_proj",)
 """Last names of linear layers that are read as matrices."""
+ROWS_NUMBERS = 2**21
+"""Weights that are quantised at a time: 8 MiB in float32."""
 
 
 def check_scheme(scheme: str) -> None:
@@ -36,11 +37,9 @@ def check_scheme(scheme: str) -> None:
         raise ValueError(f"quantization is {scheme!r}: expected one of {', '.join(SCHEMES)}")
 
 
-def quantizable(model: nn.Module) -> Iterator[tuple[str, nn.Linear | Experts]]:
+def quantizable(model: nn.Module) -> Iterator[tuple[str, Linear | Experts]]:
     """Names and modules whose weights can be quantised, in the order of the model."""
-    for name, module in model.named_modules():
-        if isinstance(module, nn.Linear | Experts):
-            yield name, module
+    return ((n, m) for n, m in matrix_layers(model) if m.kind is None and not m.stored)
 
 
 def default_plan(
@@ -62,7 +61,7 @@ def default_plan(
 
 def default_scheme(
     name: str,
-    module: nn.Linear | Experts,
+    module: Linear | Experts,
     scheme: str,
     *,
     kept: tuple[str, ...] = KEPT_FLOAT,
@@ -81,10 +80,11 @@ def default_scheme(
 def held_bytes(scheme: str, shape: tuple[int, ...]) -> int:
     """Bytes of a quantised weight, scales and padded rows included."""
     with torch.device("meta"):
-        return sum(tensor.nbytes for tensor in KINDS[scheme].empty(*shape))
+        weight = KINDS[scheme].empty(*shape)
+    return weight.values.nbytes + weight.scale.nbytes
 
 
-def fits_int4(name: str, module: nn.Linear | Experts) -> bool:
+def fits_int4(name: str, module: Linear | Experts) -> bool:
     """Whether a layer of the model is of the language model and has rows that a group divides."""
     return name.startswith("language.") and None not in map(int4_group, _widths(module))
 
@@ -102,83 +102,88 @@ def quantize_modules(model: VL2Model, plan: QuantizationConfig, *, fill: bool = 
     Raises:
         ValueError: the plan names what the model lacks, or int4 where no group fits.
     """
-    names = [name for name, _ in quantizable(model)]
-    unknown = sorted({*plan.modules_int8, *plan.modules_to_not_convert} - set(names))
+    layers = dict(quantizable(model))
+    unknown = sorted({*plan.modules_int8, *plan.modules_to_not_convert} - set(layers))
     if unknown:
         raise ValueError(
             f"quantization_config names {unknown[0]!r}, which is not a linear layer or experts of "
             "this model: the config is of another model"
         )
     model.requires_grad_(False)
-    for name in names:
+    for name, layer in layers.items():
         if name in plan.modules_to_not_convert:
             continue
         scheme = "int8" if name in plan.modules_int8 else plan.scheme
-        made = quantized_copy(model.get_submodule(name), scheme, name, fill=fill)
-        model.set_submodule(name, made)
+        model.set_submodule(name, quantized_copy(layer, scheme, name, fill=fill))
     model.config = replace(model.config, quantization_config=plan)
+
+
+def held_weights(module: nn.Module) -> dict[str, Held]:
+    """The weights that are held otherwise than as floats, by name."""
+    return {name: part for name, part in module.named_modules() if isinstance(part, Held)}
 
 
 def quantized_buffers(module: nn.Module) -> frozenset[str]:
     """Names of the buffers of a module that are quantised weights: nothing moves them."""
     return frozenset(
         f"{path}.{name}"
-        for path, part in module.named_modules()
-        if isinstance(part, QuantWeight)
-        for name, _ in part.named_buffers()
+        for path, weight in held_weights(module).items()
+        for name, _ in weight.named_buffers()
     )
 
 
 def quantized_copy(
-    module: nn.Module, scheme: str, name: str, *, fill: bool = True
-) -> QuantLinear | QuantExperts:
+    module: Linear | Experts, scheme: str, name: str, *, fill: bool = True
+) -> Linear | Experts:
     """The layer or experts `module`, called `name`, in a scheme; a bias is shared.
 
     Raises:
         ValueError: int4 where no group divides the rows.
     """
-    assert isinstance(module, nn.Linear | Experts)
     widths = _widths(module)
     if scheme == "int4" and None in map(int4_group, widths):
         raise ValueError(f"{name} cannot be held in int4, its rows are {widths} long: use int8")
-    weights = module.named_parameters(recurse=False)
-    floats = {key: value.detach() for key, value in weights}
-    with torch.device(next(iter(floats.values())).device):
-        if isinstance(module, nn.Linear):
-            rows, width, bias = module.out_features, module.in_features, module.bias is not None
-            made = QuantLinear(scheme, width, rows, bias=bias)
+    weights = {key: value.detach() for key, value in module.named_parameters(recurse=False)}
+    bias = weights.pop("bias", None)
+    with torch.device(next(iter(weights.values())).device):
+        if isinstance(module, Experts):
+            made = Experts(module.config, scheme)
         else:
-            experts, inner, hidden = module.gate_proj.shape
-            made = QuantExperts(scheme, experts=experts, hidden=hidden, inner=inner)
-    if isinstance(module, nn.Linear):
-        made.bias = module.bias
-    for key, weight in floats.items():
-        if fill and key != "bias":
-            quantized = made.get_submodule(key)
-            assert isinstance(quantized, QuantWeight)
-            quantized.fill(weight)
+            wide, high = module.in_features, module.out_features
+            made = Linear(wide, high, bias=bias is not None, kind=scheme)
+            made.bias = module.bias
+    if fill:
+        for key, held in held_weights(made).items():
+            fill_held(held, weights[key])
     return made.train(module.training)
 
 
-def float_copy(layer: QuantLinear, dtype: torch.dtype) -> nn.Linear:
-    """A plain layer of the floats that a quantised one stands for, made some rows at a time."""
-    data = layer.weight.data
-    shape, device = (layer.out_features, layer.in_features), data.values.device
-    weight, first = torch.empty(shape, dtype=dtype, device=device), 0
-    for part in data.blocks(dtype):
+def fill_held(held: Held, weight: Tensor) -> None:
+    """Quantise `weight` into place, some rows at a time."""
+    matrices = [()] if weight.dim() == 2 else [(e,) for e in range(len(weight))]
+    rows = INT4_ROWS * max(1, ROWS_NUMBERS // (INT4_ROWS * weight.shape[-1]))
+    for index in matrices:
+        target = held.data.at(index)
+        for row in range(0, weight.shape[-2], rows):
+            target.store(KINDS[held.kind].pack(weight[index][row : row + rows]), row)
+
+
+def float_copy(layer: Linear, dtype: torch.dtype) -> Linear:
+    """A layer of the floats that a held one stands for, made some rows at a time."""
+    [held] = held_weights(layer).values()
+    weight, first = torch.empty(held.shape, dtype=dtype, device=held.device), 0
+    for part in held.data.blocks(dtype):
         kept = part[: len(weight) - first]  # int4 pads rows
         weight[first : first + len(kept)] = kept
         first += len(kept)
     with torch.device("meta"):
-        made = nn.Linear(layer.in_features, layer.out_features, bias=layer.bias is not None)
+        made = Linear(layer.in_features, layer.out_features, bias=layer.bias is not None)
     made.weight = nn.Parameter(weight, requires_grad=False)
-    if layer.bias is not None:
-        made.bias = layer.bias
+    made.bias = layer.bias
     return made.train(layer.training)
 
 
-def _widths(module: nn.Linear | Experts) -> tuple[int, ...]:
+def _widths(module: Linear | Experts) -> tuple[int, ...]:
     """Lengths of the rows of the module's matrices."""
-    if isinstance(module, nn.Linear):
-        return (module.in_features,)
-    return module.gate_proj.shape[2], module.down_proj.shape[2]
+    weights = dict(module.named_parameters(recurse=False))
+    return tuple(dict.fromkeys(w.shape[-1] for key, w in weights.items() if key != "bias"))

@@ -18,6 +18,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from vl2.config import SamConfig
+from vl2.model.linear import Linear
 
 EPS = 1e-6
 """Epsilon of every LayerNorm in the tower."""
@@ -136,8 +137,8 @@ class Attention(nn.Module):
         super().__init__()
         self.heads = config.heads
         head_dim = config.width // config.heads
-        self.qkv = nn.Linear(config.width, 3 * config.width)
-        self.proj = nn.Linear(config.width, config.width)
+        self.qkv = Linear(config.width, 3 * config.width)
+        self.proj = Linear(config.width, config.width)
         self.rel_pos_h = nn.Parameter(torch.zeros(2 * table_side - 1, head_dim))
         self.rel_pos_w = nn.Parameter(torch.zeros(2 * table_side - 1, head_dim))
 
@@ -157,8 +158,8 @@ class Mlp(nn.Module):
     def __init__(self, config: SamConfig) -> None:
         super().__init__()
         hidden = int(config.width * config.mlp_ratio)
-        self.lin1 = nn.Linear(config.width, hidden)
-        self.lin2 = nn.Linear(hidden, config.width)
+        self.lin1 = Linear(config.width, hidden)
+        self.lin2 = Linear(hidden, config.width)
 
     def forward(self, x: Float[Tensor, "n side side c"]) -> Float[Tensor, "n side side c"]:
         """Mix channels."""

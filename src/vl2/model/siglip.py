@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from vl2.config import VisionConfig
+from vl2.model.linear import Linear
 from vl2.ops.activations import gelu
 from vl2.ops.attention import patch_attention
 
@@ -36,8 +37,8 @@ class Attention(nn.Module):
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
         self.heads = config.heads
-        self.qkv = nn.Linear(config.width, 3 * config.width)
-        self.proj = nn.Linear(config.width, config.width)
+        self.qkv = Linear(config.width, 3 * config.width)
+        self.proj = Linear(config.width, config.width)
 
     def forward(self, x: Float[Tensor, "n p w"]) -> Float[Tensor, "n p w"]:
         """Every patch attends to every patch of its tile."""
@@ -51,8 +52,8 @@ class Mlp(nn.Module):
 
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(width, hidden)
-        self.fc2 = nn.Linear(hidden, width)
+        self.fc1 = Linear(width, hidden)
+        self.fc2 = Linear(hidden, width)
 
     def forward(self, x: Float[Tensor, "n p w"]) -> Float[Tensor, "n p w"]:
         """Per patch."""
@@ -82,9 +83,9 @@ class AttentionPool(nn.Module):
         super().__init__()
         width = config.width
         self.latent = nn.Parameter(torch.empty(1, 1, width))
-        self.q = nn.Linear(width, width)
-        self.kv = nn.Linear(width, 2 * width)
-        self.proj = nn.Linear(width, width)
+        self.q = Linear(width, width)
+        self.kv = Linear(width, 2 * width)
+        self.proj = Linear(width, width)
         self.norm = nn.LayerNorm(width, eps=NORM_EPS)
         self.mlp = Mlp(width, config.mlp_hidden)
 

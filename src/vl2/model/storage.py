@@ -8,12 +8,8 @@ change.
 
 from __future__ import annotations
 
-import torch
-from torch import nn
-
-from vl2.model.moe import Experts
+from vl2.model.moe import matrix_layers
 from vl2.model.quantized import KEPT_FLOAT
-from vl2.model.stored_linear import StoredLinear
 from vl2.model.vl2 import VL2Model
 
 
@@ -24,14 +20,12 @@ def store_matrices(model: VL2Model) -> frozenset[str]:
         Their keys in the state dict.
     """
     keys = set()
-    for name, module in list(model.named_modules()):
-        if isinstance(module, nn.Linear) and name.rpartition(".")[2] not in KEPT_FLOAT:
-            bias = module.bias is not None
-            with torch.device("meta"):
-                made = StoredLinear(module.in_features, module.out_features, bias=bias)
-            model.set_submodule(name, made)
-            keys.add(f"{name}.weight")
-        elif isinstance(module, Experts):
-            module.requires_grad_(False)
-            keys |= {f"{name}.{key}" for key, _ in module.named_parameters()}
+    for name, layer in matrix_layers(model):
+        if name.rpartition(".")[2] in KEPT_FLOAT:
+            continue
+        layer.stored = True
+        for key, parameter in layer.named_parameters():
+            if key != "bias":
+                parameter.requires_grad_(False)
+                keys.add(f"{name}.{key}")
     return frozenset(keys)

@@ -125,10 +125,10 @@ def expert_mlp(
 def group_rows(routing: Routing, total: int) -> tuple[Int[Tensor, " m"] | None, Groups]:
     """The m = n * k choices of all tokens by expert, and their order, see `sort_by_expert`.
 
-    Those of one token need no sorting: there is no order then, and each is a group.
+    On a CPU those of one token need no sorting: there is no order then, and each is a group.
     """
     tokens, k = routing.experts.shape
-    if tokens == 1:
+    if tokens == 1 and routing.experts.device.type == "cpu":
         first, ends = _single(k, routing.experts.device)
         return None, Groups(first, ends, routing.experts[0].contiguous())
     if in_c("grouping of rows", routing.experts):

@@ -15,9 +15,10 @@ import torch
 from torch import nn
 
 from vl2.checkpoint.lora_files import adapters
-from vl2.model.lora import Layer, Linears, Stacked, attach, changed, lora_layers
-from vl2.model.quant_layers import QuantWeight
-from vl2.model.quantized import SCHEMES
+from vl2.model.linear import Linear
+from vl2.model.lora import Layer, attach, changed, lora_layers
+from vl2.model.moe import Experts, matrix_layers
+from vl2.model.quantized import SCHEMES, held_weights
 from vl2.model.vl2 import VL2Model
 from vl2.ranges import Range, check_ranges
 from vl2.train.routing_profile import chosen_experts, load_profile
@@ -30,7 +31,7 @@ TARGETS: dict[str, re.Pattern[str]] = {
     "projector": re.compile(r"projector(_high)?\..+"),
     "vision": re.compile(r"vision(_high)?\.(?!attn_pool).+"),
 }
-"""What gets adapters by name: linear layers and routed experts (`Linears`, `Stacked`). Embeddings,
+"""What gets adapters by name: linear layers and routed experts. Embeddings,
 output head, norms and routers stay as they are."""
 
 
@@ -100,7 +101,7 @@ def apply_lora(
 
 def base_scheme(model: nn.Module) -> str | None:
     """The lowest precision of a model's quantised layers; None: all are floats."""
-    found = {module.scheme for module in model.modules() if isinstance(module, QuantWeight)}
+    found = {weight.kind for weight in held_weights(model).values()}
     return next((scheme for scheme in reversed(SCHEMES) if scheme in found), None)
 
 
@@ -169,8 +170,8 @@ def _places(model: VL2Model, config: LoraConfig) -> dict[str, Sequence[int]]:
     for target in config.targets:
         found = {
             path: _experts_of(path, module, chosen)
-            for path, module in model.named_modules()
-            if TARGETS[target].fullmatch(path) and isinstance(module, Linears + Stacked)
+            for path, module in matrix_layers(model)
+            if TARGETS[target].fullmatch(path)
         }
         if not found:
             raise ValueError(f"lora.targets has {target!r}, which this model lacks: leave it out")
@@ -179,9 +180,9 @@ def _places(model: VL2Model, config: LoraConfig) -> dict[str, Sequence[int]]:
 
 
 def _experts_of(
-    path: str, module: nn.Module, chosen: Mapping[int, Sequence[int]] | None
+    path: str, module: Linear | Experts, chosen: Mapping[int, Sequence[int]] | None
 ) -> Sequence[int]:
-    if not isinstance(module, Stacked):
+    if not isinstance(module, Experts):
         return ()
     if chosen is None:
         return range(module.gate_proj.shape[0])

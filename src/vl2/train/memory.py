@@ -50,8 +50,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from vl2.config import LanguageConfig, VisionConfig, VL2Config
-from vl2.model.quant_layers import QuantWeight
-from vl2.model.quantized import default_scheme, held_bytes, quantizable
+from vl2.model.quantized import default_scheme, held_bytes, held_weights, quantizable
 from vl2.model.vl2 import VL2Model
 from vl2.parallel.config import Layout
 from vl2.parallel.pipeline_stage import arrange_unit, head_unit
@@ -150,9 +149,7 @@ def unit_bytes(
 def _held(model: VL2Model, config: TrainConfig) -> dict[str, int]:
     """Bytes of the weights that are quantised, or will be, by name."""
     found = {
-        name: held_bytes(module.scheme, module.shape)
-        for name, module in model.named_modules()
-        if isinstance(module, QuantWeight)
+        name: held_bytes(weight.kind, weight.shape) for name, weight in held_weights(model).items()
     }
     scheme = None if config.lora is None else config.lora.quantization
     if scheme is None:

@@ -12,7 +12,6 @@ import torch
 from vl2.checkpoint.container import read_tensors
 from vl2.checkpoint.load import choose_device, load_model, model_dtype, open_checkpoint
 from vl2.config import QuantizationConfig, VL2Config
-from vl2.model.quant_layers import QuantLinear
 from vl2.model.quantized import KEPT_FLOAT, default_plan, float_copy, quantize_modules
 from vl2.model.vl2 import VL2Model
 from vl2.model_folder import resolve
@@ -173,7 +172,7 @@ def load_weights(
     folder = resolve(model_folder(str(init.model)))
     scheme = quantization if origin.quantized is None else None
     model = load_model(folder, dtype=dtype, device=device, quantization=scheme)
-    if isinstance(model.language.lm_head, QuantLinear):
+    if model.language.lm_head.kind is not None:
         _put_float_head(model, folder if origin.quantized is None else None, dtype)
     return model
 
@@ -212,10 +211,9 @@ def check_layout(scheme: str | None, layout: Layout) -> None:
 
 def _put_float_head(model: VL2Model, folder: Path | None, dtype: torch.dtype) -> None:
     """Exchange the quantised output head for a plain one, read from `folder` if that has floats."""
-    held, plan = model.get_submodule(HEAD), model.config.quantization_config
-    assert isinstance(held, QuantLinear)
+    plan = model.config.quantization_config
     assert plan is not None
-    head = float_copy(held, dtype)
+    head = float_copy(model.language.lm_head, dtype)
     if folder is not None:
         [stored] = [s for s, slot in open_checkpoint(folder).places if slot.key == f"{HEAD}.weight"]
         read_tensors(stored.file, [(stored, head.weight.detach())], lambda _: None)

@@ -27,7 +27,7 @@ from vl2.data.loader import TrainLoader
 from vl2.data.source_files import is_there
 from vl2.data.sources import Source, open_source
 from vl2.logs import get_logger
-from vl2.model.quant_layers import QuantWeight
+from vl2.model.quantized import held_weights
 from vl2.model.vl2 import VL2Model
 from vl2.overrides import to_mapping, write_yaml
 from vl2.parallel.config import Layout
@@ -308,7 +308,7 @@ def _listed(
 ) -> dict[str, Any]:
     """What trains, what is frozen, and where it came from."""
     trained = set(names)
-    held = {n: m.scheme for n, m in model.named_modules() if isinstance(m, QuantWeight)}
+    held = {name: weight.kind for name, weight in held_weights(model).items()}
     return {
         "handed_over_from": str(origin.folder or f"random weights of {config.init.preset}"),
         "stages_before": list(origin.stages),

@@ -1,6 +1,6 @@
 """The library on tensors: whether it is there, and its large products.
 
-When it runs is in ops/backend.py; the twins in PyTorch are in ops/quant_linear.py and ops/moe.py.
+When it runs is in ops/backend.py; the twins in PyTorch are in ops/int8.py, int4.py and moe.py.
 """
 
 from __future__ import annotations

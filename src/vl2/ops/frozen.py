@@ -1,13 +1,13 @@
-"""Products with quantised weights that gradients pass; the weights stay as they are.
+"""Products with held weights that gradients pass; the weights stay as they are.
 
 Going backward, x @ W.T with a frozen W needs `gradient @ W` and nothing else. So neither inputs,
 unless an activation is applied to them, nor floats of W are kept: W is dequantised once more,
 `DEQUANTIZE_NUMBERS` of it at a time. The rounding of activations counts as the identity
 (straight-through estimator, arXiv 1308.3432).
 
-Forward passes are those of ops/quant_linear.py and ops/float8_linear.py, bit for bit but for float8
-experts on Hopper, which go one by one here. Each function has a plain twin (`*_ref`) on whole
-matrices, whose gradients are autograd's.
+Forward passes are those of inference, bit for bit but for float8 experts on Hopper, which go one
+by one here. Each function has a plain twin (`*_ref`) on whole matrices, whose gradients are
+autograd's.
 """
 
 from __future__ import annotations
@@ -23,19 +23,12 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from vl2.ops.float8_linear import float8_linear_ref
+from vl2.ops.float8 import float8_linear_ref
 from vl2.ops.groups import sort_by_expert
-from vl2.ops.held import held_linear
+from vl2.ops.int8 import int8_linear_ref
+from vl2.ops.kinds import KINDS, Weight
 from vl2.ops.moe import ExpertChange, LowRank, Routing, combine_experts
-from vl2.ops.quant_linear import activated, int8_linear_ref
-from vl2.ops.weight import (
-    FLOAT8,
-    Float8Weight,
-    Int4Weight,
-    Int8Weight,
-    QuantWeightData,
-    at_expert,
-)
+from vl2.ops.weight import activated
 
 ROUNDING_TWINS: dict[str, Callable[..., Tensor]] = {
     "int8": int8_linear_ref,
@@ -49,42 +42,34 @@ def gradients_pass(*inputs: Tensor | None) -> bool:
     return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs)
 
 
-def quant_linear(
+def frozen_linear(
     x: Float[Tensor, "*lead i"],
-    weight: QuantWeightData,
+    weight: Weight,
     bias: Float[Tensor, " o"] | None = None,
     *,
-    out_features: int,
-    dtype: torch.dtype | None = None,
+    dtype: torch.dtype,
     activation: str = "none",
-) -> Float[Tensor, "*lead {out_features}"]:
+) -> Float[Tensor, "*lead o"]:
     """Return x @ weight.T + bias in the dtype of x, with gradients of x and of the bias.
 
     Args:
         x: activations.
         weight: frozen.
         bias: may train.
-        out_features: rows of the matrix; int4 pads them.
-        dtype: of the products going backward; None takes that of x.
+        dtype: of the product going backward.
         activation: applied to x first, see `activated`.
     """
     if not weight.through_float32:  # such a product applies it inside
         x, activation = activated(x, activation), "none"
-    if not gradients_pass(x, bias):
-        return held_linear(x, weight, bias, out_features=out_features, activation=activation)
     held = weight.values, weight.scale
-    return _QuantLinear.apply(x, *held, bias, out_features, dtype or x.dtype, activation)
+    return _Frozen.apply(x, *held, bias, (weight.kind, weight.rows, dtype, activation))
 
 
-def quant_linear_ref(
-    x: Float[Tensor, "*lead i"],
-    weight: QuantWeightData,
-    bias: Float[Tensor, " o"] | None = None,
-    *,
-    out_features: int,
-) -> Float[Tensor, "*lead {out_features}"]:
-    """The plain twin of `quant_linear`: a product with floats, moved to the rounded result."""
-    out = F.linear(x, dequantize(weight, out_features).to(x.dtype), bias)
+def frozen_linear_ref(
+    x: Float[Tensor, "*lead i"], weight: Weight, bias: Float[Tensor, " o"] | None = None
+) -> Float[Tensor, "*lead o"]:
+    """The plain twin of `frozen_linear`: a product with floats, moved to the rounded result."""
+    out = F.linear(x, weight.floats().to(x.dtype), bias)
     twin = ROUNDING_TWINS.get(weight.kind)
     if twin is None:
         return out
@@ -92,13 +77,8 @@ def quant_linear_ref(
     return out + (rounded - out.detach())
 
 
-def dequantize(weight: QuantWeightData, out_features: int) -> Float[Tensor, "*lead o i"]:
-    """The float32 matrix, or stack of them, that a weight stands for, without padded rows."""
-    return weight.floats()[..., :out_features, :]
-
-
 def input_gradient(
-    gradient: Float[Tensor, "n o"], weight: QuantWeightData, dtype: torch.dtype
+    gradient: Float[Tensor, "n o"], weight: Weight, dtype: torch.dtype
 ) -> Float[Tensor, "n i"]:
     """Return gradient @ weight as float32, from products in `dtype` of some rows at a time."""
     total = None
@@ -112,63 +92,52 @@ def input_gradient(
     return total
 
 
-def quant_expert_mlp(
+def frozen_experts(
     x: Float[Tensor, "n h"],
     routing: Routing,
-    weights: tuple[QuantWeightData, QuantWeightData, QuantWeightData],
+    weights: tuple[Weight, Weight, Weight],
     change: ExpertChange | None = None,
     *,
-    inner: int,
-    dtype: torch.dtype | None = None,
+    dtype: torch.dtype,
 ) -> Float[Tensor, "n h"]:
     """Weighted sum of each token's expert SwiGLUs, with gradients of x, routing and change.
-
-    Without a change the result is that of `int8_expert_mlp` and the like, see above.
 
     Args:
         x: activations.
         routing: its weights may have a gradient.
         weights: gate, up and down of every expert, frozen.
         change: low-rank changes of these matrices, applied to the activations.
-        inner: width of an expert without padded rows.
-        dtype: of the changes and of the products going backward; None takes that of x.
+        dtype: of the changes and of the products going backward.
     """
-    dtype = dtype or x.dtype
     order, counts = sort_by_expert(routing.experts, len(weights[0].values))
     sizes = counts.tolist()
     rows = x[order // routing.experts.shape[1]]
     # int8 gives float32 rows, which inference does not round on the way through an expert
     rows = rows.float() if weights[0].through_float32 else rows
     changes = zip(*map(_by_expert, change), strict=True) if change else repeat((None,) * 3)
-    widths = (inner, inner, x.shape[1])
     outs = []
     for expert, (part, low) in enumerate(zip(rows.split(sizes), changes, strict=False)):
         if not len(part):
             continue
         gate, up, down = (
-            partial(
-                _changed, weight=at_expert(weight, expert), change=own, width=width, dtype=dtype
-            )
-            for weight, own, width in zip(weights, low, widths, strict=True)
+            partial(_changed, weight=weight.at(expert), change=own, dtype=dtype)
+            for weight, own in zip(weights, low, strict=True)
         )
         both = torch.cat((gate(part), up(part)), dim=1)
         outs.append(down(both, activation="swiglu"))
     return combine_experts(torch.cat(outs), order, routing.weights).to(x.dtype)
 
 
-def quant_expert_mlp_ref(
+def frozen_experts_ref(
     x: Float[Tensor, "n h"],
     routing: Routing,
-    weights: tuple[QuantWeightData, QuantWeightData, QuantWeightData],
+    weights: tuple[Weight, Weight, Weight],
     change: ExpertChange | None = None,
-    *,
-    inner: int,
 ) -> Float[Tensor, "n h"]:
-    """The plain twin of `quant_expert_mlp`: one choice of one token after the other."""
-    widths = (inner, inner, x.shape[1])
+    """The plain twin of `frozen_experts`: one choice of one token after the other."""
 
     def product(row: Tensor, matrix: int, expert: int) -> Tensor:
-        out = quant_linear_ref(row, at_expert(weights[matrix], expert), out_features=widths[matrix])
+        out = frozen_linear_ref(row, weights[matrix].at(expert))
         if change is None:
             return out
         return out + row @ change[matrix].a[expert].T @ change[matrix].b[expert].T
@@ -183,8 +152,8 @@ def quant_expert_mlp_ref(
     return torch.stack(rows).to(x.dtype)
 
 
-class _QuantLinear(torch.autograd.Function):
-    """See `quant_linear`; inputs are kept for an activation's gradient alone."""
+class _Frozen(torch.autograd.Function):
+    """See `frozen_linear`; inputs are kept for an activation's gradient alone."""
 
     @staticmethod
     def forward(
@@ -193,17 +162,16 @@ class _QuantLinear(torch.autograd.Function):
         values: Tensor,
         scale: Tensor,
         bias: Tensor | None,
-        out_features: int,
-        dtype: torch.dtype,
-        activation: str,
+        how: tuple[str, int, torch.dtype, str],
     ) -> Tensor:
         """The product of inference."""
+        kind, rows, _, activation = how
         kept = () if activation == "none" else (x,)
         ctx.save_for_backward(values, scale, *kept)
-        ctx.dtype, ctx.bias_dtype = dtype, None if bias is None else bias.dtype
-        ctx.activation = activation
-        weight = _weight(values, scale)
-        return held_linear(x, weight, bias, out_features=out_features, activation=activation)
+        ctx.how, ctx.bias_dtype = how, None if bias is None else bias.dtype
+        weight = KINDS[kind].of(values, scale, rows)
+        out = weight.product(x.flatten(0, -2), bias=bias, activation=activation, dtype=x.dtype)
+        return out.unflatten(0, x.shape[:-1])
 
     @staticmethod
     @once_differentiable
@@ -215,18 +183,19 @@ class _QuantLinear(torch.autograd.Function):
         rows = gradient.flatten(0, -2)
         of_x = of_bias = None
         values, scale, *kept = ctx.saved_tensors
+        kind, out, dtype, activation = ctx.how
         if ctx.needs_input_grad[0]:
-            of_x = input_gradient(rows, _weight(values, scale), ctx.dtype)
+            of_x = input_gradient(rows, KINDS[kind].of(values, scale, out), dtype)
             of_x = of_x.to(gradient.dtype).unflatten(0, gradient.shape[:-1])
             if kept:
-                of_x = _through(kept[0], ctx.activation, of_x)
+                of_x = _through(kept[0], activation, of_x)
         if ctx.needs_input_grad[3]:
             of_bias = rows.float().sum(0).to(ctx.bias_dtype)
-        return of_x, None, None, of_bias, None, None, None
+        return of_x, None, None, of_bias, None
 
 
 def _through(x: Tensor, activation: str, gradient: Tensor) -> Tensor:
-    """The gradient in front of an activation from that behind it."""
+    """The gradient before an activation from that after it."""
     with torch.enable_grad():
         x = x.detach().requires_grad_()
         [found] = torch.autograd.grad(activated(x, activation), x, gradient)
@@ -236,14 +205,13 @@ def _through(x: Tensor, activation: str, gradient: Tensor) -> Tensor:
 def _changed(
     x: Float[Tensor, "m i"],
     *,
-    weight: QuantWeightData,
+    weight: Weight,
     change: LowRank | None,
-    width: int,
     dtype: torch.dtype,
     activation: str = "none",
-) -> Float[Tensor, "m {width}"]:
+) -> Float[Tensor, "m o"]:
     """One matrix of one expert with its change."""
-    out = quant_linear(x, weight, out_features=width, dtype=dtype, activation=activation)
+    out = frozen_linear(x, weight, dtype=dtype, activation=activation)
     if change is None:
         return out
     inner = F.linear(activated(x, activation).to(dtype), change.a)
@@ -253,9 +221,3 @@ def _changed(
 def _by_expert(change: LowRank) -> Iterator[LowRank]:
     """Changes one by one; of unbound stacks the gradients become one stack again."""
     return map(LowRank, change.a.unbind(), change.b.unbind())
-
-
-def _weight(values: Tensor, scale: Tensor) -> QuantWeightData:
-    """The scheme is told by the dtype of the values."""
-    kinds = {torch.int8: Int8Weight, FLOAT8: Float8Weight, torch.uint8: Int4Weight}
-    return kinds[values.dtype](values, scale)

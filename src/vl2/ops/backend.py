@@ -102,7 +102,7 @@ def in_c(product: str, *inputs: Tensor, rows: int | None = None) -> bool:
         rows: how many there are, where it is not the length of the activations.
     """
     x = inputs[0]
-    if x.device.type != "cpu" or torch.compiler.is_compiling():
+    if x.device.type != "cpu" or torch.compiler.is_dynamo_compiling():
         return False
     row = TABLE[product]
     if row.trains != (torch.is_grad_enabled() and any(y.requires_grad for y in inputs)):
@@ -126,7 +126,7 @@ def _reads(row: Row, dtypes: tuple[torch.dtype, ...], inputs: tuple[Tensor, ...]
 
 def _enough(row: Row, x: Tensor, rows: int | None) -> bool:
     """Whether there are neither too few nor too many rows, nor too many columns."""
-    rows = len(x) if rows is None else rows
+    rows = x.shape[0] if rows is None else rows
     if rows < row.least or (row.widest is not None and x.shape[-1] > row.widest):
         return False
     return row.most is None or rows <= row.most or (row.unless is not None and PARTS[row.unless]())

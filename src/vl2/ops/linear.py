@@ -32,10 +32,10 @@ def linear(
         bias: may train.
         others: of the same kind and width, without bias and gradients: results stand beside.
     """
-    if gradients_pass(x, bias):
+    if torch.is_grad_enabled() and gradients_pass(x, bias):
         return frozen_linear(x, weight, bias, dtype=matmul_dtype(x))
     out = weight.product(x.flatten(0, -2), others, bias=bias, dtype=x.dtype)
-    return out.unflatten(0, x.shape[:-1])
+    return out.view(*x.shape[:-1], out.shape[-1])
 
 
 def experts(

@@ -19,7 +19,7 @@ from vl2.checkpoint.skeleton import build_skeleton
 from vl2.config import VL2Config
 from vl2.model.init import standard_deviation
 from vl2.model.linear import Held
-from vl2.model.quantized import default_plan
+from vl2.model.quantized import default_plan, held_weights
 from vl2.model.storage import store_matrices
 from vl2.model.vl2 import VL2Model
 from vl2.ops.float8 import FLOAT8
@@ -89,6 +89,7 @@ def random_model(
     model, dtypes = form_skeleton(replace(config, quantization_config=None), form, dtype)
     given = shared or {}
     norms = _norm_weights(model)
+    held, buffers = held_weights(model), {name for name, _ in model.named_buffers()}
     noise, state = _Noise(), {}
     for key, meta in model.state_dict().items():
         other = given.get(key)
@@ -98,9 +99,12 @@ def random_model(
         state[key] = torch.empty(meta.shape, dtype=dtypes[key])
         if key in norms:
             state[key].fill_(1.0)
+        elif weight := held.get(key.rpartition(".")[0]):
+            _fill_held(state[key], key, weight, config, noise)
+        elif key in buffers or not (spread := standard_deviation(key, meta.shape, config)):
+            state[key].zero_()
         else:
-            owner = model.get_submodule(key.rpartition(".")[0])
-            _fill(state[key], key, owner, config, noise)
+            noise.fill(state[key], spread)
     model.load_state_dict(state, strict=True, assign=True)
     return model.eval()
 
@@ -132,23 +136,16 @@ class _Noise:
             self.place = (self.place + len(piece)) % len(pool)
 
 
-def _fill(tensor: Tensor, key: str, owner: nn.Module, config: VL2Config, noise: _Noise) -> None:
-    """Random values that stand for weights of the usual spread."""
-    if isinstance(owner, Held):
-        spread = standard_deviation(key.rpartition(".")[0], torch.Size(owner.shape), config)
-        if not key.endswith(".scale"):
-            noise.fill(tensor, FLOAT8_SPREAD if owner.kind == "float8" else None)
-        elif owner.kind != "int4":
-            tensor.fill_(spread / (INT8_SPREAD if owner.kind == "int8" else FLOAT8_SPREAD))
-        else:
-            step = spread / INT4_SPREAD
-            tensor[..., 0], tensor[..., 1] = step, step / 2  # the mean of a nibble - 8 is -0.5
-        return
-    spread = standard_deviation(key, tensor.shape, config)
-    if spread == 0.0 or key in dict(owner.named_buffers()):
-        tensor.zero_()
+def _fill_held(tensor: Tensor, key: str, held: Held, config: VL2Config, noise: _Noise) -> None:
+    """Random values or scales that stand for weights of the usual spread."""
+    spread = standard_deviation(key.rpartition(".")[0], torch.Size(held.shape), config)
+    if not key.endswith(".scale"):
+        noise.fill(tensor, FLOAT8_SPREAD if held.kind == "float8" else None)
+    elif held.kind != "int4":
+        tensor.fill_(spread / (INT8_SPREAD if held.kind == "int8" else FLOAT8_SPREAD))
     else:
-        noise.fill(tensor, spread)
+        step = spread / INT4_SPREAD
+        tensor[..., 0], tensor[..., 1] = step, step / 2  # the mean of a nibble - 8 is -0.5
 
 
 def _norm_weights(model: nn.Module) -> set[str]:

@@ -15,13 +15,14 @@ from pathlib import Path
 from torch import nn
 
 from vl2.checkpoint.lora_files import CONFIG, WEIGHTS, load_lora
-from vl2.model.lora import LoraExperts, lora_layers
+from vl2.model.lora import lora_layers
 from vl2.model.vl2 import VL2Model
 
 SIGHT = ("vision", "projector")
 """What makes a picture's features; paths of its modules begin so."""
-READ = ("kv_b_proj",)
-"""Matrices that absorbed attention reads in every step."""
+KEPT = ("kv_b_proj", "experts")
+"""Last names of layers whose change is made once: absorbed attention reads the matrix in every
+step, and the factors of experts are spread over all of them."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -113,10 +114,8 @@ def _load(model: VL2Model, name: str, folder: Path) -> Adapter:
         parent = model.get_submodule(above)
         setattr(parent, child, layer.base)
         layer.eval().requires_grad_(False)
-        if isinstance(layer, LoraExperts):
-            layer.keep_change(model.image_newline.dtype)
-        elif child in READ:
-            layer.keep_weight()
+        if child in KEPT:
+            layer.keep(model.image_newline.dtype)
         swaps.append(Swap(parent=parent, child=child, base=layer.base, layer=layer))
     return Adapter(
         name=name,

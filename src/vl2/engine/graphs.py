@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from vl2.model.moe import Experts, matrix_layers
+from vl2.model.moe import Experts, expert_stacks
 from vl2.model.quantized import held_weights
 from vl2.model.vl2 import VL2Model
 from vl2.ops.float8 import has_float8_experts
@@ -71,7 +71,7 @@ def why_not_captured(model: VL2Model) -> str | None:
     flag = model.image_newline
     if flag.device.type != "cuda":
         return f"{flag.device.type} has no CUDA graphs"
-    if not all(_stays_on_device(m) for _, m in matrix_layers(model) if isinstance(m, Experts)):
+    if not all(map(_stays_on_device, expert_stacks(model))):
         return "its weights are quantised, and the host chooses experts"
     return None
 

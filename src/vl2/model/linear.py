@@ -56,8 +56,7 @@ class Held(nn.Module):
 
 def held(module: nn.Module, name: str) -> Weight:
     """The weight that a module holds under a name."""
-    part = module._modules[name]
-    assert isinstance(part, Held)
+    part: Any = module._modules[name]
     return part.data
 
 
@@ -91,6 +90,13 @@ class Linear(nn.Module):
         if self.stored:
             return stored_linears(x, (self.weight,), self.bias)
         return F.linear(x, self.weight, self.bias)
+
+    def held_as(self, kind: str) -> Linear:
+        """A layer like this whose matrix is held in a kind, unset; the bias is shared."""
+        with torch.device(self.weight.device):
+            made = Linear(self.in_features, self.out_features, bias=False, kind=kind)
+        made.bias = self.bias
+        return made
 
     @property
     def joint(self) -> str | None:

@@ -54,8 +54,8 @@ class LoraLinear(nn.Module):
         return changed(self.base.weight, self.lora_A, self.lora_B, self.alpha / self.rank)
 
     @torch.no_grad()
-    def keep_weight(self) -> None:
-        """Multiply the change out once and for all, for answering; training is not seen."""
+    def keep(self, dtype: torch.dtype) -> None:
+        """Multiply the change out, in the base's dtype: for answering; training is not seen."""
         self._kept = self.weight
 
     def forward(self, x: Float[Tensor, "*lead i"]) -> Float[Tensor, "*lead o"]:
@@ -101,8 +101,8 @@ class LoraExperts(nn.Module):
         change = self._kept or self._change(matmul_dtype(x))
         return self.base(x, routing, change)
 
-    def keep_change(self, dtype: torch.dtype) -> None:
-        """Spread the factors once and for all, for answering in a dtype; training is not seen."""
+    def keep(self, dtype: torch.dtype) -> None:
+        """Spread the factors, for answering in a dtype; training is not seen."""
         self._kept = self._change(dtype)
 
     def _change(self, dtype: torch.dtype) -> ExpertChange:

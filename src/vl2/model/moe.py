@@ -106,6 +106,11 @@ class Experts(nn.Module):
             mlp = padded_expert_mlp
         return mlp(rows, routing, gate, up, down, change).to(x.dtype)
 
+    def held_as(self, kind: str) -> Experts:
+        """Experts like these whose matrices are held in a kind, unset."""
+        with torch.device(self.gate_proj.device):
+            return Experts(self.config, kind)
+
 
 def _traced() -> bool:
     """Whether autograd or the compiler follows; neither likes loops that depend on data."""
@@ -139,3 +144,8 @@ def matrix_layers(model: nn.Module) -> Iterator[tuple[str, Linear | Experts]]:
     for name, module in model.named_modules():
         if isinstance(module, Linear | Experts):
             yield name, module
+
+
+def expert_stacks(model: nn.Module) -> list[Experts]:
+    """The routed experts of every layer that is here, without adapters around them."""
+    return [module for module in model.modules() if isinstance(module, Experts)]

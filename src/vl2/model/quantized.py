@@ -143,18 +143,10 @@ def quantized_copy(
     widths = _widths(module)
     if scheme == "int4" and None in map(int4_group, widths):
         raise ValueError(f"{name} cannot be held in int4, its rows are {widths} long: use int8")
-    weights = {key: value.detach() for key, value in module.named_parameters(recurse=False)}
-    bias = weights.pop("bias", None)
-    with torch.device(next(iter(weights.values())).device):
-        if isinstance(module, Experts):
-            made = Experts(module.config, scheme)
-        else:
-            wide, high = module.in_features, module.out_features
-            made = Linear(wide, high, bias=bias is not None, kind=scheme)
-            made.bias = module.bias
+    made = module.held_as(scheme)
     if fill:
         for key, held in held_weights(made).items():
-            fill_held(held, weights[key])
+            fill_held(held, module.get_parameter(key).detach())
     return made.train(module.training)
 
 

@@ -26,7 +26,7 @@ from torch.distributed._functional_collectives import all_to_all_single_autograd
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Shard
 
-from vl2.model.moe import Experts
+from vl2.model.moe import Experts, expert_stacks
 from vl2.model.vl2 import VL2Model
 from vl2.ops.groups import inverse_permutation, sort_by_expert
 from vl2.ops.moe import ExpertChange, LowRank, Routing, combine_experts, expert_swiglu, matmul_dtype
@@ -58,7 +58,7 @@ def shard_experts(model: VL2Model, mesh: DeviceMesh) -> None:
             f"{total} routed experts do not divide over parallel.expert {ranks}: "
             f"set it to a divisor of {total}"
         )
-    for experts in [module for module in model.modules() if isinstance(module, Experts)]:
+    for experts in expert_stacks(model):
         _keep_own(experts, mesh)
         experts.forward = _spread(experts, mesh)
 

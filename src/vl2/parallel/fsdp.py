@@ -17,7 +17,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Shard
 
-from vl2.model.moe import Experts
+from vl2.model.moe import expert_stacks
 from vl2.model.vl2 import VL2Model
 from vl2.parallel.mesh import Meshes
 
@@ -34,7 +34,7 @@ def shard_parameters(model: VL2Model, meshes: Meshes, *, autocast: bool = False)
     # What a stage hands on may be a view; nothing here changes one in place.
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
     dense = _axes(meshes.dense)
-    for experts in _stacks(model):
+    for experts in expert_stacks(model):
         policy = MixedPrecisionPolicy(
             param_dtype=torch.bfloat16 if autocast else None,
             reduce_dtype=torch.float32 if autocast else None,
@@ -78,11 +78,6 @@ def reduce_over_replicas(model: VL2Model, now: bool) -> None:
     """Whether the next backward pass adds up gradients over replicas; once per step is enough."""
     if isinstance(model, FSDPModule):
         model.set_requires_all_reduce(now)
-
-
-def _stacks(model: VL2Model) -> list[Experts]:
-    """The routed experts of every layer that this rank has, without adapters around them."""
-    return [module for module in model.modules() if isinstance(module, Experts)]
 
 
 def _blocks(model: VL2Model) -> Iterator[nn.Module]:

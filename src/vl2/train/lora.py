@@ -6,7 +6,7 @@ The layers are in model/lora.py, the files in checkpoint/lora_files.py.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -15,9 +15,8 @@ import torch
 from torch import nn
 
 from vl2.checkpoint.lora_files import adapters
-from vl2.model.linear import Linear
 from vl2.model.lora import Layer, attach, changed, lora_layers
-from vl2.model.moe import Experts, matrix_layers
+from vl2.model.moe import matrix_layers
 from vl2.model.quantized import SCHEMES, held_weights
 from vl2.model.vl2 import VL2Model
 from vl2.ranges import Range, check_ranges
@@ -31,8 +30,8 @@ TARGETS: dict[str, re.Pattern[str]] = {
     "projector": re.compile(r"projector(_high)?\..+"),
     "vision": re.compile(r"vision(_high)?\.(?!attn_pool).+"),
 }
-"""What gets adapters by name: linear layers and routed experts. Embeddings,
-output head, norms and routers stay as they are."""
+"""What gets adapters by name: linear layers and routed experts. Embeddings, output head, norms and
+routers stay as they are."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -162,28 +161,18 @@ def unmerge_lora(model: VL2Model, merged: Merged) -> None:
 
 def _places(model: VL2Model, config: LoraConfig) -> dict[str, Sequence[int]]:
     """Paths of the modules to adapt, and the experts of each `Experts`."""
-    chosen = None
+    every, chosen = range(model.config.language_config.n_routed_experts or 0), None
     if config.experts is not None:
         profile = load_profile(Path(config.experts), model)
         chosen = chosen_experts(profile, config.expert_share)
     places: dict[str, Sequence[int]] = {}
     for target in config.targets:
-        found = {
-            path: _experts_of(path, module, chosen)
-            for path, module in matrix_layers(model)
-            if TARGETS[target].fullmatch(path)
+        found: dict[str, Sequence[int]] = {
+            path: () for path, _ in matrix_layers(model) if TARGETS[target].fullmatch(path)
         }
+        if target == "experts":
+            found = {p: chosen[int(p.split(".")[3])] if chosen else every for p in found}
         if not found:
             raise ValueError(f"lora.targets has {target!r}, which this model lacks: leave it out")
         places.update(found)
     return places
-
-
-def _experts_of(
-    path: str, module: Linear | Experts, chosen: Mapping[int, Sequence[int]] | None
-) -> Sequence[int]:
-    if not isinstance(module, Experts):
-        return ()
-    if chosen is None:
-        return range(module.gate_proj.shape[0])
-    return chosen[int(path.split(".")[3])]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import gc
 import os
 import signal
 import socket
@@ -84,6 +85,8 @@ async def _serve(
         while not (server.started or serving.done()):
             await asyncio.sleep(0.01)
         listener.listen(BACKLOG)  # by uvicorn only as many wait as asyncio accepts at once
+        gc.collect()
+        gc.freeze()  # what is here stays: each look through it would hold up everybody
         on_ready(_address(listener))
         stopped = asyncio.create_task(stop.asked.wait())
         died = asyncio.create_task(engine.gave_up.wait())

@@ -31,6 +31,7 @@ Answer = tuple[Message, list[int]]
 def main() -> None:
     """Serve jobs until the other end goes."""
     seconds, memory = int(sys.argv[2]), int(sys.argv[3])
+    os.nice(5)  # refusals and running answers come before new pictures
     _set_limit(resource.RLIMIT_AS, memory)
     _set_limit(resource.RLIMIT_CORE, 0)
     _set_limit(resource.RLIMIT_NOFILE, 64)

@@ -191,6 +191,18 @@ def test_a_large_body_is_refused(server: Server, path: str):
         assert b"body_too_large" in answer
 
 
+def test_who_sends_a_refused_body_to_its_end_reads_why(server: Server):
+    """Though the connection ends with the answer: a reset would have stopped the sender."""
+    with server.dial() as connection:
+        connection.sendall(chunked(CHAT))
+        for _ in range(15):  # three times what a body may be
+            connection.sendall(chunk(BODY // 5))
+            time.sleep(0.02)
+        connection.sendall(b"0\r\n\r\n")
+        status, answer = read_all(connection)
+    assert (status, b"body_too_large" in answer) == (413, True)
+
+
 def test_a_body_announced_too_large_is_refused_unsent(server: Server):
     for length in ("200001", "9" * 20):
         head = request(CHAT, {}, content_length=length)

@@ -33,6 +33,26 @@ _END = re.compile(rb"\n\r?\n")
 _REASONS = {400: b"Bad Request", 408: b"Request Timeout", 431: b"Request Header Fields Too Large"}
 
 
+class _Transport:
+    """uvicorn's view of a transport: to close it is the connection's affair."""
+
+    def __init__(self, inner: asyncio.Transport, close: Callable[[], None]) -> None:
+        self._inner, self._close, self._closed = inner, close, False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+    def is_closing(self) -> bool:
+        """Whether nothing more is written."""
+        return self._closed or self._inner.is_closing()
+
+    def close(self) -> None:
+        """Write nothing more."""
+        if not self._closed:
+            self._closed = True
+            self._close()
+
+
 class GuardedConnection(asyncio.Protocol):
     """Counts and times what comes of each request, and how its answer is read."""
 
@@ -51,6 +71,7 @@ class GuardedConnection(asyncio.Protocol):
         self._head = b""  # of the request whose headers come now
         self._body = 0  # bytes since the headers
         self._refused = False  # what still comes is not looked at
+        self._answered = False  # and closed: a body that still comes is counted alone
         self._reading: asyncio.TimerHandle | None = None
         self._in_head = False
         self._writing: asyncio.TimerHandle | None = None
@@ -64,14 +85,16 @@ class GuardedConnection(asyncio.Protocol):
         # piece of an answer would wait until the client has acknowledged the one before: 40 ms.
         if peer := transport.get_extra_info("socket"):
             peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._inner.connection_made(transport)
+        self._inner.connection_made(_Transport(transport, self._close))  # type: ignore[arg-type]
         self._expect_headers()
         self._others.enter(self)
 
     def data_received(self, data: bytes) -> None:
         """Pass data on within the limits."""
         state = self._inner.conn
-        if self._refused:
+        if self._answered:
+            self._fits(data)
+        if self._refused or self._answered:
             return
         if state.their_state is h11.IDLE and not self._in_head:
             self._expect_headers()
@@ -159,10 +182,21 @@ class GuardedConnection(asyncio.Protocol):
         self._transport.write(b"\r\n".join(lines) + b"\r\n\r\n" + bytes(response.body))
         self._refused = True
         self._inner.connection_lost(ConnectionAbortedError())  # it writes nothing more
-        # Closed at once, what the client still sends would be answered by a reset, and it might
-        # never read why.
-        self._transport.write_eof()
+        self._transport.write_eof()  # see `_close`
         self._time(LINGER, self.cut)
+
+    def _close(self) -> None:
+        """Close after an answer, once the body that it refuses has come.
+
+        Closed at once, what the client still sends would be answered by a reset, and it might
+        never read why.
+        """
+        assert self._transport is not None
+        if self._inner.conn.their_state is h11.SEND_BODY and not self._transport.is_closing():
+            self._answered = True
+            self._transport.write_eof()
+        else:
+            self._transport.close()
 
     @property
     def idle(self) -> bool:

@@ -282,3 +282,10 @@ def test_a_model_that_does_not_exist_is_told_in_one_line(
     assert loading == "loading nosuch/model ..."
     assert error.startswith("error: no model at nosuch/model: there is no such folder, and HF_HUB_")
     assert len(error) < 200
+
+
+def test_probes_may_ask_for_the_head_alone(open_server: Server):
+    with open_server.client() as client:
+        for path in ("/health/live", "/health/ready"):
+            answer = client.head(path)
+            assert (answer.status_code, answer.content) == (200, b"")

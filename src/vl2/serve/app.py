@@ -165,6 +165,9 @@ def _add_watch_routes(app: FastAPI, service: Service) -> None:
         why = service.engine.ready(service.config.limits.stall_seconds)
         return JSONResponse({"status": why or "ready"}, 503 if why else 200)
 
+    for path, asked in (("/health/live", live), ("/health/ready", ready)):
+        app.add_api_route(path, asked, methods=["HEAD"], include_in_schema=False)
+
     @app.get("/metrics")
     async def metrics() -> Response:
         """Metrics in Prometheus' format."""

@@ -255,8 +255,8 @@ def test_texts_that_are_neither():
     assert refusal("data:image/svg+xml;utf8,<svg/>") == "not_base64"
     assert refusal(text(png())[:-3]) == "not_base64"
     assert refusal("a question " * 1000) == "not_base64"
-    assert refusal(text(b"%PDF-1.7" + bytes(9000))) == "unsupported"
-    assert refusal(url(b"%PDF-1.7" + bytes(30))) == "unsupported"
+    assert refusal(text(b"%PDF-1.7" + bytes(9000))) == "pdf"
+    assert refusal(url(b"%PDF-1.7" + bytes(30))) == "pdf"
     for cut in (png()[:20], png()[:8], b"II*", b""):
         assert refusal(url(cut)) == "cut_base64"
     assert refusal(url(png()[:-60])) == "unreadable"

@@ -23,7 +23,8 @@ is of the fastest bfloat16 product of the tower's shapes in the same run. The ar
     compiled    the same with compiled blocks; of the tower alone
     fused       a twin with C, attention of the decoder by PyTorch; of the whole step alone
     native      a twin with C, one batch in all threads
-    twins       micro batches side by side on twins, as it trains
+    halves      two micro batches side by side on twins
+    twins       as many as it trains with, shared out by their size
 
 With CUDA it also prints the model FLOP utilisation of a step of Tiny's exact shapes, in bfloat16.
 """
@@ -264,7 +265,8 @@ def whole_arms() -> tuple[Arms, list[TrainBatch]]:
     rng = np.random.default_rng(0)
     data = encode(made, processor, rng)
     whole = list(cut_answers(data, rng, 0, tokens=8192, tiles=36))
-    cut = list(cut_answers(data, rng, 0, tokens=4096, tiles=18))
+    halves = list(cut_answers(data, rng, 0, tokens=4096, tiles=18))
+    quarters = list(cut_answers(data, rng, 0, tokens=2048, tiles=9))
     model = embedded_model()
     balance = BalanceConfig(bias_step=0.001)
     exact, mixed = (LanguageTask(model, balance, autocast=on) for on in (False, True))
@@ -276,7 +278,8 @@ def whole_arms() -> tuple[Arms, list[TrainBatch]]:
         "portable": evenly_routed(without_native(mixed.accumulate)),
         "fused": evenly_routed(with_fused(mixed.accumulate)),
         "native": evenly_routed(mixed.accumulate),
-        "twins": evenly_routed(lambda _: mixed.accumulate(cut)),
+        "halves": evenly_routed(lambda _: mixed.accumulate(halves)),
+        "twins": evenly_routed(lambda _: mixed.accumulate(quarters)),
     }
     return arms, whole
 

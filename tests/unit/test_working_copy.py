@@ -5,7 +5,7 @@ from torch import nn
 from vl2.config import VL2Config
 from vl2.model.vl2 import VL2Model
 from vl2.presets import DEBUG_BASE
-from vl2.train.working_copy import WorkingCopy
+from vl2.train.working_copy import WorkingCopy, _shares
 
 
 class Small(nn.Module):
@@ -69,6 +69,16 @@ def test_gradients_are_added_to_those_that_are_there() -> None:
     once = gradient(master)
     copy.run(jobs, squares)
     torch.testing.assert_close(gradient(master), 2 * once)
+
+
+def test_the_dearest_jobs_are_shared_out_first_and_results_keep_their_order() -> None:
+    assert _shares([1, 9, 2, 8], 2) == [[1, 0], [3, 2]]
+    assert _shares([1, 1, 1, 1, 1], 2) == [[0, 2, 4], [1, 3]]
+    assert _shares([1, 9], 1) == [[0, 1]]
+    jobs = [3, 14, 1, 5, 9, 2, 6]
+    for twins in (1, 2, 3):
+        copy = WorkingCopy(Small(), twins)
+        assert copy.run(jobs, lambda _, job: 10 * job, float) == [10 * job for job in jobs]
 
 
 def test_a_job_that_fails_leaves_no_gradient() -> None:

@@ -191,7 +191,10 @@ class LanguageTask:
     ) -> Iterator[_Done]:
         """Do the work for each micro batch: several at a time on twins, or one after the other."""
         if self.twin is not None:
-            yield from self.twin.run(batches, work)
+            patches = self.model.config.vision_config.patches_per_side**2
+            yield from self.twin.run(
+                batches, work, lambda b: b.tensors["input_ids"].numel() + patches * b.tiles
+            )
             return
         for number, batch in enumerate(batches, start=1):
             reduce_over_replicas(self.model, number == len(batches))

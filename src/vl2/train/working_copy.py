@@ -65,25 +65,36 @@ class WorkingCopy(Generic[M]):
         for twin, master in zip(self._parameters[0], self.master.parameters(), strict=True):
             twin.copy_(master)
 
-    def run(self, jobs: Sequence[J], work: Callable[[M, J], R]) -> list[R]:
+    def run(
+        self,
+        jobs: Sequence[J],
+        work: Callable[[M, J], R],
+        cost: Callable[[J], float] = lambda _: 1.0,
+    ) -> list[R]:
         """Do each job on a twin and add the gradients to the master's.
 
-        Which twin does a job, and the order of every sum, depend on the number of jobs alone.
+        Which twin does a job, and the order of every sum, depend on the jobs' costs alone.
 
         Args:
             jobs: micro batches.
             work: runs a twin forward and backward. It is called in threads of its own.
+            cost: of a job, compared with the others: the slowest twin decides how long all take.
 
         Returns:
             What `work` returned, in the order of the jobs.
         """
-        count = min(len(jobs), len(self._modules))
-        shares = [jobs[first::count] for first in range(count)]
-        found = self._side_by_side(shares, work) if count > 1 else [self._share(0, jobs, work)]
+        shares = _shares([cost(job) for job in jobs], min(len(jobs), len(self._modules)))
+        parts = [[jobs[n] for n in share] for share in shares]
+        found = self._side_by_side(parts, work) if len(parts) > 1 else [self._share(0, jobs, work)]
         for _, sums in found:
             for master, total in zip(self.master.parameters(), sums, strict=True):
                 master.grad = _plus(master.grad, total)
-        return [found[n % count][0][n // count] for n in range(len(jobs))]
+        results = {
+            n: result
+            for share, (own, _) in zip(shares, found, strict=True)
+            for n, result in zip(share, own, strict=True)
+        }
+        return [results[n] for n in range(len(jobs))]
 
     def _side_by_side(
         self, shares: Sequence[Sequence[J]], work: Callable[[M, J], R]
@@ -116,6 +127,19 @@ class WorkingCopy(Generic[M]):
             for parameter in parameters:
                 parameter.grad = None
         return results, sums
+
+
+def _shares(costs: Sequence[float], count: int) -> list[list[int]]:
+    """Numbers of the jobs of each twin: the dearest first, each to whom has least by then."""
+    if count == 1:
+        return [list(range(len(costs)))]
+    shares: list[list[int]] = [[] for _ in range(count)]
+    sums = [0.0] * count
+    for number in sorted(range(len(costs)), key=lambda n: -costs[n]):
+        least = sums.index(min(sums))
+        shares[least].append(number)
+        sums[least] += costs[number]
+    return shares
 
 
 def _plus(total: Tensor | None, gradient: Tensor | None) -> Tensor | None:

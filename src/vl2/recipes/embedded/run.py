@@ -99,21 +99,21 @@ OPTIM = OptimConfig(
     warmup=200,
     weight_decay=0.05,
 )
-cut_read = partial(cut_answers, tokens=4096, tiles=18)
+cut_read = partial(cut_answers, tokens=2048, tiles=9)
 SEE = Stage(
     name="see",
     draw=draw_see,
     cut=partial(cut_tiles, tiles=8, places=1024),
     micro=4,
     optim=OPTIM,
-    steps=12_000,
+    steps=5_500,
     examined=500,
 )
 READ = Stage(
     name="read",
     draw=draw_read,
     cut=partial(cut_read, learn_questions=True),
-    micro=2,
+    micro=4,
     optim=replace(OPTIM, vision_scale=0.5),
     steps=200_000,
     examined=2000,

@@ -102,7 +102,7 @@ def in_c(product: str, *inputs: Tensor, rows: int | None = None) -> bool:
         rows: how many there are, where it is not the length of the activations.
     """
     x = inputs[0]
-    if x.device.type != "cpu" or torch.compiler.is_dynamo_compiling():
+    if x.device.type != "cpu" or torch.compiler.is_compiling():
         return False
     row = TABLE[product]
     if row.trains != (torch.is_grad_enabled() and any(y.requires_grad for y in inputs)):

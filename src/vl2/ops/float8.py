@@ -7,7 +7,7 @@ rounded numbers as floats: the answers are the same but for the order of sums.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -21,9 +21,11 @@ from vl2.ops.groups import Groups, split_rows
 from vl2.ops.weight import (
     DEQUANTIZE_NUMBERS,
     activated,
+    expert_of,
     row_scale,
     scaled_blocks,
-    scaled_rows,
+    scaled_floats,
+    store_rows,
 )
 
 FLOAT8 = torch.float8_e4m3fn
@@ -70,22 +72,10 @@ class Float8Weight(NamedTuple):
         """The weight of these tensors."""
         return Float8Weight(values, scale)
 
-    def at(self, index: int | tuple[int, ...]) -> Float8Weight:
-        """Views of one expert's tensors; () is the whole."""
-        return Float8Weight(self.values[index], self.scale[index])
-
-    def floats(self) -> Tensor:
-        """The float32 numbers that it stands for."""
-        return scaled_rows(*self)
-
-    def blocks(self, dtype: torch.dtype) -> Iterable[Tensor]:
-        """Some rows of a matrix as floats at a time."""
-        return scaled_blocks(*self, dtype)
-
-    def store(self, part: Any, row: int) -> None:
-        """Copy rows into a matrix from `row` on."""
-        self.values[row : row + len(part.values)] = part.values
-        self.scale[row : row + len(part.scale)] = part.scale
+    at = expert_of
+    floats = scaled_floats
+    blocks = scaled_blocks
+    store = store_rows
 
     def product(
         self,

@@ -19,7 +19,7 @@ from vl2.logs import get_logger
 from vl2.ops.backend import INT4_KERNEL_ROWS, in_c
 from vl2.ops.groups import Groups, split_rows
 from vl2.ops.native import kernels
-from vl2.ops.weight import DEQUANTIZE_NUMBERS, activated
+from vl2.ops.weight import DEQUANTIZE_NUMBERS, activated, expert_of
 
 INT4_ROWS = 64
 """Output rows that are packed together: byte j of a block holds rows j (low) and j + 32 (high)."""
@@ -76,9 +76,7 @@ class Int4Weight(NamedTuple):
         """The weight of these tensors."""
         return Int4Weight(values, scale, rows)
 
-    def at(self, index: int | tuple[int, ...]) -> Int4Weight:
-        """Views of one expert's tensors; () is the whole."""
-        return Int4Weight(self.values[index], self.scale[index], self.rows)
+    at = expert_of
 
     def floats(self) -> Tensor:
         """The float32 numbers that it stands for."""

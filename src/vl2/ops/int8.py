@@ -7,7 +7,7 @@ of ops/native where it is there, else PyTorch's kernel; both read the one row-ma
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -23,9 +23,11 @@ from vl2.ops.native import kernels
 from vl2.ops.weight import (
     DEQUANTIZE_NUMBERS,
     activated,
+    expert_of,
     row_scale,
     scaled_blocks,
-    scaled_rows,
+    scaled_floats,
+    store_rows,
 )
 
 log = get_logger(__name__)
@@ -63,22 +65,10 @@ class Int8Weight(NamedTuple):
         """The weight of these tensors."""
         return Int8Weight(values, scale)
 
-    def at(self, index: int | tuple[int, ...]) -> Int8Weight:
-        """Views of one expert's tensors; () is the whole."""
-        return Int8Weight(self.values[index], self.scale[index])
-
-    def floats(self) -> Tensor:
-        """The float32 numbers that it stands for."""
-        return scaled_rows(*self)
-
-    def blocks(self, dtype: torch.dtype) -> Iterable[Tensor]:
-        """Some rows of a matrix as floats at a time."""
-        return scaled_blocks(*self, dtype)
-
-    def store(self, part: Any, row: int) -> None:
-        """Copy rows into a matrix from `row` on."""
-        self.values[row : row + len(part.values)] = part.values
-        self.scale[row : row + len(part.scale)] = part.scale
+    at = expert_of
+    floats = scaled_floats
+    blocks = scaled_blocks
+    store = store_rows
 
     def product(
         self,

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+W = TypeVar("W", bound=Any)
 DEQUANTIZE_NUMBERS = 2**23
 """Most weights that are held as floats at a time: 32 MiB in float32."""
 
@@ -28,6 +30,11 @@ def row_scale(weight: Float[Tensor, "*lead i"], most: float) -> Float[Tensor, "*
     return largest.div_(most).clamp_(min=1e-30)
 
 
+def expert_of(weight: W, index: int | tuple[int, ...]) -> W:
+    """Views of one expert's tensors; () is the whole. `at` of every kind."""
+    return weight._replace(values=weight.values[index], scale=weight.scale[index])
+
+
 def scaled_rows(
     values: Tensor, scale: Tensor, dtype: torch.dtype = torch.float32
 ) -> Float[Tensor, "*lead i"]:
@@ -35,8 +42,19 @@ def scaled_rows(
     return (values.float() * scale[..., None]).to(dtype)
 
 
-def scaled_blocks(values: Tensor, scale: Tensor, dtype: torch.dtype) -> Iterable[Tensor]:
-    """The same of a matrix, at most `DEQUANTIZE_NUMBERS` at a time."""
-    count = max(1, DEQUANTIZE_NUMBERS // values.shape[1])
-    parts = zip(values.split(count), scale.split(count), strict=True)
+def scaled_floats(weight: Any) -> Tensor:
+    """`floats` of a kind with a scale per row."""
+    return scaled_rows(weight.values, weight.scale)
+
+
+def scaled_blocks(weight: Any, dtype: torch.dtype) -> Iterable[Tensor]:
+    """`blocks` of a kind with a scale per row."""
+    count = max(1, DEQUANTIZE_NUMBERS // weight.values.shape[1])
+    parts = zip(weight.values.split(count), weight.scale.split(count), strict=True)
     return (scaled_rows(*part, dtype) for part in parts)
+
+
+def store_rows(weight: Any, part: Any, row: int) -> None:
+    """`store` of a kind with a scale per row."""
+    weight.values[row : row + len(part.values)] = part.values
+    weight.scale[row : row + len(part.scale)] = part.scale

@@ -170,3 +170,16 @@ def test_links_between_pages_lead_somewhere():
     links = [(path, target) for path in PAGES for target in targets(text_of(path))]
     assert links
     assert [(name_of(p), t) for p, t in links if not (p.parent / t).exists()] == []
+
+
+def test_few_places_ask_for_the_class_of_a_layer():
+    """How a matrix is held, or adapted, is the layer's own affair: ADR 0024."""
+    classes = r"\b(Linear|Experts|Held|LoraLinear|LoraExperts|(Int8|Int4|Float8)Weight)\b"
+    asks = re.compile(rf"isinstance\([^\n]*{classes}")
+    found = [
+        f"{path.relative_to(ROOT)}: {line.strip()}"
+        for path in sorted((ROOT / "src").rglob("*.py"))
+        for line in path.read_text(encoding="utf-8").splitlines()
+        if asks.search(line)
+    ]
+    assert len(found) <= 6, "\n".join(found)

@@ -19,22 +19,8 @@ typedef struct {
   float *scale;    /* [rows]: size of a step */
   int32_t *totals; /* [rows]: sum of the steps */
   int32_t *tiles;  /* the same steps in the order of AMX */
+  int64_t *place;  /* [groups]: which tile high is the first of each group */
 } rounded;
-
-/* Some rows that meet the same expert, and where their results go. */
-typedef struct {
-  const rounded *x;
-  const int64_t *tokens; /* [rows]: which row of x each is, or null: those from `first` on */
-  int64_t first, rows;
-  const int32_t *tiles;
-  char *out; /* float32 or bfloat16 [rows, stride] */
-  int dtype;
-  int64_t stride;
-} group;
-
-static inline int64_t row_of(const group *g, int64_t t) {
-  return g->tokens ? g->tokens[t] : g->first + t;
-}
 
 /* ---- activations ----------------------------------------------------------------------------- */
 
@@ -52,8 +38,7 @@ static void round_row(const void *x, int dtype, int64_t inputs, int activation, 
                       const rounded *to) {
   float row[inputs];
   int8_t *steps = to->steps + m * to->width;
-  load(x, dtype, m * inputs, inputs, row);
-  activate(row, to->width, activation);
+  read_row(x, dtype, inputs, activation, m, row);
   float size = largest(row, to->width) / 127.0f;
   to->scale[m] = size = size < 1e-30f ? 1e-30f : size;
   int32_t total = 0;
@@ -72,21 +57,17 @@ static inline int32_t dot(const int8_t *restrict w, const int8_t *restrict x, in
 }
 
 /* Some rows of a matrix times every row of activations, into columns from `column` on. */
-static void row_by_row(const group *g, const int8_t *w, const float *scale, const float *bias,
-                       int64_t count, int64_t column) {
-  int64_t width = g->x->width;
+static void row_by_row(const rounded *x, const group *g, const int8_t *w, const float *scale,
+                       const float *bias, int64_t count, int64_t column) {
+  int64_t width = x->width;
   for (int64_t j = 0; j < count; j++) {
     /* Two rows ahead: the hardware alone fetches too late to keep memory busy. */
     for (int64_t i = 0; i < width; i += 64) __builtin_prefetch(w + (j + 2) * width + i, 0, 1);
     for (int64_t t = 0; t < g->rows; t++) {
-      int64_t row = row_of(g, t), place = t * g->stride + column + j;
-      int32_t sum = dot(w + j * width, g->x->steps + row * width, width) - 128 * g->x->totals[row];
-      float value = (float)sum * scale[j] * g->x->scale[row];
-      if (bias) value += bias[j];
-      if (g->dtype == FLOAT32)
-        ((float *)g->out)[place] = value;
-      else
-        ((uint16_t *)g->out)[place] = to_bfloat16(value);
+      int64_t row = row_of(g, t);
+      int32_t sum = dot(w + j * width, x->steps + row * width, width) - 128 * x->totals[row];
+      float value = (float)sum * scale[j] * x->scale[row];
+      put(g, t, column + j, bias ? value + bias[j] : value);
     }
   }
 }
@@ -165,10 +146,10 @@ static int64_t tiles_high(int64_t rows) { return (rows + TILE - 1) / TILE; }
  * bytes at 4 i of row t stands at [i, t], as the second operand of a tile product wants it. What is
  * missing is 0.
  */
-static void pack(const group *g, int64_t from, int32_t *tiles) {
-  int64_t width = g->x->width, rows = g->rows - from < TILE ? g->rows - from : TILE;
+static void pack(const rounded *x, const group *g, int64_t from, int32_t *tiles) {
+  int64_t width = x->width, rows = g->rows - from < TILE ? g->rows - from : TILE;
   const int8_t *steps[TILE] = {0};
-  for (int64_t t = 0; t < rows; t++) steps[t] = g->x->steps + row_of(g, from + t) * width;
+  for (int64_t t = 0; t < rows; t++) steps[t] = x->steps + row_of(g, from + t) * width;
   for (int64_t k = 0; k < width; k += DEPTH, tiles += WORDS) {
     __mmask64 kept = width - k < DEPTH ? (1ull << (width - k)) - 1 : ~0ull;
     __m512i r[TILE];
@@ -180,8 +161,8 @@ static void pack(const group *g, int64_t from, int32_t *tiles) {
 }
 
 /* Sums [16 weights, 16 activations] as results of the activations from row `from` on. */
-static void finish(const int32_t *sums, const group *g, const float *scale, const float *bias,
-                   int64_t from, int64_t column) {
+static void finish(const int32_t *sums, const rounded *x, const group *g, const float *scale,
+                   const float *bias, int64_t from, int64_t column) {
   __m512i r[TILE];
   for (int t = 0; t < TILE; t++) r[t] = _mm512_load_si512(sums + t * TILE);
   transpose(r);
@@ -192,7 +173,7 @@ static void finish(const int32_t *sums, const group *g, const float *scale, cons
   for (int64_t t = 0; t < TILE; t++) {
     if (t >= rows) break;
     __m512 value = _mm512_mul_ps(_mm512_cvtepi32_ps(r[t]), scales);
-    value = _mm512_mul_ps(value, _mm512_set1_ps(g->x->scale[row_of(g, from + t)]));
+    value = _mm512_mul_ps(value, _mm512_set1_ps(x->scale[row_of(g, from + t)]));
     if (bias) value = _mm512_add_ps(value, shift);
     int64_t place = (from + t) * g->stride + column;
     if (g->dtype == FLOAT32)
@@ -207,9 +188,9 @@ static void finish(const int32_t *sums, const group *g, const float *scale, cons
  * 32 rows of weights times all rows of a group: weights are the first operand of a tile product, which
  * is row-major, so they need no packing. `pair` is false where only 16 rows are left.
  */
-static void tile_by_tile(const group *g, const int8_t *w, const float *scale, const float *bias,
-                         int64_t column, int pair) {
-  int64_t width = g->x->width, deep = tiles_deep(width), whole = width / DEPTH;
+static void tile_by_tile(const rounded *x, const group *g, const int8_t *w, const float *scale,
+                         const float *bias, int64_t column, int pair) {
+  int64_t width = x->width, deep = tiles_deep(width), whole = width / DEPTH;
   int32_t sums[4][WORDS] __attribute__((aligned(64)));
   int8_t ends[2][TILE * DEPTH] __attribute__((aligned(64))); /* the last, shorter tiles */
   const int8_t *upper = w, *lower = pair ? w + TILE * width : w;
@@ -221,8 +202,9 @@ static void tile_by_tile(const group *g, const int8_t *w, const float *scale, co
     }
   }
   __asm__ volatile("" : : "r"(ends) : "memory"); /* the intrinsics do not say what they read */
+  const int32_t *tiles = x->tiles + x->place[g->number] * deep * WORDS;
   for (int64_t row = 0; row < g->rows; row += 2 * TILE) {
-    const int32_t *left = g->tiles + row * deep * TILE, *right = left + deep * WORDS;
+    const int32_t *left = tiles + row * deep * TILE, *right = left + deep * WORDS;
     int two = row + TILE < g->rows;
     _tile_zero(0);
     _tile_zero(1);
@@ -249,7 +231,7 @@ static void tile_by_tile(const group *g, const int8_t *w, const float *scale, co
     for (int i = 0; i < (two ? 4 : 2); i++) {
       int half = i % 2;
       if (half && !pair) continue;
-      finish(sums[i], g, scale + half * TILE, bias ? bias + half * TILE : bias,
+      finish(sums[i], x, g, scale + half * TILE, bias ? bias + half * TILE : bias,
              row + i / 2 * TILE, column + half * TILE);
     }
   }
@@ -263,44 +245,44 @@ int has_tiles(void) { return 0; }
 
 /* ---- int8: the product ----------------------------------------------------------------------- */
 
-/* One group through one matrix, shared among the threads of a parallel region. */
-static void multiply(const group *g, const matrix *m, int64_t expert, int64_t column) {
-  int64_t width = g->x->width;
-  const int8_t *w = (const int8_t *)m->values + expert * m->out * width;
-  const float *scale = m->scale + expert * m->out;
-#pragma omp for schedule(static) nowait
-  for (int64_t j = 0; j < m->out; j += BLOCK) {
-    int64_t count = m->out - j < BLOCK ? m->out - j : BLOCK, done = 0;
-    const float *bias = m->bias ? m->bias + j : 0;
+static void int8_block(const void *activations, const group *g, const matrix *m, int64_t from,
+                       int64_t count, int64_t column) {
+  const rounded *x = activations;
+  const int8_t *w = (const int8_t *)m->values + (g->expert * m->out + from) * x->width;
+  const float *scale = m->scale + g->expert * m->out + from, *bias = m->bias ? m->bias + from : 0;
+  int64_t done = 0;
 #ifdef __AMX_INT8__
-    if (tiled(g->rows)) {
-      done = count / TILE * TILE;
-      if (done) tile_by_tile(g, w + j * width, scale + j, bias, column + j, done == BLOCK);
-    }
-#endif
-    if (done < count)
-      row_by_row(g, w + (j + done) * width, scale + j + done, bias ? bias + done : bias,
-                 count - done, column + j + done);
+  if (tiled(g->rows)) {
+    done = count / TILE * TILE;
+    if (done) tile_by_tile(x, g, w, scale, bias, column, done == BLOCK);
   }
+#endif
+  if (done < count)
+    row_by_row(x, g, w + done * x->width, scale + done, bias ? bias + done : 0, count - done,
+               column + done);
 }
 
 #define ALIGNED(bytes) (((bytes) + 63) / 64 * 64)
 
 int int8_linear(const void *x, int dtype, int64_t rows, int64_t inputs, int activation,
-                const int64_t *tokens, const int64_t *experts, const int64_t *ends, int64_t groups,
-                const matrix *matrices, int64_t count, void *out, int out_dtype, int threads) {
-  if (!ends) ends = &rows, groups = 1;
-  int64_t width = activation == SWIGLU ? inputs / 2 : inputs;
-  int64_t stride = 0, size = size_of(out_dtype), blocks = 0, deep = 0;
-  for (int64_t i = 0; i < count; i++) stride += matrices[i].out;
+                const int64_t *tokens, const int64_t *experts, const int64_t *ends,
+                int64_t group_count, const matrix *matrices, int64_t count, void *out,
+                int out_dtype, int threads) {
+  if (!ends) ends = &rows, group_count = 1;
+  int64_t width = width_of(inputs, activation), blocks = 0, deep = 0;
+  groups all = {tokens, experts, ends, group_count, out, out_dtype, columns_of(matrices, count)};
+  int64_t place[all.count + 1];
 #ifdef __AMX_INT8__
   deep = tiles_deep(width) * WORDS;
-  for (int64_t g = 0, start = 0; g < groups; start = ends[g++])
-    if (tiled(ends[g] - start)) blocks += tiles_high(ends[g] - start);
+  for (int64_t n = 0; n < all.count; n++) {
+    int64_t some = group_at(&all, n).rows;
+    place[n] = blocks;
+    if (tiled(some)) blocks += tiles_high(some);
+  }
 #endif
   char *memory = aligned_alloc(64, ALIGNED(blocks * deep * 4) + ALIGNED(rows * (width + 8)));
   if (!memory) return -1;
-  rounded numbers = {.width = width, .tiles = (int32_t *)memory};
+  rounded numbers = {.width = width, .tiles = (int32_t *)memory, .place = place};
   numbers.totals = (int32_t *)(memory + ALIGNED(blocks * deep * 4));
   numbers.scale = (float *)(numbers.totals + rows);
   numbers.steps = (int8_t *)(numbers.scale + rows);
@@ -309,33 +291,19 @@ int int8_linear(const void *x, int dtype, int64_t rows, int64_t inputs, int acti
 #pragma omp for schedule(static)
     for (int64_t m = 0; m < rows; m++) round_row(x, dtype, inputs, activation, m, &numbers);
 #ifdef __AMX_INT8__
-    int32_t *place = numbers.tiles;
-    for (int64_t g = 0, start = 0; g < groups; start = ends[g++]) {
-      group some = {.x = &numbers, .tokens = tokens ? tokens + start : 0, .first = start,
-                    .rows = ends[g] - start};
+    for (int64_t n = 0; n < all.count; n++) {
+      group some = group_at(&all, n);
       if (!tiled(some.rows)) continue;
 #pragma omp for schedule(static) nowait
-      for (int64_t b = 0; b < tiles_high(some.rows); b++) pack(&some, b * TILE, place + b * deep);
-      place += tiles_high(some.rows) * deep;
+      for (int64_t b = 0; b < tiles_high(some.rows); b++)
+        pack(&numbers, &some, b * TILE, numbers.tiles + (place[n] + b) * deep);
     }
     if (blocks) {
 #pragma omp barrier
       configure_tiles();
     }
 #endif
-    const int32_t *tiles = numbers.tiles;
-    for (int64_t g = 0, start = 0; g < groups; start = ends[g++]) {
-      group some = {.x = &numbers, .tokens = tokens ? tokens + start : 0, .first = start,
-                    .rows = ends[g] - start, .tiles = tiles,
-                    .out = (char *)out + start * stride * size, .dtype = out_dtype,
-                    .stride = stride};
-      int64_t column = 0;
-      for (int64_t i = 0; some.rows && i < count; column += matrices[i++].out)
-        multiply(&some, matrices + i, experts ? experts[g] : g, column);
-#ifdef __AMX_INT8__
-      if (tiled(some.rows)) tiles += tiles_high(some.rows) * deep;
-#endif
-    }
+    multiply(&numbers, &all, matrices, count, int8_block);
 #ifdef __AMX_INT8__
     if (blocks) _tile_release();
 #endif

@@ -19,7 +19,7 @@ QUESTION := Locate the red circle.
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help demo serve test test-compiled test-others check check-all check-types check-long browser \
-	scale scale-ray scale-vllm format bench-gpu clean
+	aarch64 scale scale-ray scale-vllm format bench-gpu clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/'
@@ -65,6 +65,12 @@ browser: ## install Chromium from Debian's packages if there is none; the tests 
 	echo "Installing chromium, which the tests of the page need ..."; \
 	apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium; } || { \
 	echo "chromium is missing and cannot be installed here: install it, or set CHROMIUM to its path" >&2; exit 1; }
+
+aarch64: $(DEV) ## the C functions for aarch64 pass their tests in an emulator, on any machine
+	@missing=; command -v aarch64-linux-gnu-gcc >/dev/null || missing="gcc-aarch64-linux-gnu libc6-dev-arm64-cross"; \
+	command -v qemu-aarch64 >/dev/null || missing="$$missing qemu-user"; \
+	[ -z "$$missing" ] || { echo "make aarch64 needs packages of Debian: apt-get install $$missing" >&2; exit 1; }
+	$(BIN)/pytest -q -m aarch64 tests/unit/test_native.py tests/unit/test_native_training.py
 
 scale: scale-ray scale-vllm ## servers under Ray, checkpoints in vLLM; each in an environment of its own
 

@@ -53,7 +53,8 @@ def compiled_kernels() -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Skip tests that need what is not here, and draw more examples under `long`.
 
-    Tests marked `scale` run, and fail where their environments are missing, if they are asked for.
+    Tests marked `scale` or `aarch64` run, and fail where what they need is missing, if they are
+    asked for.
     """
     tests = [item for item in items if isinstance(item, pytest.Function)]
     for item in tests:
@@ -63,15 +64,19 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         # Cases of one test share its function.
         for test in filter(is_hypothesis_test, {item.function for item in tests}):
             draw_more(test)
-    absent = {}
-    if not torch.cuda.is_available():
-        absent["gpu"] = pytest.mark.skip(reason="needs a CUDA device and -m gpu")
-    if not asked_for(config, "scale"):
-        absent["scale"] = pytest.mark.skip(reason="needs Ray or vLLM: run make scale")
-    for item in items:
-        for mark, skip in absent.items():
+    for mark, reason in absent(config).items():
+        for item in items:
             if item.get_closest_marker(mark):  # keywords hold the names of cases, too
-                item.add_marker(skip)
+                item.add_marker(pytest.mark.skip(reason=reason))
+
+
+def absent(config: pytest.Config) -> dict[str, str]:
+    """Marks whose tests do not run, and why."""
+    found = {} if torch.cuda.is_available() else {"gpu": "needs a CUDA device and -m gpu"}
+    for mark, needed in (("scale", "Ray or vLLM"), ("aarch64", "an emulator")):
+        if not asked_for(config, mark):
+            found[mark] = f"needs {needed}: run make {mark}"
+    return found
 
 
 @pytest.fixture

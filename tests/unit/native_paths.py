@@ -1,4 +1,4 @@
-"""The ways in which products run: our C for this machine and for any, PyTorch, floats alone."""
+"""The ways in which products run: C for this machine, for any, for aarch64; PyTorch; floats."""
 
 from __future__ import annotations
 
@@ -6,19 +6,25 @@ import ctypes
 import functools
 
 import pytest
+from tests.unit.emulated import Library
 
 from vl2.ops import int4, int8, weight
 from vl2.ops.native import build, kernels
 
+AARCH64 = [pytest.param(name, marks=pytest.mark.aarch64) for name in ("armv8-a", "armv8.6-a")]
+"""Processors under qemu-user: any, and one with products of bytes and bfloat16."""
+
 
 def use_path(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let one test run through "native", "portable" (without this processor's own instructions),
-    "kernel" (PyTorch's integer kernels) or "plain" (floats, for machines without these)."""
+    one of `AARCH64`, "kernel" (PyTorch's integer kernels) or "plain" (floats, for machines without
+    these)."""
     if name == "native":
         if kernels.functions() is None:
             pytest.skip("there is no C compiler")
         return
     library = portable_library() if name == "portable" else None
+    library = Library(name, monkeypatch) if name.startswith("armv8") else library
     monkeypatch.setattr(kernels, "library", lambda: library)
     for remembered in ("functions", "has_tiles", "has_int4", "has_experts"):
         anew = functools.cache(getattr(kernels, remembered).__wrapped__)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.unit.native_paths import use_path
+from tests.unit.native_paths import AARCH64, use_path
 from tests.unit.quant_samples import relative
 
 from vl2.ops.attention import head_product, head_product_ref
@@ -25,7 +25,7 @@ from vl2.ops.rope import apply_rope, apply_rope_ref
 from vl2.ops.weight import activated
 
 
-@pytest.fixture(params=["native", "portable"])
+@pytest.fixture(params=["native", "portable", *AARCH64])
 def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     use_path(request.param, monkeypatch)
     return request.param

@@ -5,12 +5,20 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.unit.native_paths import AARCH64, use_path
 
 from vl2.ops import activations
 from vl2.ops.backend import in_c
 from vl2.ops.native import kernels, training
 
 pytestmark = pytest.mark.skipif(not kernels.available(), reason="needs a C compiler")
+
+
+@pytest.fixture(autouse=True, params=["native", *AARCH64])
+def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    use_path(request.param, monkeypatch)
+
+
 SHAPES = [(1,), (3, 5), (2, 2, 40, 33), (2050,)]
 
 

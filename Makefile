@@ -22,7 +22,7 @@ QUESTION := Locate the red circle.
 	aarch64 scale scale-ray scale-vllm format bench-gpu clean
 
 help: ## list the targets
-	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/'
+	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /  make \1\t/'
 
 demo: $(RUNTIME) ## ask the embedded model about a sample picture; writes out/answer.png and out/tiles.png
 	@mkdir -p out

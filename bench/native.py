@@ -28,7 +28,6 @@ from vl2.ops.int4 import Int4Weight
 from vl2.ops.int8 import Int8Weight
 from vl2.ops.linear import experts as held_experts
 from vl2.ops.linear import linear
-from vl2.ops.logits import row_peaks
 from vl2.ops.moe import combine_experts, route, router_logits
 from vl2.ops.native import kernels
 from vl2.ops.norm import rms_norm
@@ -78,9 +77,6 @@ def cases(config: LanguageConfig) -> Iterator[Case]:
             yield "sum of experts", {"rows": rows}, lambda i, w=weighted: combine_experts(*w), None
     yield from stored_cases(config, floats, layers)
     yield from small_cases(config)
-    for rows in (1, 8):
-        logits = torch.randn(rows, config.vocab_size)
-        yield "peaks of logits", {"rows": rows}, lambda i, x=logits: row_peaks(x), None
 
 
 def stored_cases(

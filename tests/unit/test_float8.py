@@ -21,7 +21,7 @@ from vl2.ops.float8 import (
     scaled_product,
 )
 from vl2.ops.frozen import frozen_experts_ref
-from vl2.ops.groups import group_rows_ref
+from vl2.ops.groups import rows_by_expert
 from vl2.ops.kinds import KINDS
 from vl2.ops.linear import experts as held_experts
 from vl2.ops.linear import linear
@@ -126,7 +126,7 @@ def test_experts_in_one_grouped_product_are_those_one_by_one(
     monkeypatch.setattr(float8, "has_float8_experts", lambda *inputs: True)
     monkeypatch.setattr(float8, "_grouped", grouped_twin)
     # A card sorts the choices of one token, too.
-    monkeypatch.setattr(linears, "group_rows", lambda r, total: group_rows_ref(r.experts, total))
+    monkeypatch.setattr(linears, "group_rows", lambda r, total: rows_by_expert(r.experts, total))
     assert relative(held_experts(x, choice, weights), wanted) < 3e-2
 
 

@@ -13,11 +13,10 @@ from tests.unit.quant_samples import relative
 
 from vl2.ops.attention import head_product, head_product_ref
 from vl2.ops.backend import in_c
-from vl2.ops.groups import Groups, group_rows_ref, sort_by_expert
+from vl2.ops.groups import Groups, sort_by_expert
 from vl2.ops.int4 import Int4Weight
 from vl2.ops.int8 import Int8Weight, int8_linear_ref
-from vl2.ops.logits import row_peaks, row_peaks_ref
-from vl2.ops.moe import Routing, combine_experts_ref, expert_mlp_ref, group_rows, router_logits
+from vl2.ops.moe import Routing, combine_experts_ref, expert_mlp_ref, router_logits
 from vl2.ops.native import build, kernels, small
 from vl2.ops.norm import rms_norm, rms_norm_ref
 from vl2.ops.paged import Singles, Span, paged_decode_attention_ref, paged_single_attention
@@ -227,38 +226,6 @@ def test_experts_in_float32_equal_their_twin(tokens: int, hidden: int, inner: in
     double = [w.double() for w in weights]
     twin = expert_mlp_ref(x.double(), routing, *double)
     assert relative(found, twin) < 1e-6
-
-
-@pytest.mark.parametrize(("tokens", "k", "total"), [(2, 1, 1), (7, 3, 5), (300, 6, 64)])
-def test_rows_stand_by_expert_as_their_twin_puts_them(tokens: int, k: int, total: int, path: str):
-    chosen = torch.stack([torch.randperm(total)[:k] for _ in range(tokens)])
-    order, groups = group_rows(Routing(chosen, chosen.float(), chosen.float()), total)
-    wanted, twin = group_rows_ref(chosen, total)
-    assert torch.equal(order, wanted)
-    assert torch.equal(groups.tokens, twin.tokens)
-    assert torch.equal(groups.ends, twin.ends)
-
-
-@pytest.mark.parametrize("width", [1, 5, 300, 8192, 8193, 20000])
-def test_peaks_of_logits_equal_their_twin(width: int, path: str):
-    logits = torch.randn(4, width) * 4
-    logits[1, width // 3 :] = -torch.inf  # from 1 logit to whole parts that nobody may choose
-    logits[1, 0] = 1.0
-    logits[2, [width // 2, -1]] = 50.0  # of equals the first, and all but certain
-    found, twin = row_peaks(logits), row_peaks_ref(logits.double())
-    assert torch.equal(found.best, twin.best)
-    assert torch.equal(found.highest, twin.highest.float())
-    assert torch.allclose(found.rest.double(), twin.rest, rtol=1e-6, atol=1e-30)
-    assert torch.equal(row_peaks(logits[3:]).rest, found.rest[3:])
-
-
-@pytest.mark.parametrize("wrong", [torch.nan, torch.inf])
-@pytest.mark.parametrize("place", [0, 9000, 19999])
-def test_rows_with_what_is_no_number_have_no_logprobs(wrong: float, place: int, path: str):
-    logits = torch.full((3, 20000), -torch.inf)
-    logits[0, place], logits[1, 1] = wrong, 0.0
-    for peaks in (row_peaks(logits), row_peaks_ref(logits)):
-        assert peaks.logprobs(logits[:, [1]]).isnan()[:, 0].tolist() == [True, False, True]
 
 
 def test_a_matrix_of_another_width_is_refused(path: str):

@@ -81,13 +81,11 @@ TABLE = {
         inference=True,
     ),
     "router": Row(most=FEW_ROWS),
-    "grouping of rows": Row(dtypes=None),
     "sum of experts": Row(),
     "norm": Row(alike=0),
     "rotary positions": Row(),
     "heads' products": Row(alike=0, most=FEW_ROWS),
     "single attention": Row(),
-    "best tokens": Row(),
     "activations": Row(dtypes=(torch.bfloat16,), trains=True),
 }
 """Rows by what is computed."""

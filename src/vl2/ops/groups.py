@@ -30,8 +30,8 @@ def sort_by_expert(
     return copies.argsort(stable=True), counts
 
 
-def group_rows_ref(experts: Int[Tensor, "n k"], total: int) -> tuple[Int[Tensor, " m"], Groups]:
-    """The plain twin of `group_rows` for more than one token."""
+def rows_by_expert(experts: Int[Tensor, "n k"], total: int) -> tuple[Int[Tensor, " m"], Groups]:
+    """The m = n * k copies of tokens by expert, and their order, see `sort_by_expert`."""
     order, counts = sort_by_expert(experts, total)
     return order, Groups(order // experts.shape[1], counts.cumsum(0), None)
 

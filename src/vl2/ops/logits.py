@@ -7,9 +7,6 @@ from typing import NamedTuple
 from jaxtyping import Float
 from torch import Tensor
 
-from vl2.ops.backend import in_c
-from vl2.ops.native import small
-
 
 class Peaks(NamedTuple):
     """Of each of b rows of logits; a row with NaN or infinity has the rest NaN."""
@@ -29,11 +26,6 @@ def row_peaks(logits: Float[Tensor, "b v"]) -> Peaks:
     Args:
         logits: float32.
     """
-    return Peaks(*small.row_peaks(logits)) if in_c("best tokens", logits) else row_peaks_ref(logits)
-
-
-def row_peaks_ref(logits: Float[Tensor, "b v"]) -> Peaks:
-    """The plain twin of `row_peaks`."""
     highest, best = logits.max(dim=-1)  # as argmax, which is three times slower on a CPU
     powers = (logits - highest[:, None]).exp_()
     rest = powers.scatter_(-1, best[:, None], 0.0).sum(dim=-1)

@@ -17,7 +17,7 @@ from torch import Tensor
 from vl2.config import LanguageConfig
 from vl2.ops.backend import in_c
 from vl2.ops.cards import has_grouped_matmul
-from vl2.ops.groups import Groups, group_rows_ref, inverse_permutation, sort_by_expert
+from vl2.ops.groups import Groups, inverse_permutation, rows_by_expert, sort_by_expert
 from vl2.ops.native import kernels, small
 
 
@@ -131,9 +131,7 @@ def group_rows(routing: Routing, total: int) -> tuple[Int[Tensor, " m"] | None, 
     if tokens == 1 and routing.experts.device.type == "cpu":
         first, ends = _single(k, routing.experts.device)
         return None, Groups(first, ends, routing.experts[0].contiguous())
-    if in_c("grouping of rows", routing.experts):
-        return small.group_rows(routing.experts, total)
-    return group_rows_ref(routing.experts, total)
+    return rows_by_expert(routing.experts, total)
 
 
 @cache

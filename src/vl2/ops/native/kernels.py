@@ -60,8 +60,6 @@ def functions() -> ctypes.CDLL | None:
     )
     found.combine.argtypes = [POINTER, INT, POINTER, POINTER] + [COUNT] * 3 + [POINTER, INT]
     found.float_experts.argtypes = [POINTER] * 3 + [COUNT] * 3 + [POINTER] * 3 + [INT, POINTER, INT]
-    found.group_rows.argtypes = [POINTER] + [COUNT] * 3 + [POINTER] * 3
-    found.row_peaks.argtypes = [POINTER, COUNT, COUNT] + [POINTER] * 3 + [INT]
     found.softmax.argtypes = (
         [POINTER, COUNT, COUNT, ctypes.c_float, POINTER] + [COUNT] * 3 + [POINTER, INT]
     )
@@ -73,7 +71,7 @@ def functions() -> ctypes.CDLL | None:
         [POINTER] * inputs + [COUNT, POINTER, POINTER, INT] for inputs in (1, 2)
     ]
     for name in (
-        *("rms_norm", "rope", "group_rows"),
+        *("rms_norm", "rope"),
         *("activate", "activate_backward", "softmax", "softmax_backward"),
     ):
         getattr(found, name).restype = None

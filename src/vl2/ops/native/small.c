@@ -1,13 +1,10 @@
 /*
- * What is little work but many operations of PyTorch: norms, rotary positions, rows by
- * expert and their weighted sum, and what choosing a token needs of the logits.
+ * What is little work but many operations of PyTorch: norms, rotary positions, the weighted sum of
+ * experts and products of heads.
  */
 #include <stdlib.h>
 
 #include "floats.h"
-
-#define PEAK_PART 8192 /* logits that a thread takes: fixed, so that no sum depends on threads */
-#define PEAK_STEP 256  /* that are raised to powers at a time */
 
 /* x / sqrt(mean(x^2) + eps) in float32, cast to the dtype of x, times the weight in that dtype. */
 void rms_norm(const void *x, const void *weight, int dtype, int64_t rows, int64_t width, float eps,
@@ -43,23 +40,6 @@ void rope(const void *x, int dtype, int64_t tokens, int64_t heads, int64_t width
       }
       store(turned, width, out, dtype, place);
     }
-  }
-}
-
-/*
- * Places of the n k choices by expert, those of one in their order: which choice stands at each, of
- * which token that is, and behind which place each expert ends.
- */
-void group_rows(const int64_t *experts, int64_t tokens, int64_t k, int64_t total, int64_t *order,
-                int64_t *token, int64_t *ends) {
-  memset(ends, 0, total * sizeof(int64_t));
-  for (int64_t i = 0; i < tokens * k; i++)
-    if (experts[i] + 1 < total) ends[experts[i] + 1]++;
-  for (int64_t e = 1; e < total; e++) ends[e] += ends[e - 1]; /* where each begins */
-  for (int64_t i = 0; i < tokens * k; i++) {
-    int64_t place = ends[experts[i]]++;
-    order[place] = i;
-    token[place] = i / k;
   }
 }
 
@@ -118,74 +98,4 @@ int head_linear(const void *x, int dtype, int64_t tokens, int64_t heads, int64_t
     free(numbers);
   }
   return failed;
-}
-
-/* What a part of a row of logits says of it. */
-typedef struct {
-  int64_t best; /* first place of the highest */
-  float most;   /* the highest */
-  float rest;   /* sum of exp(logit - most) of all others, NaN if any is */
-} peak;
-
-/* Sum of exp(x - shift), some at a time. */
-static float sum_exp(const float *x, int64_t count, float shift) {
-  float powers[PEAK_STEP], total = 0.0f;
-  lanes sums = {0}, some;
-  for (; count > 0; x += PEAK_STEP, count -= PEAK_STEP) {
-    int64_t here = count < PEAK_STEP ? count : PEAK_STEP;
-    for (int64_t i = 0; i < here; i++) powers[i] = exponential(x[i] - shift);
-    for (int64_t i = here; i < PEAK_STEP; i++) powers[i] = 0.0f;
-    for (int64_t i = 0; i < PEAK_STEP; i += LANES) {
-      memcpy(&some, powers + i, sizeof some);
-      sums += some;
-    }
-  }
-  for (int lane = 0; lane < LANES; lane++) total += sums[lane];
-  return total;
-}
-
-/* First place of a number that is among the count; the last if it is not. */
-static int64_t place_of(const float *x, int64_t count, float number) {
-  int64_t i = 0;
-  for (int found = 0; i + PEAK_STEP < count; i += PEAK_STEP) {
-    for (int j = 0; j < PEAK_STEP; j++) found |= x[i + j] == number;
-    if (found) break;
-  }
-  while (i + 1 < count && x[i] != number) i++;
-  return i;
-}
-
-static peak peak_of(const float *row, int64_t first, int64_t count) {
-  float most = highest_of(row, count);
-  if (most == MINUS_INFINITY) return (peak){first, most, sum_exp(row, count, 0.0f)}; /* 0 or NaN */
-  int64_t best = place_of(row, count, most);
-  return (peak){first + best, most,
-                sum_exp(row, best, most) + sum_exp(row + best + 1, count - best - 1, most)};
-}
-
-/* The place of the highest logit of each row, the logit, and the sum of exp(other - highest). */
-int row_peaks(const float *logits, int64_t rows, int64_t width, int64_t *best, float *most,
-              float *rest, int threads) {
-  int64_t parts = (width + PEAK_PART - 1) / PEAK_PART;
-  peak *found = malloc(rows * parts * sizeof(peak) + 1);
-  if (!found) return -1;
-#pragma omp parallel for num_threads(threads) schedule(static)
-  for (int64_t i = 0; i < rows * parts; i++) {
-    int64_t first = i % parts * PEAK_PART;
-    int64_t count = width - first < PEAK_PART ? width - first : PEAK_PART;
-    found[i] = peak_of(logits + i / parts * width + first, first, count);
-  }
-  for (int64_t r = 0; r < rows; r++) {
-    const peak *own = found + r * parts;
-    int64_t highest = 0;
-    for (int64_t p = 1; p < parts; p++)
-      if (own[p].most > own[highest].most) highest = p;
-    best[r] = own[highest].best;
-    most[r] = own[highest].most;
-    rest[r] = own[highest].rest + (most[r] - most[r]); /* NaN if that is infinite */
-    for (int64_t p = 0; p < parts; p++)
-      if (p != highest) rest[r] += (1.0f + own[p].rest) * exponential(own[p].most - most[r]);
-  }
-  free(found);
-  return 0;
 }

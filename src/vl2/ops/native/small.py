@@ -1,7 +1,6 @@
-"""The library's small functions on tensors: norms, rotary positions, attention, sums, logits.
+"""The library's small functions on tensors: norms, rotary positions, attention, sums.
 
-Each has a twin in PyTorch where it is called: ops/norm.py, rope.py, moe.py, attention.py, paged.py,
-logits.py.
+Each has a twin in PyTorch where it is called: ops/norm.py, rope.py, moe.py, attention.py, paged.py.
 """
 
 from __future__ import annotations
@@ -10,7 +9,6 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from vl2.ops.groups import Groups
 from vl2.ops.native.kernels import DTYPES, check, check_width, ready
 
 LANES = 16
@@ -102,27 +100,6 @@ def head_linear(
     return out
 
 
-def group_rows(experts: Int[Tensor, "n k"], total: int) -> tuple[Int[Tensor, " m"], Groups]:
-    """See `group_rows` of ops/moe.py: the same numbers.
-
-    Args:
-        experts: int64, each below `total`.
-        total: number of experts.
-    """
-    experts = experts.contiguous()
-    order, tokens = experts.new_empty(experts.numel()), experts.new_empty(experts.numel())
-    ends = experts.new_empty(total)
-    ready().group_rows(
-        experts.data_ptr(),
-        *experts.shape,
-        total,
-        order.data_ptr(),
-        tokens.data_ptr(),
-        ends.data_ptr(),
-    )
-    return order, Groups(tokens, ends, None)
-
-
 def combine(
     rows: Float[Tensor, "m h"], order: Int[Tensor, " m"] | None, weights: Float[Tensor, "n k"]
 ) -> Float[Tensor, "n h"]:
@@ -185,26 +162,3 @@ def decode_attention(
     )
     check(failed)
     return out
-
-
-def row_peaks(
-    logits: Float[Tensor, "b v"],
-) -> tuple[Int[Tensor, " b"], Float[Tensor, " b"], Float[Tensor, " b"]]:
-    """See `row_peaks` of ops/logits.py.
-
-    Args:
-        logits: float32.
-    """
-    logits = logits.contiguous()
-    best = torch.empty(len(logits), dtype=torch.int64)
-    highest, rest = torch.empty(len(logits)), torch.empty(len(logits))
-    failed = ready().row_peaks(
-        logits.data_ptr(),
-        *logits.shape,
-        best.data_ptr(),
-        highest.data_ptr(),
-        rest.data_ptr(),
-        torch.get_num_threads(),
-    )
-    check(failed)
-    return best, highest, rest

@@ -76,7 +76,7 @@ def run_bench(name: str, bench: BenchConfig) -> list[BenchRecord]:
         {
             **shared,
             "quantization": form,
-            **_record(figure, taken[key], speeds),
+            **figure_record(figure, taken[key], speeds),
             "ceilings": speeds,
             "peak_gib": gib(resident_bytes()),
             "machine": describe_machine(),
@@ -109,7 +109,8 @@ def ceiling_speeds(
     return {"native_row_gb_per_s": None, "native_gemm_gflops": None, **found}
 
 
-def _record(figure: Figure, taken: float, speeds: Mapping[str, float | None]) -> BenchRecord:
+def figure_record(figure: Figure, taken: float, speeds: Mapping[str, float | None]) -> BenchRecord:
+    """What a figure that took so many seconds says, beside its ceiling."""
     reached = {"gb_per_s": figure.read / taken / 1e9, "gflops": figure.flops / taken / 1e9}
     bound = next(key for key in speeds if key.startswith(figure.ceiling))
     best, unit = speeds[bound], bound.removeprefix(f"{figure.ceiling}_")

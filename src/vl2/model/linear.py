@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from vl2.ops.frozen import gradients_pass
 from vl2.ops.kinds import KINDS, Weight
 from vl2.ops.linear import linear
+from vl2.ops.row_sizes import few_sizes
 from vl2.ops.stored import stored_linears
 
 
@@ -87,7 +88,7 @@ class Linear(nn.Module):
         """Per token."""
         if self.kind is not None:
             return linear(x, held(self, "weight"), self.bias)
-        if self.stored:
+        if self.stored or few_sizes(x):
             return stored_linears(x, (self.weight,), self.bias)
         return F.linear(x, self.weight, self.bias)
 
@@ -101,7 +102,7 @@ class Linear(nn.Module):
     @property
     def joint(self) -> str | None:
         """What other matrices must have, too, for one product with them; None: there is none."""
-        if self.bias is not None or (self.kind is None and not self.stored):
+        if self.bias is not None:
             return None
         if self.kind is not None:
             return self.kind if KINDS[self.kind].joins else None
@@ -117,9 +118,11 @@ def outputs(x: Float[Tensor, "*lead i"], *layers: Any) -> tuple[Float[Tensor, "*
     """
     first = layers[0]
     common = {layer.joint for layer in layers}
-    if len(common) > 1 or None in common or (not first.stored and gradients_pass(x)):
+    one = len(common) == 1 and None not in common
+    floats = one and first.kind is None and (first.stored or few_sizes(x))
+    if not floats and (not one or first.kind is None or gradients_pass(x)):
         return tuple(layer(x) for layer in layers)
-    if first.stored:
+    if floats:
         out = stored_linears(x, [layer.weight for layer in layers])
     else:
         weight, *others = (held(layer, "weight") for layer in layers)

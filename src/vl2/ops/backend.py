@@ -19,6 +19,9 @@ FEW_ROWS = 8
 """Rows up to which a CPU without AMX is faster here than in oneDNN, which packs weights anew."""
 INT4_KERNEL_ROWS = 64
 """Activations up to which the int4 kernels are faster than dequantising the weights."""
+INT4_TILE_ROWS = 10
+"""Activations from which on int4 weights are unpacked faster for tiles than for each few rows."""
+BFLOAT16 = (torch.bfloat16,)
 PARTS: dict[str, Callable[[], bool]] = {
     "AMX": lambda: kernels.has_tiles(),
     "AVX-512": lambda: kernels.has_int4(),
@@ -71,7 +74,13 @@ class Row:
 TABLE = {
     "int8 linear": Row(dtypes=None, most=FEW_ROWS, unless="AMX", widest=kernels.MOST_WIDTH),
     "int4 linear": Row(dtypes=None, most=INT4_KERNEL_ROWS, part="AVX-512"),
+    "int4 linear on tiles": Row(dtypes=BFLOAT16, least=INT4_TILE_ROWS, part="AMX", inference=True),
+    "int4 experts on tiles": Row(
+        dtypes=BFLOAT16, least=INT4_TILE_ROWS, part="AMX", inference=True
+    ),  # rows of an average expert
     "stored linear": Row(most=FEW_ROWS),
+    "linear on tiles": Row(dtypes=BFLOAT16, others=BFLOAT16, least=2, part="AMX", inference=True),
+    "experts on tiles": Row(dtypes=BFLOAT16, others=BFLOAT16, least=2, part="AMX", inference=True),
     "stored experts": Row(others=(torch.bfloat16,), most=FEW_ROWS, inference=True),
     "float32 experts": Row(
         dtypes=(torch.float32,),

@@ -11,6 +11,7 @@ from vl2.ops.backend import in_c
 from vl2.ops.groups import Groups, in_order, split_rows
 from vl2.ops.moe import ExpertChange, LowRank, Routing, combine_experts, group_rows
 from vl2.ops.native import kernels
+from vl2.ops.native.tiles import tile_experts
 from vl2.ops.row_sizes import filled_up
 
 COLUMN_ROWS = range(9, 65)
@@ -32,7 +33,9 @@ def chosen_expert_mlp(
     in float32, go through C, which reads each weight where it lies. The twin is `expert_mlp_ref`.
     """
     order, groups = group_rows(routing, gate.shape[0])
-    if in_c("stored experts", x, gate, up, down):
+    if change is None and in_c("experts on tiles", x, gate, up, down):
+        out = tile_experts(x, groups, (gate, up, down))
+    elif in_c("stored experts", x, gate, up, down):
         both, ordered = kernels.wide_linear(x, (gate, up), groups=groups), in_order(groups)
         if change is not None:
             parts = [_low_ranks(x, low, groups) for low in (change.gate, change.up)]

@@ -49,6 +49,7 @@ class Float8Weight(NamedTuple):
     kind = "float8"
     through_float32 = False
     joins = False
+    fused = None
 
     @property
     def rows(self) -> int:

@@ -19,6 +19,7 @@ from vl2.logs import get_logger
 from vl2.ops.backend import INT4_KERNEL_ROWS, in_c
 from vl2.ops.groups import Groups, split_rows
 from vl2.ops.native import kernels
+from vl2.ops.native.tiles import tile_linear
 from vl2.ops.weight import DEQUANTIZE_NUMBERS, activated, expert_of
 
 INT4_ROWS = 64
@@ -78,6 +79,11 @@ class Int4Weight(NamedTuple):
 
     at = expert_of
 
+    @property
+    def fused(self) -> str | None:
+        """What computes experts at once, of ops/backend.py; None: there are rows of padding."""
+        return "int4 experts on tiles" if self.rows == self.scale.shape[-2] else None
+
     def floats(self) -> Tensor:
         """The float32 numbers that it stands for."""
         return _floats(self.values, self.scale)[..., : self.rows, :]
@@ -117,7 +123,9 @@ def _times(
     x: Float[Tensor, "n i"], weight: Int4Weight, groups: Groups | None, tokens: int | None
 ) -> Float[Tensor, "m o"]:
     """Rows times one matrix, or each group times that of its expert."""
-    if in_c("int4 linear", x, rows=tokens):
+    if groups is None and in_c("int4 linear on tiles", x):
+        out = tile_linear(x, (weight.values,), (weight.scale,))
+    elif in_c("int4 linear", x, rows=tokens):
         out = kernels.int4_linear(x, weight.values, weight.scale, groups=groups)
     elif groups is not None:
         parts = split_rows(x, groups)

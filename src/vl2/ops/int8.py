@@ -42,6 +42,7 @@ class Int8Weight(NamedTuple):
     kind = "int8"
     through_float32 = True
     joins = True
+    fused = None
 
     @property
     def rows(self) -> int:

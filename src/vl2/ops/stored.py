@@ -16,6 +16,7 @@ from torch import Tensor
 
 from vl2.ops.backend import in_c
 from vl2.ops.native import kernels
+from vl2.ops.native.tiles import tile_linear
 from vl2.ops.row_sizes import filled_up
 from vl2.ops.weight import DEQUANTIZE_NUMBERS
 
@@ -33,7 +34,9 @@ def stored_linears(
         bias: of the only matrix.
     """
     rows = x.flatten(0, -2)
-    if in_c("stored linear", rows, *weights):
+    if in_c("linear on tiles", rows, *weights):
+        out = tile_linear(rows, weights, bias=bias)
+    elif in_c("stored linear", rows, *weights):
         out = kernels.wide_linear(rows, weights, bias=bias).to(x.dtype)
     else:
         outs = [_widened(rows, weight, bias) for weight in weights]

@@ -24,8 +24,11 @@ from vl2.logs import get_logger
 
 log = get_logger(__name__)
 
-SOURCES = ("int8.c", "int4.c", "wide.c", "small.c", "attention.c", "experts.c", "training.c")
-HEADERS = ("floats.h", "products.h")
+SOURCES = (
+    *("int8.c", "int4.c", "bfloat16.c", "wide.c", "small.c", "attention.c", "experts.c"),
+    "training.c",
+)
+HEADERS = ("floats.h", "products.h", "tiles.h")
 COMPILERS = ("cc", "gcc", "clang")
 FLAGS = (
     "-O3",

@@ -11,6 +11,7 @@
 #include <string.h>
 
 #include "products.h"
+#include "tiles.h"
 
 /* Activations, rounded. */
 typedef struct {
@@ -74,62 +75,19 @@ static void row_by_row(const rounded *x, const group *g, const int8_t *w, const 
 
 /* ---- int8: tiles of AMX ---------------------------------------------------------------------- */
 
-#ifdef __AMX_INT8__
-#include <immintrin.h>
+#ifdef HAS_TILES
 #include <sys/syscall.h>
 #include <unistd.h>
 
-#define TILE 16  /* rows of a tile */
-#define DEPTH 64 /* bytes of a tile's row */
-#define WORDS (TILE * TILE)
 #define AHEAD 5 /* tiles between what is multiplied and what is fetched */
 
-static int allowed; /* set before anything is multiplied */
+int tiles_allowed;
 
 /* Linux hands the tile registers to a process that asks; without them rows go one by one. */
 int has_tiles(void) {
   const int request_permission = 0x1023, tile_data = 18;
-  allowed = syscall(SYS_arch_prctl, request_permission, tile_data) == 0;
-  return allowed;
-}
-
-static void configure_tiles(void) {
-  struct {
-    uint8_t palette, start_row, reserved[14];
-    uint16_t bytes[16];
-    uint8_t rows[16];
-  } config = {.palette = 1};
-  for (int i = 0; i < 8; i++) {
-    config.bytes[i] = DEPTH;
-    config.rows[i] = TILE;
-  }
-  __asm__ volatile("" : : "r"(&config) : "memory"); /* the intrinsic names only its first bytes */
-  _tile_loadconfig(&config);
-}
-
-/* 16 x 16 words, in registers. */
-static inline void transpose(__m512i r[16]) {
-  __m512i t[16];
-  for (int i = 0; i < 8; i++) {
-    t[2 * i] = _mm512_unpacklo_epi32(r[2 * i], r[2 * i + 1]);
-    t[2 * i + 1] = _mm512_unpackhi_epi32(r[2 * i], r[2 * i + 1]);
-  }
-  for (int i = 0; i < 16; i += 4) {
-    r[i] = _mm512_unpacklo_epi64(t[i], t[i + 2]);
-    r[i + 1] = _mm512_unpackhi_epi64(t[i], t[i + 2]);
-    r[i + 2] = _mm512_unpacklo_epi64(t[i + 1], t[i + 3]);
-    r[i + 3] = _mm512_unpackhi_epi64(t[i + 1], t[i + 3]);
-  }
-  for (int i = 0; i < 4; i++) {
-    t[i] = _mm512_shuffle_i32x4(r[i], r[i + 4], 0x88);
-    t[i + 4] = _mm512_shuffle_i32x4(r[i], r[i + 4], 0xdd);
-    t[i + 8] = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0x88);
-    t[i + 12] = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0xdd);
-  }
-  for (int i = 0; i < 8; i++) {
-    r[i] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0x88);
-    r[i + 8] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0xdd);
-  }
+  tiles_allowed = syscall(SYS_arch_prctl, request_permission, tile_data) == 0;
+  return tiles_allowed;
 }
 
 /* Ask for tile k of 32 rows, or of the 32 behind them: the hardware finds no stream in so many. */
@@ -138,26 +96,13 @@ static inline void fetch(const int8_t *w, int64_t width, int64_t k, int64_t deep
   for (int64_t r = 0; r < BLOCK; r++) __builtin_prefetch(tile + r * width, 0, 3);
 }
 
-static int64_t tiles_deep(int64_t width) { return (width + DEPTH - 1) / DEPTH; }
-static int64_t tiles_high(int64_t rows) { return (rows + TILE - 1) / TILE; }
-
-/*
- * Up to 16 rows of a group from row `from` on as tiles [width / 64] of words [16, 16]: the word of 4
- * bytes at 4 i of row t stands at [i, t], as the second operand of a tile product wants it. What is
- * missing is 0.
- */
+/* Up to 16 rows of a group from row `from` on as tiles. */
 static void pack(const rounded *x, const group *g, int64_t from, int32_t *tiles) {
-  int64_t width = x->width, rows = g->rows - from < TILE ? g->rows - from : TILE;
-  const int8_t *steps[TILE] = {0};
-  for (int64_t t = 0; t < rows; t++) steps[t] = x->steps + row_of(g, from + t) * width;
-  for (int64_t k = 0; k < width; k += DEPTH, tiles += WORDS) {
-    __mmask64 kept = width - k < DEPTH ? (1ull << (width - k)) - 1 : ~0ull;
-    __m512i r[TILE];
-    for (int64_t t = 0; t < TILE; t++)
-      r[t] = t < rows ? _mm512_maskz_loadu_epi8(kept, steps[t] + k) : _mm512_setzero_si512();
-    transpose(r);
-    for (int64_t t = 0; t < TILE; t++) _mm512_store_si512(tiles + t * TILE, r[t]);
-  }
+  int64_t rows = g->rows - from < TILE ? g->rows - from : TILE;
+  const char *lines[TILE] = {0};
+  for (int64_t t = 0; t < rows; t++)
+    lines[t] = (const char *)x->steps + row_of(g, from + t) * x->width;
+  pack_lines(lines, rows, x->width, tiles);
 }
 
 /* Sums [16 weights, 16 activations] as results of the activations from row `from` on. */
@@ -238,7 +183,7 @@ static void tile_by_tile(const rounded *x, const group *g, const int8_t *w, cons
 }
 
 /* Whether so many rows go through tiles: one row is faster row by row. */
-static int tiled(int64_t rows) { return allowed && rows > 1; }
+static int tiled(int64_t rows) { return tiles_allowed && rows > 1; }
 #else
 int has_tiles(void) { return 0; }
 #endif
@@ -251,7 +196,7 @@ static void int8_block(const void *activations, const group *g, const matrix *m,
   const int8_t *w = (const int8_t *)m->values + (g->expert * m->out + from) * x->width;
   const float *scale = m->scale + g->expert * m->out + from, *bias = m->bias ? m->bias + from : 0;
   int64_t done = 0;
-#ifdef __AMX_INT8__
+#ifdef HAS_TILES
   if (tiled(g->rows)) {
     done = count / TILE * TILE;
     if (done) tile_by_tile(x, g, w, scale, bias, column, done == BLOCK);
@@ -272,7 +217,7 @@ int int8_linear(const void *x, int dtype, int64_t rows, int64_t inputs, int acti
   int64_t width = width_of(inputs, activation), blocks = 0, deep = 0;
   groups all = {tokens, experts, ends, group_count, out, out_dtype, columns_of(matrices, count)};
   int64_t place[all.count + 1];
-#ifdef __AMX_INT8__
+#ifdef HAS_TILES
   deep = tiles_deep(width) * WORDS;
   for (int64_t n = 0; n < all.count; n++) {
     int64_t some = group_at(&all, n).rows;
@@ -290,7 +235,7 @@ int int8_linear(const void *x, int dtype, int64_t rows, int64_t inputs, int acti
   {
 #pragma omp for schedule(static)
     for (int64_t m = 0; m < rows; m++) round_row(x, dtype, inputs, activation, m, &numbers);
-#ifdef __AMX_INT8__
+#ifdef HAS_TILES
     for (int64_t n = 0; n < all.count; n++) {
       group some = group_at(&all, n);
       if (!tiled(some.rows)) continue;
@@ -304,7 +249,7 @@ int int8_linear(const void *x, int dtype, int64_t rows, int64_t inputs, int acti
     }
 #endif
     multiply(&numbers, &all, matrices, count, int8_block);
-#ifdef __AMX_INT8__
+#ifdef HAS_TILES
     if (blocks) _tile_release();
 #endif
   }

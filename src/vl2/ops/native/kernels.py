@@ -60,6 +60,14 @@ def functions() -> ctypes.CDLL | None:
     )
     found.combine.argtypes = [POINTER, INT, POINTER, POINTER] + [COUNT] * 3 + [POINTER, INT]
     found.float_experts.argtypes = [POINTER] * 3 + [COUNT] * 3 + [POINTER] * 3 + [INT, POINTER, INT]
+    found.tile_linear.argtypes = [
+        *(POINTER, COUNT, COUNT, POINTER, COUNT, INT, COUNT),
+        *(POINTER, COUNT, INT),
+    ]
+    found.tile_experts.argtypes = [
+        *(POINTER, POINTER, POINTER, COUNT, POINTER, INT),
+        *(COUNT, COUNT, COUNT, COUNT, POINTER, INT),
+    ]
     found.softmax.argtypes = (
         [POINTER, COUNT, COUNT, ctypes.c_float, POINTER] + [COUNT] * 3 + [POINTER, INT]
     )

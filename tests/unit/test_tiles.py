@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from vl2.model.linear import Linear, outputs
+from vl2.ops import backend
+from vl2.ops.activations import swiglu
 from vl2.ops.backend import in_c
 from vl2.ops.chosen_experts import chosen_expert_mlp
 from vl2.ops.int4 import Int4Weight
+from vl2.ops.int8 import Int8Weight
 from vl2.ops.linear import experts, linear
 from vl2.ops.moe import Routing, expert_mlp_ref
 from vl2.ops.stored import stored_linears
@@ -146,3 +151,27 @@ def test_training_keeps_pytorchs_products():
     x = noise(20, 64).bfloat16().requires_grad_()
     assert torch.equal(layer(x), F.linear(x, layer.weight, layer.bias))
     assert not in_c("linear on tiles", x, layer.weight)
+
+
+@pytest.mark.parametrize(("hidden", "inner"), [(64, 48), (100, 77), (40, 24)])
+@torch.inference_mode()
+def test_int8_experts_at_once_have_the_bits_of_two_products(
+    hidden: int, inner: int, monkeypatch: pytest.MonkeyPatch
+):
+    x, routing = noise(60, hidden).bfloat16(), routed(60, 6, 2)
+    gate, up, down = (Int8Weight.pack(weight) for weight in stack(6, inner, hidden))
+    at_once = experts(x, routing, (gate, up, down))
+    with monkeypatch.context() as one_by_one:
+        never = replace(backend.TABLE["int8 experts"], least=1000)
+        one_by_one.setitem(backend.TABLE, "int8 experts", never)
+        assert torch.equal(experts(x, routing, (gate, up, down)), at_once)
+
+
+@torch.inference_mode()
+def test_the_swiglu_is_rounded_once():
+    both = noise(3, 5, 200).bfloat16()
+    for gate, up in (both.chunk(2, dim=-1), both.mT.contiguous().mT.chunk(2, dim=-1)):
+        wanted = F.silu(gate.double()) * up.double()
+        found = swiglu(gate, up)
+        assert found.shape == gate.shape
+        assert distance(found, wanted) < 2 * ROUNDED  # PyTorch rounds twice

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from vl2.config import LanguageConfig
 from vl2.model.linear import Held, Linear, held, outputs
-from vl2.ops.activations import silu
+from vl2.ops.activations import swiglu
 from vl2.ops.batched_experts import batched_expert_mlp, batches_experts
 from vl2.ops.chosen_experts import chosen_expert_mlp
 from vl2.ops.linear import experts
@@ -37,7 +37,7 @@ class Mlp(nn.Module):
     def forward(self, x: Float[Tensor, "*lead h"]) -> Float[Tensor, "*lead h"]:
         """Per token."""
         gate, up = outputs(x, self.gate_proj, self.up_proj)
-        return self.down_proj(silu(gate) * up)
+        return self.down_proj(swiglu(gate, up))
 
 
 class Router(nn.Module):

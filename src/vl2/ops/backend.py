@@ -74,10 +74,9 @@ class Row:
 TABLE = {
     "int8 linear": Row(dtypes=None, most=FEW_ROWS, unless="AMX", widest=kernels.MOST_WIDTH),
     "int4 linear": Row(dtypes=None, most=INT4_KERNEL_ROWS, part="AVX-512"),
-    "int4 linear on tiles": Row(dtypes=BFLOAT16, least=INT4_TILE_ROWS, part="AMX", inference=True),
-    "int4 experts on tiles": Row(
-        dtypes=BFLOAT16, least=INT4_TILE_ROWS, part="AMX", inference=True
-    ),  # rows of an average expert
+    "int4 linear of many": Row(dtypes=BFLOAT16, least=INT4_TILE_ROWS, part="AMX", inference=True),
+    "int4 experts": Row(dtypes=BFLOAT16, least=INT4_TILE_ROWS, part="AMX", inference=True),
+    "int8 experts": Row(dtypes=None, least=FEW_ROWS + 1, part="AMX", inference=True),
     "stored linear": Row(most=FEW_ROWS),
     "linear on tiles": Row(dtypes=BFLOAT16, others=BFLOAT16, least=2, part="AMX", inference=True),
     "experts on tiles": Row(dtypes=BFLOAT16, others=BFLOAT16, least=2, part="AMX", inference=True),
@@ -95,6 +94,7 @@ TABLE = {
     "rotary positions": Row(),
     "heads' products": Row(alike=0, most=FEW_ROWS),
     "single attention": Row(),
+    "SwiGLU": Row(dtypes=BFLOAT16, others=BFLOAT16, inference=True),
     "activations": Row(dtypes=(torch.bfloat16,), trains=True),
 }
 """Rows by what is computed."""

@@ -49,7 +49,6 @@ class Float8Weight(NamedTuple):
     kind = "float8"
     through_float32 = False
     joins = False
-    fused = None
 
     @property
     def rows(self) -> int:
@@ -77,6 +76,12 @@ class Float8Weight(NamedTuple):
     floats = scaled_floats
     blocks = scaled_blocks
     store = store_rows
+
+    def experts(
+        self, x: Float[Tensor, "n h"], others: Sequence[Any], groups: Groups, each: int
+    ) -> Tensor | None:
+        """See ops/linear.py; there is no such way."""
+        return None
 
     def product(
         self,

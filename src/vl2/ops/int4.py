@@ -19,7 +19,7 @@ from vl2.logs import get_logger
 from vl2.ops.backend import INT4_KERNEL_ROWS, in_c
 from vl2.ops.groups import Groups, split_rows
 from vl2.ops.native import kernels
-from vl2.ops.native.tiles import tile_linear
+from vl2.ops.native.tiles import tile_experts, tile_linear
 from vl2.ops.weight import DEQUANTIZE_NUMBERS, activated, expert_of
 
 INT4_ROWS = 64
@@ -79,10 +79,17 @@ class Int4Weight(NamedTuple):
 
     at = expert_of
 
-    @property
-    def fused(self) -> str | None:
-        """What computes experts at once, of ops/backend.py; None: there are rows of padding."""
-        return "int4 experts on tiles" if self.rows == self.scale.shape[-2] else None
+    def experts(
+        self, x: Float[Tensor, "n h"], others: Sequence[Any], groups: Groups, each: int
+    ) -> Tensor | None:
+        """See ops/linear.py; rows of padding would be in the way."""
+        weights = (self, *others)
+        if any(weight.rows < weight.scale.shape[-2] for weight in weights):
+            return None
+        if not in_c("int4 experts", x, rows=each):
+            return None
+        values = [weight.values for weight in weights]
+        return tile_experts(x, groups, values, [weight.scale for weight in weights])
 
     def floats(self) -> Tensor:
         """The float32 numbers that it stands for."""
@@ -123,7 +130,7 @@ def _times(
     x: Float[Tensor, "n i"], weight: Int4Weight, groups: Groups | None, tokens: int | None
 ) -> Float[Tensor, "m o"]:
     """Rows times one matrix, or each group times that of its expert."""
-    if groups is None and in_c("int4 linear on tiles", x):
+    if groups is None and in_c("int4 linear of many", x):
         out = tile_linear(x, (weight.values,), (weight.scale,))
     elif in_c("int4 linear", x, rows=tokens):
         out = kernels.int4_linear(x, weight.values, weight.scale, groups=groups)

@@ -20,6 +20,7 @@ from vl2.logs import get_logger
 from vl2.ops.backend import in_c
 from vl2.ops.groups import Groups, split_rows
 from vl2.ops.native import kernels
+from vl2.ops.native.tiles import tile_int8_experts
 from vl2.ops.weight import (
     DEQUANTIZE_NUMBERS,
     activated,
@@ -42,7 +43,6 @@ class Int8Weight(NamedTuple):
     kind = "int8"
     through_float32 = True
     joins = True
-    fused = None
 
     @property
     def rows(self) -> int:
@@ -70,6 +70,16 @@ class Int8Weight(NamedTuple):
     floats = scaled_floats
     blocks = scaled_blocks
     store = store_rows
+
+    def experts(
+        self, x: Float[Tensor, "n h"], others: Sequence[Any], groups: Groups, each: int
+    ) -> Tensor | None:
+        """See ops/linear.py."""
+        if not in_c("int8 experts", x):
+            return None
+        weights = (self, *others)
+        values = [weight.values for weight in weights]
+        return tile_int8_experts(x, groups, values, [weight.scale for weight in weights])
 
     def product(
         self,

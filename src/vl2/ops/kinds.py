@@ -7,8 +7,8 @@
 | `at(expert)`, `store(part, row)` | one matrix of a stack; rows into their place |
 | `kind`, `rows` | the name in keys and in a config; rows without padding |
 | `product(x, others, ...)` | rows times matrices, in inference, see ops/linear.py |
+| `experts(x, others, ...)` | the SwiGLU of experts at once, or None, see ops/linear.py |
 | `joins` | products of several matrices with the same rows are one |
-| `fused` | what computes experts at once, of ops/backend.py; None: `product` does |
 | `through_float32` | an expert's rows stay float32 from one product to the next |
 """
 

@@ -12,12 +12,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from vl2.ops.backend import in_c
 from vl2.ops.frozen import frozen_experts, frozen_linear, gradients_pass
 from vl2.ops.groups import in_order
 from vl2.ops.kinds import Weight
 from vl2.ops.moe import ExpertChange, Routing, combine_experts, group_rows, matmul_dtype
-from vl2.ops.native.tiles import tile_experts
 
 
 def linear(
@@ -59,10 +57,9 @@ def experts(
     gate, up, down = weights
     dtype = torch.float32 if gate.through_float32 else x.dtype
     order, groups = group_rows(routing, len(gate.values))
-    each = routing.experts.numel() // len(gate.values)  # rows of an average expert
-    if gate.fused and down.fused and in_c(gate.fused, x, rows=each):
-        values = [weight.values for weight in weights]
-        out = tile_experts(x, groups, values, [weight.scale for weight in weights])
+    each = routing.experts.numel() // len(gate.values)
+    out = gate.experts(x, (up, down), groups, each)
+    if out is not None:
         return combine_experts(out, order, routing.weights).to(x.dtype)
     both = gate.product(x, (up,), groups=groups, dtype=dtype)
     out = down.product(

@@ -27,6 +27,7 @@ def next_size(rows: int) -> int:
 def few_sizes(x: Tensor) -> bool:
     """Whether x goes into products whose shapes must be few: in inference on such a CPU."""
     plain = x.device.type == "cpu" and x.dtype == torch.bfloat16
+    plain = plain and not torch.compiler.is_compiling()  # it cannot trace the question below
     return plain and torch.is_inference_mode_enabled() and torch.cpu._is_amx_tile_supported()
 
 

@@ -37,7 +37,7 @@ def stored_linears(
     if in_c("linear on tiles", rows, *weights):
         out = tile_linear(rows, weights, bias=bias)
     elif in_c("stored linear", rows, *weights):
-        out = kernels.wide_linear(rows, weights, bias=bias).to(x.dtype)
+        out = kernels.wide_linear(rows, weights, bias=bias, dtype=x.dtype)
     else:
         outs = [_widened(rows, weight, bias) for weight in weights]
         out = torch.cat(outs, dim=1) if len(outs) > 1 else outs[0]

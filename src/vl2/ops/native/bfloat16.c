@@ -13,20 +13,9 @@
 enum { WIDE, INT4 }; /* how weights are held */
 
 #ifdef HAS_TILES
-#define ABREAST 3                 /* tiles of activations that meet a weight while it is loaded */
-#define ROWS (ABREAST * TILE)     /* rows of activations of one product */
 #define CHUNK (10 * ROWS)         /* rows that are packed at a time: more would not stay in a cache */
-#define PAIR (2 * TILE)           /* rows of weights of one product */
 #define COLUMNS 64                /* rows of int4 weights that are packed together */
 #define BYTES 2                   /* of a number */
-
-typedef float sums[2 * ABREAST][WORDS]; /* [half of the weights, tile of activations] */
-
-/* Where PAIR rows of weights are. Tiles follow each other at `step`, rows of a tile at `stride`. */
-typedef struct {
-  const char *half[2], *end[2]; /* the first tiles, and the last ones where a row ends in them */
-  int64_t step, stride, whole;  /* whole: tiles before the last ones */
-} weights;
 
 /* How one matrix is read. */
 typedef struct {
@@ -103,91 +92,11 @@ static weights ready(const reading *from, int64_t row, space *own) {
   }
   const char *values = from->values + row * bytes;
   int64_t rows = from->out - row;
-  if (rows < PAIR) { /* a product reads whole tiles */
-    memset(own->unpacked, 0, PAIR * deep * DEPTH);
-    for (int64_t r = 0; r < rows; r++)
-      memcpy(own->unpacked + r * deep * DEPTH, values + r * bytes, bytes);
-    w.stride = deep * DEPTH;
-    values = own->unpacked;
-  } else {
-    w.stride = bytes;
-    w.whole = bytes / DEPTH;
-  }
-  w.step = DEPTH;
-  for (int half = 0; half < 2; half++) {
-    w.half[half] = values + half * TILE * w.stride;
-    if (w.whole == deep) continue;
-    int64_t done = w.whole * DEPTH;
-    memset(own->ends[half], 0, TILE * DEPTH);
-    for (int r = 0; r < TILE; r++)
-      memcpy(own->ends[half] + r * DEPTH, w.half[half] + r * w.stride + done, bytes - done);
-    w.end[half] = own->ends[half];
-  }
-  __asm__ volatile("" : : "r"(own->ends) : "memory"); /* intrinsics do not say what they read */
-  return w;
-}
-
-/* Sums of PAIR rows of weights with `count` tiles of activations, a number that the compiler knows. */
-static inline __attribute__((always_inline)) void tile_product(const weights *w,
-                                                               const int32_t *tiles, int64_t deep,
-                                                               const char *next, sums found,
-                                                               const int count) {
-  const int32_t *first = tiles, *second = tiles + deep * WORDS, *third = second + deep * WORDS;
-  _tile_zero(0);
-  _tile_zero(1);
-  _tile_zero(2);
-  _tile_zero(3);
-  _tile_zero(4);
-  _tile_zero(5);
-  for (int64_t k = 0; k < deep; k++) {
-    int inside = k < w->whole;
-    int64_t stride = inside ? w->stride : DEPTH;
-    if (next) /* the hardware finds no stream in so many rows */
-      for (int64_t line = 0; line < PAIR; line++)
-        __builtin_prefetch(next + (k * PAIR + line) * DEPTH, 0, 2);
-    _tile_loadd(6, inside ? w->half[0] + k * w->step : w->end[0], stride);
-    _tile_loadd(7, first + k * WORDS, DEPTH);
-    _tile_dpbf16ps(0, 6, 7);
-    if (count > 1) {
-      _tile_loadd(7, second + k * WORDS, DEPTH);
-      _tile_dpbf16ps(1, 6, 7);
-    }
-    if (count > 2) {
-      _tile_loadd(7, third + k * WORDS, DEPTH);
-      _tile_dpbf16ps(2, 6, 7);
-    }
-    _tile_loadd(6, inside ? w->half[1] + k * w->step : w->end[1], stride);
-    if (count > 2) {
-      _tile_dpbf16ps(5, 6, 7);
-      _tile_loadd(7, second + k * WORDS, DEPTH);
-    }
-    if (count > 1) {
-      _tile_dpbf16ps(4, 6, 7);
-      _tile_loadd(7, first + k * WORDS, DEPTH);
-    }
-    _tile_dpbf16ps(3, 6, 7);
-  }
-  _tile_stored(0, found[0], DEPTH);
-  _tile_stored(1, found[1], DEPTH);
-  _tile_stored(2, found[2], DEPTH);
-  _tile_stored(3, found[3], DEPTH);
-  _tile_stored(4, found[4], DEPTH);
-  _tile_stored(5, found[5], DEPTH);
-}
-
-/* The same for up to ROWS rows of activations; `next` is what is multiplied next, or null. */
-static int multiply_rows(const weights *w, const int32_t *tiles, int64_t rows, int64_t deep,
-                         const char *next, sums found) {
-  if (rows > 2 * TILE) {
-    tile_product(w, tiles, deep, next, found, 3);
-    return 3;
-  }
-  if (rows > TILE) {
-    tile_product(w, tiles, deep, next, found, 2);
-    return 2;
-  }
-  tile_product(w, tiles, deep, next, found, 1);
-  return 1;
+  if (rows >= PAIR) return weights_at(values, PAIR, bytes, bytes, own->ends);
+  memset(own->unpacked, 0, PAIR * deep * DEPTH); /* a product reads whole tiles */
+  for (int64_t r = 0; r < rows; r++)
+    memcpy(own->unpacked + r * deep * DEPTH, values + r * bytes, bytes);
+  return weights_at(own->unpacked, PAIR, deep * DEPTH, deep * DEPTH, own->ends);
 }
 
 /* What lies behind PAIR rows of weights that are read where they lie, or null. */
@@ -257,7 +166,7 @@ int tile_linear(const char *x, int64_t rows, int64_t width, const matrix *matric
             weights w = ready(&from, j, &own);
             for (int64_t t = 0; t < some; t += ROWS) {
               const char *next = t || start ? 0 : behind(&from, j);
-              int high = multiply_rows(&w, tiles + t * deep * TILE, some - t, deep, next, found);
+              int high = multiply_rows(OF_BFLOAT16, &w, tiles + t * deep * TILE, some - t, deep, next, found);
               int64_t columns = m->out - j < PAIR ? m->out - j : PAIR;
               write_rows(found, high, some - t, columns, m->bias ? m->bias + j : 0,
                          out + (start + t) * stride + column + j, stride);
@@ -298,8 +207,8 @@ static void one_expert(const reading *gate, const reading *up, const reading *do
     weights g = ready(gate, j, own), u = ready(up, j, other);
     for (int64_t t = 0; t < rows; t += ROWS) {
       const int32_t *some = tiles + t * deep * TILE;
-      int high = multiply_rows(&g, some, rows - t, deep, t ? 0 : behind(gate, j), left);
-      multiply_rows(&u, some, rows - t, deep, t ? 0 : behind(up, j), right);
+      int high = multiply_rows(OF_BFLOAT16, &g, some, rows - t, deep, t ? 0 : behind(gate, j), left);
+      multiply_rows(OF_BFLOAT16, &u, some, rows - t, deep, t ? 0 : behind(up, j), right);
       activate_tiles(left, right, high, inner, hidden + t * inner * TILE + j / PAIR * WORDS);
     }
   }
@@ -308,7 +217,7 @@ static void one_expert(const reading *gate, const reading *up, const reading *do
     int64_t columns = down->out - j < PAIR ? down->out - j : PAIR;
     for (int64_t t = 0; t < rows; t += ROWS) {
       const int32_t *some = hidden + t * inner * TILE;
-      int high = multiply_rows(&d, some, rows - t, inner, t ? 0 : behind(down, j), left);
+      int high = multiply_rows(OF_BFLOAT16, &d, some, rows - t, inner, t ? 0 : behind(down, j), left);
       write_rows(left, high, rows - t, columns, 0, out + t * down->out + j, down->out);
     }
   }

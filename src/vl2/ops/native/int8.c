@@ -6,6 +6,7 @@
  * will do. Integer sums are exact and every float operation has the same operands in the same order
  * whatever the number of rows, threads and instructions: a row's result depends on that row alone.
  */
+#include <omp.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
@@ -79,8 +80,6 @@ static void row_by_row(const rounded *x, const group *g, const int8_t *w, const 
 #include <sys/syscall.h>
 #include <unistd.h>
 
-#define AHEAD 5 /* tiles between what is multiplied and what is fetched */
-
 int tiles_allowed;
 
 /* Linux hands the tile registers to a process that asks; without them rows go one by one. */
@@ -88,12 +87,6 @@ int has_tiles(void) {
   const int request_permission = 0x1023, tile_data = 18;
   tiles_allowed = syscall(SYS_arch_prctl, request_permission, tile_data) == 0;
   return tiles_allowed;
-}
-
-/* Ask for tile k of 32 rows, or of the 32 behind them: the hardware finds no stream in so many. */
-static inline void fetch(const int8_t *w, int64_t width, int64_t k, int64_t deep) {
-  const int8_t *tile = k < deep ? w + k * DEPTH : w + BLOCK * width + (k - deep) * DEPTH;
-  for (int64_t r = 0; r < BLOCK; r++) __builtin_prefetch(tile + r * width, 0, 3);
 }
 
 /* Up to 16 rows of a group from row `from` on as tiles. */
@@ -106,7 +99,7 @@ static void pack(const rounded *x, const group *g, int64_t from, int32_t *tiles)
 }
 
 /* Sums [16 weights, 16 activations] as results of the activations from row `from` on. */
-static void finish(const int32_t *sums, const rounded *x, const group *g, const float *scale,
+static void finish(const float *sums, const rounded *x, const group *g, const float *scale,
                    const float *bias, int64_t from, int64_t column) {
   __m512i r[TILE];
   for (int t = 0; t < TILE; t++) r[t] = _mm512_load_si512(sums + t * TILE);
@@ -129,56 +122,21 @@ static void finish(const int32_t *sums, const rounded *x, const group *g, const 
   }
 }
 
-/*
- * 32 rows of weights times all rows of a group: weights are the first operand of a tile product, which
- * is row-major, so they need no packing. `pair` is false where only 16 rows are left.
- */
+/* 32 rows of weights, or 16, times all rows of a group; `next` is multiplied next, or null. */
 static void tile_by_tile(const rounded *x, const group *g, const int8_t *w, const float *scale,
-                         const float *bias, int64_t column, int pair) {
-  int64_t width = x->width, deep = tiles_deep(width), whole = width / DEPTH;
-  int32_t sums[4][WORDS] __attribute__((aligned(64)));
-  int8_t ends[2][TILE * DEPTH] __attribute__((aligned(64))); /* the last, shorter tiles */
-  const int8_t *upper = w, *lower = pair ? w + TILE * width : w;
-  if (whole < deep) {
-    memset(ends, 0, sizeof ends);
-    for (int64_t r = 0; r < TILE; r++) {
-      memcpy(ends[0] + r * DEPTH, upper + r * width + whole * DEPTH, width - whole * DEPTH);
-      memcpy(ends[1] + r * DEPTH, lower + r * width + whole * DEPTH, width - whole * DEPTH);
-    }
-  }
-  __asm__ volatile("" : : "r"(ends) : "memory"); /* the intrinsics do not say what they read */
+                         const float *bias, int64_t column, int64_t count, const char *next) {
+  int64_t deep = tiles_deep(x->width);
   const int32_t *tiles = x->tiles + x->place[g->number] * deep * WORDS;
-  for (int64_t row = 0; row < g->rows; row += 2 * TILE) {
-    const int32_t *left = tiles + row * deep * TILE, *right = left + deep * WORDS;
-    int two = row + TILE < g->rows;
-    _tile_zero(0);
-    _tile_zero(1);
-    _tile_zero(2);
-    _tile_zero(3);
-    for (int64_t k = 0; k < deep; k++) {
-      int64_t stride = k < whole ? width : DEPTH;
-      if (g->rows <= 2 * TILE) fetch(w, width, k + AHEAD, deep); /* else arithmetic takes longer */
-      _tile_loadd(4, k < whole ? upper + k * DEPTH : ends[0], stride);
-      _tile_loadd(6, left + k * WORDS, DEPTH);
-      _tile_dpbssd(0, 4, 6);
-      _tile_loadd(5, k < whole ? lower + k * DEPTH : ends[1], stride);
-      _tile_dpbssd(1, 5, 6);
-      if (two) {
-        _tile_loadd(7, right + k * WORDS, DEPTH);
-        _tile_dpbssd(2, 4, 7);
-        _tile_dpbssd(3, 5, 7);
-      }
-    }
-    _tile_stored(0, sums[0], DEPTH);
-    _tile_stored(1, sums[1], DEPTH);
-    _tile_stored(2, sums[2], DEPTH);
-    _tile_stored(3, sums[3], DEPTH);
-    for (int i = 0; i < (two ? 4 : 2); i++) {
-      int half = i % 2;
-      if (half && !pair) continue;
-      finish(sums[i], x, g, scale + half * TILE, bias ? bias + half * TILE : bias,
-             row + i / 2 * TILE, column + half * TILE);
-    }
+  char ends[2][TILE * DEPTH] __attribute__((aligned(64)));
+  sums found __attribute__((aligned(64)));
+  weights at = weights_at((const char *)w, count, x->width, x->width, ends);
+  for (int64_t row = 0; row < g->rows; row += ROWS, next = 0) {
+    const int32_t *some = tiles + row * deep * TILE;
+    int high = multiply_rows(OF_INT8, &at, some, g->rows - row, deep, next, found);
+    for (int64_t half = 0; half < count / TILE; half++)
+      for (int i = 0; i < high; i++)
+        finish(found[ABREAST * half + i], x, g, scale + half * TILE,
+               bias ? bias + half * TILE : bias, row + i * TILE, column + half * TILE);
   }
 }
 
@@ -199,7 +157,8 @@ static void int8_block(const void *activations, const group *g, const matrix *m,
 #ifdef HAS_TILES
   if (tiled(g->rows)) {
     done = count / TILE * TILE;
-    if (done) tile_by_tile(x, g, w, scale, bias, column, done == BLOCK);
+    const char *next = from + 2 * BLOCK <= m->out ? (const char *)w + BLOCK * x->width : 0;
+    if (done) tile_by_tile(x, g, w, scale, bias, column, done, next);
   }
 #endif
   if (done < count)
@@ -256,3 +215,72 @@ int int8_linear(const void *x, int dtype, int64_t rows, int64_t inputs, int acti
   free(memory);
   return 0;
 }
+
+#ifdef HAS_TILES
+/* Space for some rounded rows of `width`, which begins at `memory`. */
+static rounded rounded_at(char *memory, int64_t rows, int64_t width) {
+  rounded some = {.width = width, .totals = (int32_t *)memory};
+  some.scale = (float *)(some.totals + rows);
+  some.steps = (int8_t *)(some.scale + rows);
+  return some;
+}
+
+/* Rows of a group times a matrix of its expert, from a column on, by one thread. */
+static void alone(rounded *x, const group *g, const matrix *m, int64_t column) {
+  for (int64_t b = 0; b < tiles_high(g->rows); b++)
+    pack(x, g, b * TILE, x->tiles + b * tiles_deep(x->width) * WORDS);
+  for (int64_t j = 0; j < m->out; j += BLOCK)
+    int8_block(x, g, m, j, m->out - j < BLOCK ? m->out - j : BLOCK, column + j);
+}
+
+/*
+ * The SwiGLU of experts, whose gate, up and down follow each other: what int8_linear does in two steps
+ * for all experts is done for one expert after the other, so that its rows stay in the cache.
+ */
+int int8_experts(const void *x, int dtype, int64_t rows, int64_t width, const int64_t *tokens,
+                 const int64_t *ends, int64_t experts, const matrix *matrices, float *out,
+                 int threads) {
+  int64_t inner = matrices[0].out, most = 0, first[1] = {0};
+  groups all = {tokens, 0, ends, experts, out, FLOAT32, width};
+  for (int64_t e = 0; e < experts; e++) {
+    int64_t some = group_at(&all, e).rows;
+    most = some > most ? some : most;
+  }
+  int64_t deep = tiles_deep(width > inner ? width : inner);
+  int64_t tile_bytes = tiles_high(most) * deep * WORDS * 4, both = ALIGNED(most * 2 * inner * 4);
+  int64_t own = tile_bytes + both + ALIGNED(most * (inner + 8));
+  char *memory = aligned_alloc(64, ALIGNED(rows * (width + 8)) + threads * own);
+  if (!memory) return -1;
+  rounded numbers = rounded_at(memory + threads * own, rows, width);
+#pragma omp parallel num_threads(threads)
+  {
+    char *mine = memory + omp_get_thread_num() * own;
+    rounded given = numbers, hidden = rounded_at(mine + tile_bytes + both, most, inner);
+    given.tiles = hidden.tiles = (int32_t *)mine;
+    given.place = hidden.place = first;
+#pragma omp for schedule(static)
+    for (int64_t m = 0; m < rows; m++) round_row(x, dtype, width, PLAIN, m, &numbers);
+    configure_tiles();
+#pragma omp for schedule(dynamic)
+    for (int64_t e = 0; e < experts; e++) {
+      group g = group_at(&all, e), rise = g, fall = g;
+      if (!g.rows) continue;
+      rise.number = fall.number = 0;
+      rise.out = mine + tile_bytes;
+      rise.stride = 2 * inner;
+      alone(&given, &rise, matrices, 0);
+      alone(&given, &rise, matrices + 1, inner);
+      for (int64_t m = 0; m < g.rows; m++)
+        round_row(rise.out, FLOAT32, 2 * inner, SWIGLU, m, &hidden);
+      fall.tokens = 0;
+      fall.first = 0;
+      alone(&hidden, &fall, matrices + 2, 0);
+    }
+    _tile_release();
+  }
+  free(memory);
+  return 0;
+}
+#else
+int int8_experts(void) { return -1; }
+#endif

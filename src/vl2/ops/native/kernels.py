@@ -52,22 +52,16 @@ def functions() -> ctypes.CDLL | None:
     found.wide_linear.argtypes = (
         [POINTER, INT, COUNT, COUNT, INT]
         + [POINTER] * 3
-        + [COUNT, POINTER, COUNT, INT, POINTER, INT]
+        + [COUNT, POINTER, COUNT, INT, POINTER, INT, INT]
     )
+    found.swiglu.argtypes = [POINTER, POINTER, INT, COUNT, COUNT, COUNT, POINTER, INT]
     found.rope.argtypes = [POINTER, INT] + [COUNT] * 3 + [POINTER] * 3 + [INT]
     found.head_linear.argtypes = (
         [POINTER, INT] + [COUNT] * 3 + [POINTER, COUNT, COUNT, INT, POINTER, INT]
     )
     found.combine.argtypes = [POINTER, INT, POINTER, POINTER] + [COUNT] * 3 + [POINTER, INT]
     found.float_experts.argtypes = [POINTER] * 3 + [COUNT] * 3 + [POINTER] * 3 + [INT, POINTER, INT]
-    found.tile_linear.argtypes = [
-        *(POINTER, COUNT, COUNT, POINTER, COUNT, INT, COUNT),
-        *(POINTER, COUNT, INT),
-    ]
-    found.tile_experts.argtypes = [
-        *(POINTER, POINTER, POINTER, COUNT, POINTER, INT),
-        *(COUNT, COUNT, COUNT, COUNT, POINTER, INT),
-    ]
+    _declare_tiles(found)
     found.softmax.argtypes = (
         [POINTER, COUNT, COUNT, ctypes.c_float, POINTER] + [COUNT] * 3 + [POINTER, INT]
     )
@@ -90,6 +84,22 @@ def functions() -> ctypes.CDLL | None:
         + [COUNT, POINTER, INT]
     )
     return found
+
+
+def _declare_tiles(found: ctypes.CDLL) -> None:
+    """Signatures of what runs on AMX."""
+    found.tile_linear.argtypes = [
+        *(POINTER, COUNT, COUNT, POINTER, COUNT, INT, COUNT),
+        *(POINTER, COUNT, INT),
+    ]
+    found.tile_experts.argtypes = [
+        *(POINTER, POINTER, POINTER, COUNT, POINTER, INT),
+        *(COUNT, COUNT, COUNT, COUNT, POINTER, INT),
+    ]
+    found.int8_experts.argtypes = [
+        *(POINTER, INT, COUNT, COUNT, POINTER, POINTER),
+        *(COUNT, POINTER, POINTER, INT),
+    ]
 
 
 @cache
@@ -192,6 +202,7 @@ def wide_linear(
     bias: Float[Tensor, " o"] | None = None,
     activation: str = "none",
     groups: Groups | None = None,
+    dtype: torch.dtype = torch.float32,
 ) -> Float[Tensor, "m total"]:
     """Few rows times matrices as they are stored, in float32; the results stand side by side.
 
@@ -201,6 +212,7 @@ def wide_linear(
         bias: of the only matrix.
         activation: as `int8_linear`, but nothing is rounded.
         groups: as `int8_linear`.
+        dtype: of the result: float32 or bfloat16, others are cast.
 
     Raises:
         ValueError: a matrix has another width or dtype than the others, or is not contiguous.
@@ -213,7 +225,8 @@ def wide_linear(
     width = inputs // 2 if activation == "swiglu" else inputs
     shift = None if bias is None else bias.float().contiguous()
     found, total = _matrices([(matrix, None) for matrix in matrices], shift, width)
-    out = torch.empty((_rows(count, groups), total))
+    made = dtype if dtype in DTYPES else torch.float32
+    out = torch.empty((_rows(count, groups), total), dtype=made)
     failed = ready().wide_linear(
         *_activations(x, activation),
         *_pointers(groups),
@@ -221,10 +234,11 @@ def wide_linear(
         len(matrices),
         DTYPES.index(matrices[0].dtype),
         out.data_ptr(),
+        DTYPES.index(made),
         torch.get_num_threads(),
     )
     check(failed)
-    return out
+    return out if made == dtype else out.to(dtype)
 
 
 def int4_linear(

@@ -23,6 +23,19 @@ void rms_norm(const void *x, const void *weight, int dtype, int64_t rows, int64_
   }
 }
 
+/* silu(gate) * up of rows that lie `stride` apart, rounded once. */
+void swiglu(const void *gate, const void *up, int dtype, int64_t rows, int64_t width,
+            int64_t stride, void *out, int threads) {
+#pragma omp parallel for num_threads(threads) schedule(static) if (rows > 8)
+  for (int64_t m = 0; m < rows; m++) {
+    float row[width], factor[width];
+    load(gate, dtype, m * stride, width, row);
+    load(up, dtype, m * stride, width, factor);
+    for (int64_t i = 0; i < width; i++) row[i] = row[i] * sigmoid(row[i]) * factor[i];
+    store(row, width, out, dtype, m * width);
+  }
+}
+
 /* Channel i against channel i + width / 2 of every head, by the angles of its token. */
 void rope(const void *x, int dtype, int64_t tokens, int64_t heads, int64_t width, const float *cos,
           const float *sin, void *out, int threads) {

@@ -41,6 +41,33 @@ def rms_norm(
     return out
 
 
+def swiglu(
+    gate: Float[Tensor, "*lead w"], up: Float[Tensor, "*lead w"]
+) -> Float[Tensor, "*lead w"]:
+    """silu(gate) * up, in float32, rounded once.
+
+    Args:
+        gate: float32 or bfloat16; it may be a part of wider rows.
+        up: as the gate, with the same strides.
+    """
+    width, lead = gate.shape[-1], gate.shape[:-1]
+    gate, up = gate.reshape(-1, width), up.reshape(-1, width)
+    if gate.stride() != up.stride() or gate.stride(1) != 1:
+        gate, up = gate.contiguous(), up.contiguous()
+    out = gate.new_empty((len(gate), width))
+    ready().swiglu(
+        gate.data_ptr(),
+        up.data_ptr(),
+        DTYPES.index(gate.dtype),
+        len(gate),
+        width,
+        gate.stride(0),
+        out.data_ptr(),
+        torch.get_num_threads(),
+    )
+    return out.view(*lead, width)
+
+
 def rope(
     x: Float[Tensor, "b t h d"], cos: Float[Tensor, "b t d"], sin: Float[Tensor, "b t d"]
 ) -> Float[Tensor, "b t h d"]:

@@ -1,4 +1,4 @@
-"""The library's products in bfloat16 on tiles of AMX: linear layers and experts of many rows.
+"""The library's products on tiles of AMX: linear layers and experts of many rows.
 
 Matrices are bfloat16 [out, in], read where they lie, or the nibbles of `Int4Weight`, whose scales
 are given then. When the functions run is in ops/backend.py; the twins in PyTorch are in
@@ -15,7 +15,7 @@ from jaxtyping import BFloat16, Float
 from torch import Tensor
 
 from vl2.ops.groups import Groups
-from vl2.ops.native.kernels import Matrix, check, check_width, ready
+from vl2.ops.native.kernels import DTYPES, Matrix, check, check_width, ready
 
 Scales = Sequence[Tensor] | None
 
@@ -89,6 +89,40 @@ def tile_experts(
         _group(inner, None if scales is None else scales[2:]),
         width,
         inner,
+        out.data_ptr(),
+        torch.get_num_threads(),
+    )
+    check(failed)
+    return out
+
+
+def tile_int8_experts(
+    x: Float[Tensor, "n h"], groups: Groups, matrices: Sequence[Tensor], scales: Sequence[Tensor]
+) -> Float[Tensor, "m h"]:
+    """Each row of the groups through its expert's SwiGLU, rounded before each product.
+
+    The same bits as `kernels.int8_linear` for gate and up, and once more for down.
+
+    Args:
+        x: float32 or bfloat16, others are cast.
+        groups: which rows meet which expert, all experts in their order.
+        matrices: gate, up and down of all experts in int8, contiguous.
+        scales: of their rows.
+    """
+    x = (x if x.dtype in DTYPES else x.float()).contiguous()
+    found = (Matrix * len(matrices))()
+    for place, (matrix, scale) in enumerate(zip(matrices, scales, strict=True)):
+        found[place] = Matrix(matrix.data_ptr(), scale.data_ptr(), None, matrix.shape[-2])
+    assert groups.tokens is not None
+    out = torch.empty((len(groups.tokens), x.shape[1]))
+    failed = ready().int8_experts(
+        x.data_ptr(),
+        DTYPES.index(x.dtype),
+        *x.shape,
+        groups.tokens.data_ptr(),
+        groups.ends.data_ptr(),
+        len(groups.ends),
+        found,
         out.data_ptr(),
         torch.get_num_threads(),
     )

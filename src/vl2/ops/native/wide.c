@@ -96,10 +96,10 @@ static void wide_block(const void *activations, const group *g, const matrix *m,
 int wide_linear(const void *x, int dtype, int64_t rows, int64_t inputs, int activation,
                 const int64_t *tokens, const int64_t *experts, const int64_t *ends,
                 int64_t group_count, const matrix *matrices, int64_t count, int weight_dtype,
-                float *out, int threads) {
+                void *out, int out_dtype, int threads) {
   if (!ends) ends = &rows, group_count = 1;
   int64_t width = width_of(inputs, activation);
-  groups all = {tokens, experts, ends, group_count, out, FLOAT32, columns_of(matrices, count)};
+  groups all = {tokens, experts, ends, group_count, out, out_dtype, columns_of(matrices, count)};
   int plain = dtype == FLOAT32 && activation == PLAIN;
   float *made = plain ? 0 : malloc((rows * width + 1) * sizeof(float));
   if (!plain && !made) return -1;

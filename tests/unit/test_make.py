@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 from PIL import Image, ImageChops, ImageDraw
 from tests.unit.made import small_world
 
+from vl2 import core_count
+from vl2.cli import main
 from vl2.cli.data import _KINDS
 from vl2.data.config import SourceConfig
 from vl2.data.encode import encode_record
@@ -283,6 +285,20 @@ def test_packages_that_cannot_be_fetched_are_one_line(
     monkeypatch.setattr(subprocess, "run", lambda *args, **options: failed)
     with pytest.raises(OSError, match=r"1 packages .*no route to host.*check the network"):
         packages.fetch(next(iter(packages.packages())))
+
+
+@pytest.mark.parametrize(("given", "jobs"), [((), 1), (("--jobs", "3"), 3)])
+def test_pictures_are_drawn_by_as_many_processes_as_the_quota_grants(
+    given: tuple[str, ...], jobs: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "cpu.max").write_text("100000 100000\n")  # one core
+    monkeypatch.setattr(core_count, "CGROUP", tmp_path)
+    monkeypatch.setattr("os.cpu_count", lambda: 64)
+    monkeypatch.setattr("vl2.data.make.world.world", small_world)
+    asked: list[int] = []
+    monkeypatch.setattr(export, "write", lambda *args: asked.append(args[-1]) or iter(()))
+    assert main(["data", "make", "words", "-o", str(tmp_path / "made"), *given]) == 0
+    assert asked == [jobs]
 
 
 @pytest.mark.parametrize("package", ["faker", "matplotlib"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from pathlib import Path
 from typing import Annotated
@@ -12,6 +11,7 @@ import typer
 from vl2.cli.examples import examples_of
 from vl2.cli.pictures import check_target
 from vl2.cli.terminal import show
+from vl2.core_count import available_cores
 from vl2.folders import check_folder
 
 _KINDS = (
@@ -37,8 +37,9 @@ def make(
         bool, typer.Option(help="Use the fonts, texts and layouts that are kept for evaluation.")
     ] = False,
     jobs: Annotated[
-        int, typer.Option(min=1, help="Processes that draw; the rows are the same.")
-    ] = os.cpu_count() or 1,
+        int | None,
+        typer.Option(min=1, help="Processes that draw, by default one for each usable core."),
+    ] = None,
     sheet: Annotated[
         Path | None, typer.Option(help="Also save 16 of the pictures with their boxes.")
     ] = None,
@@ -60,7 +61,7 @@ def make(
     split = "heldout" if heldout else "train"
     material = world(split)
     first = make_row(kind, seed, 0, material)
-    rows = write(kind, count, seed, out, split, jobs)
+    rows = write(kind, count, seed, out, split, jobs or available_cores())
     console = Console(stderr=True)
     for _ in track(rows, kind, total=count, console=console, disable=not console.is_terminal):
         pass

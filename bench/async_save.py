@@ -23,13 +23,12 @@ import json
 import platform
 import statistics
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from vl2.benchmarks.timing import seconds
 from vl2.checkpoint.dcp import CheckpointStore
 from vl2.config import VL2Config
 from vl2.data.collate import TrainBatch
@@ -75,13 +74,6 @@ class Run:
         self.store.save(self.saved, self.state(), {}, asynchronous=asynchronous)
 
 
-def seconds(work: Callable[[], object]) -> float:
-    """How long it takes."""
-    start = time.perf_counter()
-    work()
-    return time.perf_counter() - start
-
-
 def measure(run: Run, every: int, rounds: int) -> dict[str, object]:
     """All stretches in turn."""
     stretches: dict[bool, list[list[float]]] = {False: [], True: []}
@@ -116,7 +108,7 @@ def measure(run: Run, every: int, rounds: int) -> dict[str, object]:
 def quiet(stretches: list[list[float]]) -> float:
     """Seconds of a stretch whose every step is the fastest of those at its place.
 
-    What else the machine does hits steps anywhere; a save slows those behind it, each time.
+    What else the machine does hits steps anywhere; a save slows the steps after it, each time.
     """
     return sum(map(min, zip(*stretches, strict=True)))
 

@@ -26,7 +26,6 @@ import gc
 import itertools
 import json
 import platform
-import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -43,7 +42,7 @@ from vl2.benchmarks.machine import describe_machine
 from vl2.benchmarks.measures import decode_timer, prefill_timer
 from vl2.benchmarks.prompts import picture_messages, text_prompt
 from vl2.benchmarks.random_weights import random_model
-from vl2.benchmarks.timing import take_turns
+from vl2.benchmarks.timing import middle, seconds, take_turns
 from vl2.benchmarks.work import text_flops, weight_bytes_read
 from vl2.checkpoint.count import kv_bytes_per_token, model_shapes
 from vl2.config import LanguageConfig, VL2Config
@@ -95,14 +94,18 @@ class Case:
 
 def seconds_of(run: Callable[[], object], device: torch.device, rounds: int) -> float:
     """The median time of a call, after two that do not count."""
-    taken = []
-    for _ in range(rounds + 2):
-        settle(device)
-        start = time.perf_counter()
+
+    def settled() -> None:
         run()
         settle(device)
-        taken.append(time.perf_counter() - start)
-    return statistics.median(taken[2:])
+
+    def timer(turn: int) -> float:
+        settle(device)
+        return seconds(settled)
+
+    timer(0)
+    [taken] = take_turns({"": timer}, rounds).values()
+    return middle(taken)
 
 
 def settle(device: torch.device) -> None:
@@ -268,7 +271,7 @@ def measure_engine(case: Case) -> Iterator[Record]:
     past = PROMPT + bench.decoded // 2
     for name, batch in (("decode", 1), ("batch", case.sequences)):
         [taken] = take_turns({"": decode_timer(engine, bench, batch)}, case.rounds).values()
-        step, bound = statistics.median(taken), case.bound(batch, past)
+        step, bound = middle(taken), case.bound(batch, past)
         yield {
             "bench": name,
             "model": case.name,
@@ -283,13 +286,13 @@ def measure_engine(case: Case) -> Iterator[Record]:
     long = BenchConfig(model=case.name, random_weights=True, dtype="bfloat16", prompt=LONG_PROMPT)
     [taken] = take_turns({"": prefill_timer(engine, long)}, case.rounds).values()
     flops = text_flops(model_shapes(case.config), case.config.language_config, LONG_PROMPT)
-    reached = flops / statistics.median(taken)
+    reached = flops / middle(taken)
     yield {
         "bench": "prefill",
         "model": case.name,
         "quantization": case.form,
         "prompt": LONG_PROMPT,
-        "ms": round(1e3 * statistics.median(taken), 2),
+        "ms": round(1e3 * middle(taken), 2),
         "tflops": round(reached / 1e12, 2),
         "mfu": round(reached / case.bounds.flops, 3),
     }

@@ -23,12 +23,12 @@ import platform
 import random
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import torch
 
 import vl2
+from vl2.benchmarks.machine import resident_bytes
 from vl2.data.source_synthetic import KINDS
 from vl2.data.synthetic import ask, draw_scene
 
@@ -98,8 +98,7 @@ def resident_mib() -> float:
     """Memory of this process now, without what the C library holds back for reuse (glibc)."""
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * 4096 / 2**20
+    return (resident_bytes(peak=False) or 0) / 2**20
 
 
 def main() -> int:

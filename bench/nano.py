@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import platform
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -22,6 +21,7 @@ import torch
 from PIL import Image
 
 import vl2
+from vl2.benchmarks.timing import seconds, take_turns
 from vl2.data.synthetic import Question, ask, draw_scene, fetch_fonts, font_split
 from vl2.model.quantized import SCHEMES
 from vl2.processing.grounding import iou, parse_grounding
@@ -115,12 +115,13 @@ def first_token_seconds(engine: vl2.Engine) -> float:
     apart = vl2.EngineConfig(enable_prefix_caching=False, vision_cache_gib=0.0)
     engine = vl2.Engine(engine.model, engine.processor, apart)
     [item, *_] = items("shapes", 1, "train")
-    taken = []
-    for _ in range(6):
-        start = time.perf_counter()
-        engine.generate([prompt(engine, item)], vl2.SamplingParams(max_tokens=1))
-        taken.append(time.perf_counter() - start)
-    return min(taken[1:])
+    params = vl2.SamplingParams(max_tokens=1)
+
+    def timer(turn: int) -> float:
+        return seconds(lambda: engine.generate([prompt(engine, item)], params))
+
+    [taken] = take_turns({"": timer}, 5).values()
+    return min(taken)
 
 
 def main() -> None:

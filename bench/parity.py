@@ -31,6 +31,8 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree as ET
 
+from vl2.benchmarks.machine import cpu_name
+
 ROOT = Path(__file__).parents[1]
 FOLDERS = ("tests/golden", "tests/parity")
 
@@ -85,14 +87,6 @@ def rounded(row: dict[str, Any]) -> dict[str, Any]:
     return {k: float(f"{v:.3g}") if isinstance(v, float) else v for k, v in row.items()}
 
 
-def processor_name() -> str:
-    """The CPU as the system calls it."""
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.exists() else []
-    found = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return found[0] if found else platform.processor()
-
-
 def main() -> int:
     """Print the lines; see the module's docstring."""
     folders = sys.argv[1:] or FOLDERS
@@ -104,7 +98,7 @@ def main() -> int:
     machine = {
         "command": " ".join(["python bench/parity.py", *sys.argv[1:]]),
         "date": date.today().isoformat(),
-        "machine": f"{processor_name()}, {platform.machine()}",
+        "machine": f"{cpu_name()}, {platform.machine()}",
         "python": platform.python_version(),
         **{name: version(name) for name in ("torch", "transformers", "tokenizers")},
         "seconds": round(time.perf_counter() - start, 1),

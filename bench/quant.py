@@ -17,13 +17,13 @@ import copy
 import json
 import platform
 from collections.abc import Callable, Mapping
-from dataclasses import replace
-from functools import partial
 
 import torch
 from torch import Tensor
 
-from vl2.benchmarks.timing import middle, ratio, seconds, take_turns
+from vl2.benchmarks.ceilings import machine_ceilings
+from vl2.benchmarks.random_weights import cut_layers
+from vl2.benchmarks.timing import Timer, middle, ratio, seconds, take_turns
 from vl2.benchmarks.work import weight_bytes_read
 from vl2.config import VL2Config
 from vl2.engine.quantize import quantize_model
@@ -33,16 +33,11 @@ from vl2.ops.kv_cache import KVCache
 FORMS = ("float32", "int8", "int4")
 CONTEXT = 480
 """Cached tokens that a decoded one attends to: a picture of one tile and a short question."""
-TRIAL_BYTES = 2**28
-"""Size of the matrix whose product gives the streaming speed; larger than any cache."""
 
 
 def build(name: str, layers: int) -> VL2Model:
     """A model of exact widths with few layers and the smallest vision tower."""
-    config = VL2Config.preset(name)
-    language = replace(config.language_config, num_hidden_layers=layers)
-    vision = replace(config.vision_config, layers=1, global_pool="")
-    model = VL2Model(replace(config, language_config=language, vision_config=vision))
+    model = VL2Model(cut_layers(VL2Config.preset(name), layers, 1))
     model.init_weights(torch.Generator().manual_seed(5))
     return model.eval()
 
@@ -86,22 +81,9 @@ def step_of(model: VL2Model, tokens: int) -> Callable[[], Tensor]:
     return step
 
 
-def alternate(steps: Mapping[str, Callable[[], Tensor]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each step, all of them in turn."""
-    return take_turns({form: partial(timed, step) for form, step in steps.items()}, rounds)
-
-
-def timed(step: Callable[[], Tensor], turn: int) -> float:
-    """Seconds of a step, in any round."""
-    return seconds(step)
-
-
-def streaming() -> Callable[[], Tensor]:
-    """One row times a large int8 matrix: what the weights can be read with."""
-    width = 1280
-    matrix = torch.randint(-127, 127, (TRIAL_BYTES // width, width), dtype=torch.int8)
-    row = torch.randint(-127, 127, (1, width), dtype=torch.int8)
-    return lambda: torch.ops.aten._int_mm(row, matrix.t())
+def timers(steps: Mapping[str, Callable[[], Tensor]]) -> dict[str, Timer]:
+    """Seconds of each step, in any round."""
+    return {form: lambda turn, step=step: seconds(step) for form, step in steps.items()}
 
 
 def main() -> None:
@@ -126,7 +108,7 @@ def main() -> None:
         print(json.dumps({"decode": decode(forms, steps, arguments.rounds)}), flush=True)
         if arguments.prefill:
             steps = {form: step_of(model, arguments.prefill) for form, model in forms.items()}
-            taken = alternate(steps, max(3, arguments.rounds // 10))
+            taken = take_turns(timers(steps), max(3, arguments.rounds // 10))
             print(json.dumps({"prefill": {"tokens": arguments.prefill, **compared(taken)}}))
 
 
@@ -142,8 +124,9 @@ def decode(
     forms: dict[str, VL2Model], steps: dict[str, Callable[[], Tensor]], rounds: int
 ) -> dict[str, float]:
     """Times of one token, and what share of the streaming speed of int8 they read weights with."""
-    taken = alternate({**steps, "streaming": streaming()}, rounds)
-    speed = TRIAL_BYTES / middle(taken["streaming"])
+    ceiling = machine_ceilings()["int8_row"]
+    taken = take_turns({**timers(steps), "streaming": ceiling.timer}, rounds)
+    speed = ceiling.amount / middle(taken["streaming"])
     found = compared(taken)
     for form, model in forms.items():
         read = weight_bytes_read(model.state_dict(), model.config.language_config)

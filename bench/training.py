@@ -34,11 +34,10 @@ from __future__ import annotations
 import argparse
 import json
 import platform
-import statistics
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from unittest import mock
 
 import numpy as np
@@ -118,14 +117,15 @@ class Step:
 
     def __call__(self, batch: TrainBatch) -> float:
         """Seconds of a whole step."""
-        start = time.perf_counter()
+        return seconds(lambda: self._run(batch))
+
+    def _run(self, batch: TrainBatch) -> None:
         self.task.accumulate([batch])
         self.optimizers.clip()
         self.optimizers.step()
         self.optimizers.zero_grad()
         if torch.cuda.is_available():
             torch.cuda.synchronize()
-        return time.perf_counter() - start
 
 
 def matrix_loop(
@@ -165,14 +165,8 @@ def compare(size: str, repeats: int, *, quick: bool) -> dict[str, object]:
         "bfloat16": (mixed, expert_mlp),
         "bfloat16_loop": (mixed, matrix_loop),
     }
-    taken: dict[str, list[float]] = {name: [] for name in arms}
-    for number in range(repeats + 1):
-        for name, (step, mlp) in arms.items():
-            with experts_by(mlp):
-                seconds = step(batch)
-            if number:  # the first of each warms up
-                taken[name].append(seconds)
-    median = {name: statistics.median(values) for name, values in taken.items()}
+    timers = {name: partial(_timed, step, batch, mlp) for name, (step, mlp) in arms.items()}
+    median = {name: middle(times) for name, times in take_turns(timers, repeats).items()}
     language = config.language_config
     return {
         "shapes": f"{language.n_routed_experts} experts of {language.moe_intermediate_size}, top "
@@ -188,6 +182,11 @@ def compare(size: str, repeats: int, *, quick: bool) -> dict[str, object]:
     }
 
 
+def _timed(step: Step, batch: TrainBatch, mlp: Callable[..., Tensor], turn: int) -> float:
+    with experts_by(mlp):
+        return step(batch)
+
+
 def utilisation(repeats: int) -> dict[str, object] | None:
     """MFU of Tiny's exact shapes on a CUDA device; None without one whose peak is known."""
     if not torch.cuda.is_available() or (peak := peak_flops(torch.device("cuda"))) is None:
@@ -195,11 +194,13 @@ def utilisation(repeats: int) -> dict[str, object] | None:
     config = VL2Config.tiny()
     batch = text_batch(config, 4, 4096, "cuda")
     step = Step(config, torch.bfloat16, "cuda")
-    seconds = statistics.median([step(batch) for _ in range(repeats + 2)][2:])
+    step(batch)
+    [taken] = take_turns({"": lambda turn: step(batch)}, repeats).values()
+    step_s = middle(taken)
     flops = step_flops(model_work(step.task.model, ComputeConfig()), batch_size([batch]))
     name = torch.cuda.get_device_name()
-    speed = round(batch.tokens / seconds)
-    return {"device": name, "tokens_per_s": speed, "mfu": round(flops / seconds / peak, 4)}
+    speed = round(batch.tokens / step_s)
+    return {"device": name, "tokens_per_s": speed, "mfu": round(flops / step_s / peak, 4)}
 
 
 def ceiling(rows: int, repeats: int) -> float:

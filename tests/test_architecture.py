@@ -35,8 +35,9 @@ PUBLIC_NAMES = {
     "VL2Config", "__version__", "load_model",
 }  # fmt: skip
 ONE_THING = {
-    "Layout", "Origin", "Picture", "Planner", "Prompt", "Record", "SCHEMES", "Sample",
-    "Source", "Turn", "write_file",
+    "Box", "Decoder", "Guard", "Layout", "Link", "Origin", "Picture", "Pictures", "Place",
+    "Planner", "Prompt", "Record", "Row", "SCHEMES", "Sample", "Source", "Turn",
+    "check_layout", "check_target", "picture_size", "pictures_of", "reason_of", "write_file",
 }  # fmt: skip
 """Names that several modules once gave to different things."""
 EMPTY_NAMES = {"common", "helper", "helpers", "misc", "util", "utils"}

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 
 Resolution = tuple[int, int]
 """(width, height) in pixels."""
+PixelBox = tuple[int, int, int, int]
+"""x1, y1, x2, y2 in pixels of a picture; x2 and y2 are exclusive."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -19,7 +19,7 @@ from vl2.train.cluster import (
     HOP_BETWEEN,
     HOP_INSIDE,
     LINK_SHARE,
-    Link,
+    GroupLink,
     exchanged_bytes,
     micro_batch_seconds,
     neighbours,
@@ -67,15 +67,15 @@ def test_neighbours_share_a_node(world: int, ranks: int, stride: int, expected: 
 
 def test_a_link_by_hand():
     gpu = GPUS["h100"]
-    inside = Link.of(gpu, 8, 8)
+    inside = GroupLink.of(gpu, 8, 8)
     assert inside.gather(8e9) == pytest.approx(7e9 / (450e9 * LINK_SHARE) + 7 * HOP_INSIDE)
     assert inside.sum(8e9) == 2 * inside.gather(8e9)
-    across = Link.of(gpu, 32, 32)  # four nodes, eight cards of 50 GB/s in each
+    across = GroupLink.of(gpu, 32, 32)  # four nodes, eight cards of 50 GB/s in each
     hops = 28 * HOP_INSIDE + 3 * HOP_BETWEEN
     assert across.gather(32e9) == pytest.approx(31e9 / (400e9 * LINK_SHARE) + hops)
-    alone_in_node = Link.of(gpu, 32, 4, 8)
+    alone_in_node = GroupLink.of(gpu, 32, 4, 8)
     assert alone_in_node.gather(4e9) == pytest.approx(3e9 / (50e9 * LINK_SHARE) + 3 * HOP_BETWEEN)
-    assert Link.of(gpu, 8, 1).gather(1e12) == across.gather(0) == 0
+    assert GroupLink.of(gpu, 8, 1).gather(1e12) == across.gather(0) == 0
 
 
 def test_one_gpu_computes_and_moves_and_nothing_else():

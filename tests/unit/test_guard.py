@@ -6,12 +6,12 @@ import pytest
 
 from vl2.recipes.stages import RECIPES
 from vl2.train.config import GuardConfig
-from vl2.train.guard import Guard
+from vl2.train.guard import StepGuard
 
 
-def fitted(loss: float, norm: float) -> Guard:
+def fitted(loss: float, norm: float) -> StepGuard:
     """A guard that has seen a smooth run."""
-    guard = Guard(GuardConfig(), 1000)
+    guard = StepGuard(GuardConfig(), 1000)
     for step in range(64):
         assert guard.judge(loss * (1 + step % 3 / 10), norm * (1 + step % 3 / 10)) is None
     return guard

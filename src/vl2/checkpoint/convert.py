@@ -13,7 +13,7 @@ from vl2.checkpoint.container import OutTensor, StoredTensor, iter_pieces
 from vl2.checkpoint.layout import Slot, stored_dtypes, table
 from vl2.checkpoint.load import Checkpoint, model_dtype, open_checkpoint, quantized_skeleton
 from vl2.checkpoint.quantized import quantized_pieces
-from vl2.checkpoint.save import MAX_SHARD_BYTES, check_layout, companions, write_checkpoint
+from vl2.checkpoint.save import MAX_SHARD_BYTES, check_layout_name, companions, write_checkpoint
 from vl2.folders import check_folder
 from vl2.model.quantized import held_weights
 from vl2.model.vl2 import VL2Model
@@ -55,7 +55,7 @@ def convert_checkpoint(
         CheckpointError: the source is not whole, or the target cannot be written.
         ValueError: an argument is wrong, or the target is not empty and `force` is not given.
     """
-    check_layout(layout)
+    check_layout_name(layout)
     held = None if dtype == "auto" else model_dtype(dtype)
     folder, goal = resolve(source), Path(target).expanduser()
     if goal.is_dir() and goal.samefile(folder):

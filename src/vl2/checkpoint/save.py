@@ -61,7 +61,7 @@ def save_model(
         ValueError: an unknown layout, a dtype that the format here has no name for, adapters that
             are not merged, or a disk that is too full or cannot be written.
     """
-    check_layout(layout)
+    check_layout_name(layout)
     state = model.state_dict()
     adapted = next((key for key in state if ".lora_" in key), None)
     if adapted is not None:
@@ -133,7 +133,7 @@ def companions(folder: Path) -> tuple[Path, ...]:
     return tuple(sorted(file for file in found if file.name not in own))
 
 
-def check_layout(layout: str) -> None:
+def check_layout_name(layout: str) -> None:
     """Refuse an unknown layout.
 
     Raises:

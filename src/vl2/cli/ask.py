@@ -16,7 +16,7 @@ from vl2.cli.each import ask_each, files_of
 from vl2.cli.loading import load_engine
 from vl2.cli.pictures import (
     PICTURE_NAME,
-    check_target,
+    check_picture_target,
     open_picture,
     policy_of,
     save_png,
@@ -81,7 +81,7 @@ def ask(  # noqa: PLR0913 - each parameter is an option of the command
         engine = load_engine(model, dtype=dtype, device=device, quantization=quantization)
         ask_each(engine, asked, files, form)
         return
-    check_target(save)
+    check_picture_target(save)
     if save and not paths:
         raise ValueError("--save needs a picture to draw on: name one before the question")
     pictures = [open_picture(path, asked.policy) for path in paths]

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from vl2.cli.examples import examples_of
-from vl2.cli.pictures import check_target
+from vl2.cli.pictures import check_picture_target
 from vl2.cli.terminal import show
 from vl2.core_count import available_cores
 from vl2.folders import check_folder
@@ -57,7 +57,7 @@ def make(
     from vl2.data.make.world import world
 
     check_folder(out, "--out")
-    check_target(sheet, "--sheet")
+    check_picture_target(sheet, "--sheet")
     split = "heldout" if heldout else "train"
     material = world(split)
     first = make_row(kind, seed, 0, material)

@@ -59,7 +59,7 @@ def open_picture(path: Path, policy: ImagePolicy | None = None) -> Image.Image:
     return admitted.image
 
 
-def check_target(path: Path | None, option: str = "--save") -> None:
+def check_picture_target(path: Path | None, option: str = "--save") -> None:
     """Refuse a place where no PNG can be written before any work is done for it.
 
     Raises:

@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vl2.cli import options
-from vl2.cli.pictures import check_target, open_picture, policy_of, save_png, side_by_side, stacked
+from vl2.cli.pictures import (
+    check_picture_target,
+    open_picture,
+    policy_of,
+    save_png,
+    side_by_side,
+    stacked,
+)
 from vl2.cli.terminal import note, show
 
 if TYPE_CHECKING:
@@ -35,7 +42,7 @@ def tiles(
     from vl2.model_folder import resolve
     from vl2.processing.processor import Processor
 
-    check_target(save)
+    check_picture_target(save)
     pictures = [open_picture(path, policy_of(max_pixels)) for path in images]
     processor = Processor.from_pretrained(resolve(model, weights=False))
     rows = [_row(*pair, processor) for pair in zip(images, pictures, strict=True)]

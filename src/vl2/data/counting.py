@@ -24,7 +24,7 @@ from vl2.data.config import SourceConfig
 from vl2.data.encode import record_size
 from vl2.data.processes import sheltered, worker_context
 from vl2.data.records import RecordError
-from vl2.data.source_record import reason_of
+from vl2.data.source_record import fault_of
 from vl2.data.sources import Source, open_source
 from vl2.data.substitute import Crash, DataWorkError, crash_of
 from vl2.logs import get_logger
@@ -124,7 +124,7 @@ def _count_chunk(
             size = record_size(source[row], processor, mask_prompt=mask_prompt)
             sizes[:, place] = size.tokens, size.tiles
         except RecordError as error:
-            reasons = Counter([reason_of(error)])
+            reasons = Counter([fault_of(error)])
             unusable.add(Unusable(reasons=reasons, named=[(row, str(error))]))
         except Exception as error:
             where = f"source {source.name!r}: {source.place(row)} cannot be counted"

@@ -21,7 +21,7 @@ from vl2.processing.inputs import ModelInputs
 from vl2.processing.processor import Processor
 
 
-class Decoder(Dataset):
+class RowDecoder(Dataset):
     """Micro batches by plan. Workers get a copy of it, with token counts in shared memory."""
 
     def __init__(

@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader
 
 from vl2.data.collate import Sample, TrainBatch
 from vl2.data.config import DataConfig
-from vl2.data.decode import Decoder
+from vl2.data.decode import RowDecoder
 from vl2.data.index import RowIndex
 from vl2.data.mixture import RowOrder
 from vl2.data.plan import MicroPlan, Planner, micro_plans
@@ -103,7 +103,7 @@ class TrainLoader:
         self._tally = Tally(names, config)
         self._gather = gather
         self._met: list[Sample] = []
-        self._decoder = Decoder(config, processor, sources, self._counts)
+        self._decoder = RowDecoder(config, processor, sources, self._counts)
         self._plans = _Plans()
         self._pool: DataLoader | None = None
         self._workers: list[BaseProcess] = []

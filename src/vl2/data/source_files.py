@@ -65,7 +65,7 @@ def _has_no_object(head: bytes) -> bool:
     return any(whole) and not any(line[:1] in (b"{", b"[") for line in whole)
 
 
-def check_kind(path: Path, wanted: str) -> None:
+def check_format(path: Path, wanted: str) -> None:
     """Refuse a file whose content does not have the format of its source; its name does not count.
 
     Raises:

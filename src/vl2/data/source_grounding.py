@@ -17,7 +17,7 @@ from typing import Any
 
 from vl2.data.records import Turn
 from vl2.data.source_objects import TEXT_OBJECTS, checked_box, shown_size
-from vl2.data.source_record import Origin, Pictures
+from vl2.data.source_record import Origin, PictureSources
 from vl2.processing.grounding import GRID, to_999
 from vl2.processing.tokenizer import GROUNDING_TOKENS, SPECIAL_TOKENS
 
@@ -50,7 +50,7 @@ _NO_PICTURE = re.compile(r"<(video|audio)>(?!.*</\1>)", re.DOTALL)  # with an en
 
 
 def grounded_turns(
-    turns: Sequence[Turn], row: Mapping[str, Any], pictures: Pictures, origin: Origin
+    turns: Sequence[Turn], row: Mapping[str, Any], pictures: PictureSources, origin: Origin
 ) -> tuple[Turn, ...]:
     """The turns of a row with labels and boxes as the model writes them.
 
@@ -94,7 +94,7 @@ def check_row_kind(row: Mapping[str, Any], origin: Origin) -> None:
 
 
 def _filled(
-    turns: Sequence[Turn], row: Mapping[str, Any], pictures: Pictures, origin: Origin
+    turns: Sequence[Turn], row: Mapping[str, Any], pictures: PictureSources, origin: Origin
 ) -> tuple[Turn, ...]:
     """The marks of ms-swift replaced by what "objects" has for them."""
     objects = row.get("objects")
@@ -131,7 +131,9 @@ def _filled(
     return tuple(replace(turn, text=_MARK.sub(fill, turn.text)) for turn in turns)
 
 
-def _boxes(objects: Mapping[str, Any], pictures: Pictures, origin: Origin) -> Iterator[list[int]]:
+def _boxes(
+    objects: Mapping[str, Any], pictures: PictureSources, origin: Origin
+) -> Iterator[list[int]]:
     """The boxes of ms-swift's "objects" in 0..999."""
     boxes, kind = objects.get("bbox") or [], objects.get("bbox_type") or "real"
     if not isinstance(kind, str) or kind not in _SCALES:

@@ -13,10 +13,10 @@ import numpy as np
 
 from vl2.data.config import SourceConfig
 from vl2.data.records import Record
-from vl2.data.source_files import Rows, check_kind
+from vl2.data.source_files import Rows, check_format
 from vl2.data.source_record import MAX_ROW_BYTES, Origin, origin_of
 
-Row = Mapping[str, Any]
+Fields = Mapping[str, Any]
 
 _BOM = b"\xef\xbb\xbf"
 _CHUNK = 2**24
@@ -34,7 +34,7 @@ class JsonSource:
     """
 
     def __init__(
-        self, config: SourceConfig, to_record: Callable[[Row, Origin, Path], Record]
+        self, config: SourceConfig, to_record: Callable[[Fields, Origin, Path], Record]
     ) -> None:
         """Find where the rows begin and end; nothing else is kept of the file.
 
@@ -52,7 +52,7 @@ class JsonSource:
         self._path, self._root, self._to_record = path, root, to_record
         self._format = config.format
         try:
-            check_kind(path, config.format)
+            check_format(path, config.format)
             starts, ends = _spans(path)
         except OSError as error:
             raise ValueError(
@@ -89,7 +89,7 @@ class JsonSource:
             content = hashlib.file_digest(file, "sha256").hexdigest()
         return hashlib.sha256(f"{self._format} {content}".encode()).hexdigest()
 
-    def _fields(self, row: int) -> Row:
+    def _fields(self, row: int) -> Fields:
         origin = origin_of(self.name, row)
         start, end = int(self._starts[row]), int(self._ends[row])
         if end - start > MAX_ROW_BYTES:
@@ -103,7 +103,7 @@ class JsonSource:
         return read_object(data, origin)
 
 
-def read_object(data: bytes, origin: Origin) -> Row:
+def read_object(data: bytes, origin: Origin) -> Fields:
     """The JSON object of some bytes.
 
     Raises:

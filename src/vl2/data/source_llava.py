@@ -7,12 +7,12 @@ from pathlib import Path
 from vl2.data.config import SourceConfig
 from vl2.data.records import Record, Turn
 from vl2.data.source_grounding import check_row_kind, grounded_turns
-from vl2.data.source_json import JsonSource, Row
+from vl2.data.source_json import Fields, JsonSource
 from vl2.data.source_objects import object_turns
 from vl2.data.source_pictures import read_pictures
 from vl2.data.source_record import (
     Origin,
-    Pictures,
+    PictureSources,
     caption_record,
     conversation_record,
     read_pairs,
@@ -38,7 +38,7 @@ def open_llava(config: SourceConfig) -> JsonSource:
     return JsonSource(config, _record)
 
 
-def llava_record(row: Row, pictures: Pictures, origin: Origin) -> Record:
+def llava_record(row: Fields, pictures: PictureSources, origin: Origin) -> Record:
     """The record of a row's fields.
 
     Args:
@@ -72,7 +72,7 @@ def llava_record(row: Row, pictures: Pictures, origin: Origin) -> Record:
     raise origin.error(f"the row has no answers: expected one of {', '.join(ANSWERS)}")
 
 
-def pictures_of(row: Row, root: Path, origin: Origin) -> Pictures:
+def row_pictures(row: Fields, root: Path, origin: Origin) -> PictureSources:
     """What the field "images" or "image" names.
 
     Raises:
@@ -83,12 +83,12 @@ def pictures_of(row: Row, root: Path, origin: Origin) -> Pictures:
     return read_pictures(value, root, origin)
 
 
-def _check_once(row: Row, names: tuple[str, str], origin: Origin) -> None:
+def _check_once(row: Fields, names: tuple[str, str], origin: Origin) -> None:
     """Refuse a row that says the same thing in two fields: one of them would be passed over."""
     first, second = (row.get(name) for name in names)
     if first and second and first not in (second, [second]):
         raise origin.error(f"the row has {names[0]!r} and {names[1]!r}: give one of them")
 
 
-def _record(row: Row, origin: Origin, root: Path) -> Record:
-    return llava_record(row, pictures_of(row, root, origin), origin)
+def _record(row: Fields, origin: Origin, root: Path) -> Record:
+    return llava_record(row, row_pictures(row, root, origin), origin)

@@ -7,7 +7,7 @@ from typing import Any
 
 from vl2.data.records import PLACEHOLDER, Turn
 from vl2.data.source_pictures import picture_size
-from vl2.data.source_record import Origin, Pictures
+from vl2.data.source_record import Origin, PictureSources
 from vl2.geometry import Resolution
 from vl2.processing.grounding import grounding_text
 from vl2.processing.image_gate import ImageError
@@ -20,7 +20,7 @@ TEXT_OBJECTS = (
 )
 
 
-def object_turns(objects: Any, pictures: Pictures, origin: Origin) -> tuple[Turn, ...]:
+def object_turns(objects: Any, pictures: PictureSources, origin: Origin) -> tuple[Turn, ...]:
     """One question and answer for each distinct label, in the order of the file.
 
     Args:
@@ -62,7 +62,7 @@ def object_turns(objects: Any, pictures: Pictures, origin: Origin) -> tuple[Turn
     return tuple(turns)
 
 
-def shown_size(pictures: Pictures, number: int, origin: Origin) -> Resolution:
+def shown_size(pictures: PictureSources, number: int, origin: Origin) -> Resolution:
     """Width and height of one of the pictures, as it is shown.
 
     Raises:

@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 
 from vl2.data.config import SourceConfig
 from vl2.data.records import Record
-from vl2.data.source_files import Rows, check_kind, matching_files
+from vl2.data.source_files import Rows, check_format, matching_files
 from vl2.data.source_grounding import is_foreign
-from vl2.data.source_llava import ANSWERS, llava_record, pictures_of
+from vl2.data.source_llava import ANSWERS, llava_record, row_pictures
 from vl2.data.source_record import origin_of
 
 MAX_GROUP_BYTES = 2**31
@@ -76,7 +76,7 @@ class ParquetSource:
             raise origin_of(self.name, row).error("the row group is damaged") from None
         origin = origin_of(self.name, row, fields.get("id"))
         root = self._root or self._groups[part].path.parent
-        return llava_record(fields, pictures_of(fields, root, origin), origin)
+        return llava_record(fields, row_pictures(fields, root, origin), origin)
 
     def place(self, row: int) -> str:
         """The file and the number of a row in it, from 1 on."""
@@ -109,7 +109,7 @@ class ParquetSource:
 
 def _row_groups(parquet: Any, path: Path) -> Iterator[_Group]:
     """The row groups of a file."""
-    check_kind(path, "parquet")
+    check_format(path, "parquet")
     try:
         with parquet.ParquetFile(path) as file:
             footer, names = file.metadata, file.schema_arrow.names

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from vl2.data.source_record import Origin, Pictures
+from vl2.data.source_record import Origin, PictureSources
 from vl2.geometry import Resolution
 from vl2.processing.image_gate import MESSAGES, ImageError, ImagePolicy, open_image, probe
 
@@ -20,7 +20,7 @@ HEADERS = replace(TRAINING, max_pixels=2**31)
 """For sizes of pictures that are not decoded: what is too large is refused when it is decoded."""
 
 
-def read_pictures(value: Any, root: Path, origin: Origin) -> Pictures:
+def read_pictures(value: Any, root: Path, origin: Origin) -> PictureSources:
     """Pictures of a field: nothing, one or a list of paths, bytes or {"bytes", "path"}.
 
     A path that is not absolute starts at `root`. Whether the file is there shows when it is opened.

@@ -38,7 +38,7 @@ _BOX = re.compile(_NUMBERS)
 _BOXES = re.compile(rf"<\|det\|>\[{_NUMBERS}(?:, ?{_NUMBERS})*\]<\|/det\|>")
 _GROUNDING = re.compile(r"<\|/?(?:ref|det)\|>")
 
-Pictures = tuple[bytes | Path, ...]
+PictureSources = tuple[bytes | Path, ...]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,7 +54,7 @@ class Origin:
         return RecordError(" ".join(f"{reason} ({where})".split()))
 
 
-def reason_of(error: RecordError) -> str:
+def fault_of(error: RecordError) -> str:
     """The reason alone, so that equal faults of many records can be counted."""
     return str(error).rpartition(" (record ")[0] or str(error)
 
@@ -72,7 +72,7 @@ def origin_of(source: str, row: int, given: Any = None) -> Origin:
     return Origin(source=source, id=f"{' '.join(words)[:80]}#{row}")
 
 
-def conversation_record(turns: Sequence[Turn], pictures: Pictures, origin: Origin) -> Record:
+def conversation_record(turns: Sequence[Turn], pictures: PictureSources, origin: Origin) -> Record:
     """A checked conversation. Pictures that no text mentions stand before the first user text.
 
     Raises:
@@ -95,7 +95,7 @@ def conversation_record(turns: Sequence[Turn], pictures: Pictures, origin: Origi
     return Record(id=origin.id, source=origin.source, images=pictures, turns=placed)
 
 
-def document_record(text: str, pictures: Pictures, origin: Origin) -> Record:
+def document_record(text: str, pictures: PictureSources, origin: Origin) -> Record:
     """A checked document, of which everything is learnt.
 
     Raises:
@@ -108,7 +108,7 @@ def document_record(text: str, pictures: Pictures, origin: Origin) -> Record:
     return Record(id=origin.id, source=origin.source, images=pictures, document=text)
 
 
-def caption_record(caption: Any, pictures: Pictures, origin: Origin) -> Record:
+def caption_record(caption: Any, pictures: PictureSources, origin: Origin) -> Record:
     """A document of the pictures, one a line, and the text about them.
 
     Raises:

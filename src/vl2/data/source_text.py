@@ -8,7 +8,7 @@ from typing import Any
 from vl2.data.config import SourceConfig
 from vl2.data.records import PLACEHOLDER, Record
 from vl2.data.source_grounding import check_row_kind
-from vl2.data.source_json import JsonSource, Row
+from vl2.data.source_json import Fields, JsonSource
 from vl2.data.source_llava import llava_record
 from vl2.data.source_pictures import read_pictures
 from vl2.data.source_record import Origin, document_record
@@ -37,7 +37,7 @@ def open_interleaved(config: SourceConfig) -> JsonSource:
     return JsonSource(config, _interleaved_record)
 
 
-def _text_record(row: Row, origin: Origin, root: Path) -> Record:
+def _text_record(row: Fields, origin: Origin, root: Path) -> Record:
     if row.get("image") or row.get("images"):
         raise origin.error("a picture in a source of text: give it the format 'llava'")
     if row.get("text") is None:
@@ -46,7 +46,7 @@ def _text_record(row: Row, origin: Origin, root: Path) -> Record:
     return document_record(_string(row["text"], origin), (), origin)
 
 
-def _interleaved_record(row: Row, origin: Origin, root: Path) -> Record:
+def _interleaved_record(row: Fields, origin: Origin, root: Path) -> Record:
     check_row_kind(row, origin)
     pieces = _mmc4(row, origin) if "text_list" in row else _obelics(row, origin)
     names = [piece for is_picture, piece in pieces if is_picture]
@@ -58,7 +58,7 @@ Pieces = list[tuple[bool, str]]
 """(whether it is a picture, its path or the text)."""
 
 
-def _obelics(row: Row, origin: Origin) -> Pieces:
+def _obelics(row: Fields, origin: Origin) -> Pieces:
     images, texts = row.get("images"), row.get("texts")
     if not isinstance(images, list) or not isinstance(texts, list) or len(images) != len(texts):
         raise origin.error("'images' and 'texts' are not two lists of one length")
@@ -70,7 +70,7 @@ def _obelics(row: Row, origin: Origin) -> Pieces:
     ]
 
 
-def _mmc4(row: Row, origin: Origin) -> Pieces:
+def _mmc4(row: Fields, origin: Origin) -> Pieces:
     sentences, infos = row["text_list"], row.get("image_info")
     if not isinstance(sentences, list) or not isinstance(infos, list):
         raise origin.error("'text_list' and 'image_info' are not two lists")

@@ -15,9 +15,9 @@ import numpy as np
 
 from vl2.data.config import SourceConfig
 from vl2.data.records import Record
-from vl2.data.source_files import Rows, check_kind, matching_files
+from vl2.data.source_files import Rows, check_format, matching_files
 from vl2.data.source_grounding import check_row_kind
-from vl2.data.source_json import Row, read_object
+from vl2.data.source_json import Fields, read_object
 from vl2.data.source_llava import ANSWERS, llava_record
 from vl2.data.source_record import MAX_ROW_BYTES, Origin, caption_record, origin_of
 from vl2.logs import get_logger
@@ -102,7 +102,7 @@ class WebDatasetSource:
 
 def _record(found: list[list[bytes]], origin: Origin) -> Record:
     jsons, texts, pictures = found
-    row: Row = read_object(jsons[0], origin) if jsons else {}
+    row: Fields = read_object(jsons[0], origin) if jsons else {}
     told = any(row.get(name) is not None for name in ANSWERS)
     if texts and not told:
         check_row_kind(row, origin)
@@ -128,7 +128,7 @@ def _index(path: Path, source: str) -> _Shard:
     digest = hashlib.sha256()
     size = path.stat().st_size
     damage = ""
-    check_kind(path, "webdataset")
+    check_format(path, "webdataset")
     with path.open("rb") as file:
         try:
             with tarfile.open(fileobj=file, mode="r:") as tar:

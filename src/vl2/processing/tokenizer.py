@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from vl2.processing.tokenizer_file import (
-    check_kind,
+    check_is_bpe,
     is_control,
     text_encoder,
     with_special_tokens,
@@ -76,7 +76,7 @@ class Tokenizer:
         Raises:
             ValueError: not a byte-level tokenizer, or special tokens are missing (all are listed).
         """
-        check_kind(data)
+        check_is_bpe(data)
         strings = {**SPECIAL_TOKENS, **(names or {})}
         self._data = with_special_tokens(data, strings.values(), add_missing=add_missing)
         added: dict[str, int] = {t["content"]: t["id"] for t in self._data["added_tokens"]}

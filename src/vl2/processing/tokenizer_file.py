@@ -12,7 +12,7 @@ import tokenizers
 _CONTROL_SHAPE = re.compile(r"<.+>", re.DOTALL)
 
 
-def check_kind(data: Mapping[str, Any]) -> None:
+def check_is_bpe(data: Mapping[str, Any]) -> None:
     """Refuse what is not a byte-level BPE, and a list of tokens that holds something else."""
     model = data.get("model")
     kind = _kind(model), _kind(data.get("decoder"))

@@ -131,7 +131,7 @@ COMPUTING = ("compute", "between", "launch", "exchange", "gather", "send")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Link:
+class GroupLink:
     """The connection between the ranks of one group."""
 
     ranks: int
@@ -139,7 +139,7 @@ class Link:
     bandwidth: float  # of one rank
 
     @classmethod
-    def of(cls, gpu: Gpu, world: int, ranks: int, stride: int = 1) -> Link:
+    def of(cls, gpu: Gpu, world: int, ranks: int, stride: int = 1) -> GroupLink:
         """The link between `ranks` ranks of a world, whose numbers are `stride` apart."""
         beside = neighbours(world, ranks, stride)
         nodes = -(-ranks // beside)
@@ -302,9 +302,9 @@ def _gather(
 ) -> tuple[float, float]:
     """Seconds of what ranks gather and reduce, for each micro batch and once per step."""
     inner = layout.shard * layout.expert
-    dense = Link.of(run.gpu, layout.world, inner)
-    experts = Link.of(run.gpu, layout.world, layout.shard, layout.expert)
-    copies = Link.of(run.gpu, layout.world, layout.replicate, inner)
+    dense = GroupLink.of(run.gpu, layout.world, inner)
+    experts = GroupLink.of(run.gpu, layout.world, layout.shard, layout.expert)
+    copies = GroupLink.of(run.gpu, layout.world, layout.replicate, inner)
     piped = layout.pipeline > 1
     around = total(parameters[unit] for unit in units if not is_block(unit, run.model))
     gathered = dense.gather(around.dense_in)

@@ -40,7 +40,7 @@ PARTS: tuple[str, ...] = ("vision", "projector", "language", "experts", "attenti
 Sizes = Mapping[str, float]
 """Sizes of a step: encoded_tiles, tokens, pairs, supervised (see `metrics.batch_size`)."""
 
-Place = tuple[int, int]
+UnitPlace = tuple[int, int]
 """Unit of the pipeline that a parameter is in; 0 for what reads the unit's input, else 1."""
 
 UNUSED = ("vision.attn_pool.", "vision_high.", "projector_high.")
@@ -130,7 +130,7 @@ def planned_sizes(config: VL2Config, *, rows: int, length: int, tiles: float) ->
     }
 
 
-def place_of(name: str, config: VL2Config) -> Place:
+def place_of(name: str, config: VL2Config) -> UnitPlace:
     """The place of a parameter in the order of the computation."""
     words = name.split(".")
     if name.startswith(("vision.patch_embed", "vision.pos_embed")):
@@ -146,7 +146,7 @@ def place_of(name: str, config: VL2Config) -> Place:
     return unit, 0 if FIRST.fullmatch(name) and not name.endswith("lora_B") else 1
 
 
-def _matrix(name: str, parameter: nn.Parameter, config: VL2Config, lowest: Place) -> Work:
+def _matrix(name: str, parameter: nn.Parameter, config: VL2Config, lowest: UnitPlace) -> Work:
     """One matrix, or one stack of experts' matrices."""
     place = place_of(name, config)
     part, per, inputs = _kind(name, config)
@@ -171,7 +171,7 @@ def _kind(name: str, config: VL2Config) -> tuple[str, str, int]:
     return ("experts" if ".experts." in name else "language"), "tokens", 1
 
 
-def _scores(config: VL2Config, lowest: Place) -> list[Work]:
+def _scores(config: VL2Config, lowest: UnitPlace) -> list[Work]:
     """Attention's own two products, in tower and language model."""
     vision = config.vision_config
     tower = 4.0 * vision.patches_per_side**4 * vision.width
@@ -199,7 +199,7 @@ def pair_width(config: LanguageConfig) -> int:
 
 
 def _with_recomputing(
-    work: Iterable[Work], config: VL2Config, compute: ComputeConfig, lowest: Place
+    work: Iterable[Work], config: VL2Config, compute: ComputeConfig, lowest: UnitPlace
 ) -> Iterable[Work]:
     """`selective` keeps the results of products; the head's logits are made twice in any case."""
     whole = {"vision": compute.recompute_vision == "full", "head": True}

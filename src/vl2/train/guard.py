@@ -24,7 +24,7 @@ SHORT_RUN = 3
 """Steps up to which a run may try more batches than it has steps."""
 
 
-class Guard:
+class StepGuard:
     """Judges each step before the optimiser moves, and counts the bad ones."""
 
     def __init__(self, config: GuardConfig, steps: int) -> None:

@@ -23,7 +23,7 @@ from vl2.failure import WorkError
 from vl2.logs import get_logger
 from vl2.model.quantized import quantized_buffers
 from vl2.train.config import CheckpointConfig, GuardConfig
-from vl2.train.guard import Guard
+from vl2.train.guard import StepGuard
 from vl2.train.metrics import MetricsLog, SilentMetrics, batch_size, tile_figures
 from vl2.train.optim import Optimizers
 from vl2.train.quarantine import Quarantine
@@ -98,7 +98,7 @@ class Trainer:
         self.ranks = optimizers.ranks
         self.store, self.metrics = store, metrics
         self.steps = metrics.steps
-        self.guard, self.checkpoint = Guard(guard, self.steps), checkpoint
+        self.guard, self.checkpoint = StepGuard(guard, self.steps), checkpoint
         self.fingerprint = fingerprint or {}
         self.on_start: Callable[[], None] | None = None
         """Called when the kept state is loaded, or there is none: nothing was written before."""

@@ -9,9 +9,10 @@ import numpy as np
 from vl2.data.make.chance import chance, integer, log_between, pick
 from vl2.data.make.paper import finish, ground, ink, mean_colour
 from vl2.data.make.reading import line_asks, locate_asks, read_asks
-from vl2.data.make.sample import Box, Made, Mark, union
+from vl2.data.make.sample import Made, Mark, union
 from vl2.data.make.sheet import Sheet, Style, wrap
 from vl2.data.make.world import World
+from vl2.geometry import PixelBox
 
 ALIGNMENTS = ("left", "left", "left", "centre", "justified")
 
@@ -63,7 +64,7 @@ def set_block(
     width: int,
     step: int,
     alignment: str = "left",
-) -> Box:
+) -> PixelBox:
     """Set lines one below the other and mark the block; returns its box."""
     boxes = []
     for row, line in enumerate(lines):
@@ -77,7 +78,7 @@ def set_block(
     return sheet.mark(" ".join(lines), union(boxes), "block")
 
 
-def _justified(sheet: Sheet, at: tuple[int, int], line: str, style: Style, free: int) -> Box:
+def _justified(sheet: Sheet, at: tuple[int, int], line: str, style: Style, free: int) -> PixelBox:
     """One line whose words are set apart, so that it ends at the right edge."""
     words = line.split()
     if len(words) < 2:
@@ -89,7 +90,7 @@ def _justified(sheet: Sheet, at: tuple[int, int], line: str, style: Style, free:
     return _joined(sheet, first)
 
 
-def _joined(sheet: Sheet, first: int) -> Box:
+def _joined(sheet: Sheet, first: int) -> PixelBox:
     """Make one line of the lines that were marked since number `first`."""
     since = sheet.marks[first:]
     pieces = [mark for mark in since if mark.kind == "line"]

@@ -10,10 +10,10 @@ from PIL import Image
 
 from vl2.data.make.chance import between, chance, integer, pick
 from vl2.data.make.paper import any_colour, ink, light_colour, luminance
-from vl2.data.make.sample import Box
 from vl2.data.make.series import Series, scale
 from vl2.data.make.sheet import Colour, Sheet, Style, fitting
 from vl2.data.make.world import World
+from vl2.geometry import PixelBox
 
 STYLES = {"train": ("grid", "plain", "values"), "heldout": ("ticks", "boxed")}
 
@@ -160,7 +160,7 @@ def _pie(
 
 def slice_box(
     middle: tuple[float, float], radius: float, start: float, stop: float, inner: float = 0.0
-) -> Box:
+) -> PixelBox:
     """The tight box of a sector, or of a part of a ring; degrees clockwise from the right."""
     angles = [start, stop, *(a for a in range(-360, 721, 90) if start < a < stop)]
     points = [(radius, a) for a in angles] + [(inner, start), (inner, stop)]

@@ -24,10 +24,10 @@ from vl2.data.make.plots import (
     set_limits,
     set_ticks,
 )
-from vl2.data.make.sample import Box
 from vl2.data.make.series import Series, Table, scale
 from vl2.data.make.sheet import Colour, Sheet, fitting
 from vl2.data.make.world import World
+from vl2.geometry import PixelBox
 
 
 def drawn(rng: np.random.Generator, world: World, series: Series) -> Sheet:
@@ -223,7 +223,7 @@ def _points(
         sheet.mark(name, pixels(plot, (x, y, x, y), marker / 72 * DPI / 2))
 
 
-def _inside(sheet: Sheet, plot: Plot, text: str, box: Box) -> None:
+def _inside(sheet: Sheet, plot: Plot, text: str, box: PixelBox) -> None:
     """A value in the middle of its bar."""
     room = 0.9 * (box[2] - box[0])
     size = min(plot.style.size, round(0.85 * (box[3] - box[1])))

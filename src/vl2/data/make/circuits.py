@@ -14,9 +14,10 @@ from vl2.data.make.naming import listed, plural
 from vl2.data.make.paper import finish, ink, light_colour
 from vl2.data.make.pen import Pen, Point, ellipse
 from vl2.data.make.reading import LOCATE_THING, different, locate, locate_asks
-from vl2.data.make.sample import Ask, Box, Made, ask
+from vl2.data.make.sample import Ask, Made, ask
 from vl2.data.make.sheet import Sheet, Style
 from vl2.data.make.world import World
+from vl2.geometry import PixelBox
 
 LOOKS = {"train": ("zigzag", "zigzag", "wobbly"), "heldout": ("box", "sketch")}
 LETTERS = {
@@ -63,10 +64,10 @@ class Part:
     value: str = ""
     size: float = 0.0  # what the value says, for comparing resistors
     closed: bool = True  # of a switch
-    box: Box = (0, 0, 0, 0)
+    box: PixelBox = (0, 0, 0, 0)
 
 
-Place = tuple[Point, bool]
+PartPlace = tuple[Point, bool]
 """The middle of a part and whether its wire runs across."""
 
 
@@ -105,12 +106,12 @@ def make(rng: np.random.Generator, world: World) -> Made:
 
 
 def _layout(
-    rng: np.random.Generator, frame: Box, across: int, branch: bool
-) -> tuple[list[Place], list[list[Point]]]:
+    rng: np.random.Generator, frame: PixelBox, across: int, branch: bool
+) -> tuple[list[PartPlace], list[list[Point]]]:
     """Places of the parts, the source first, and the wires, which parts interrupt."""
     x1, y1, x2, y2 = frame
     wires: list[list[Point]] = [[(x1, y1), (x2, y1), (x2, y2), (x1, y2), (x1, y1)]]
-    places: list[Place] = [((x1, (y1 + y2) / 2), False)]
+    places: list[PartPlace] = [((x1, (y1 + y2) / 2), False)]
     steps = [x1 + (x2 - x1) * (n + 0.5) / across for n in range(across)]
     places += [((x, y1), True) for x in steps]
     if chance(rng, 0.6):
@@ -166,7 +167,7 @@ def _value(rng: np.random.Generator, noun: str) -> tuple[str, float]:
     return "", 0.0
 
 
-def draw_part(pen: Pen, part: Part, place: Place, look: str, half: float) -> Part:
+def draw_part(pen: Pen, part: Part, place: PartPlace, look: str, half: float) -> Part:
     """Draw a part on its wire; `half` is half of its length."""
     (x, y), lying = place
     wipe = half * (0.28 if part.noun in ("battery", "capacitor") else 1.0)
@@ -189,7 +190,7 @@ def draw_part(pen: Pen, part: Part, place: Place, look: str, half: float) -> Par
     return replace(part, box=_around(turned([reach[:2], reach[2:]])))
 
 
-def _around(points: Sequence[Point]) -> Box:
+def _around(points: Sequence[Point]) -> PixelBox:
     xs, ys = zip(*points, strict=True)
     return round(min(xs)), round(min(ys)), round(max(xs)), round(max(ys))
 

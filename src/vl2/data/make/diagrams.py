@@ -15,10 +15,11 @@ from vl2.data.make.graph import Edge, Graph, Node, plan, way
 from vl2.data.make.naming import capitalised
 from vl2.data.make.paper import finish, ground, ink, light_colour, luminance
 from vl2.data.make.pen import Pen, Point, ellipse
-from vl2.data.make.sample import Box, Made, Mark
+from vl2.data.make.sample import Made, Mark
 from vl2.data.make.shapes import named_colour
 from vl2.data.make.sheet import Colour, Sheet, Style, wrap
 from vl2.data.make.world import World
+from vl2.geometry import PixelBox
 
 FORMS = {
     "train": ("down", "down", "tree", "cycle", "grid", "lone"),
@@ -160,7 +161,7 @@ def _laid(
     return Sheet(paper(rng, world, (width, height))), middles
 
 
-def _box(middle: Point, half: Point) -> Box:
+def _box(middle: Point, half: Point) -> PixelBox:
     (x, y), (a, b) = middle, half
     return round(x - a), round(y - b), round(x + a), round(y + b)
 

@@ -12,8 +12,9 @@ from vl2.data.make.chance import chance, phrase, pick, some
 from vl2.data.make.graph import Edge, Graph, Node, way
 from vl2.data.make.naming import COLOURS, capitalised, listed, plural
 from vl2.data.make.reading import LOCATE_THING, different, locate, locate_asks, read_asks
-from vl2.data.make.sample import Ask, Box, Mark, ask
+from vl2.data.make.sample import Ask, Mark, ask
 from vl2.data.make.world import World
+from vl2.geometry import PixelBox
 
 AFTER = (
     "Where does the arrow from {a} [go|lead|point]?",
@@ -83,7 +84,7 @@ class Arrow:
 
     colour: str
     way: str
-    box: Box
+    box: PixelBox
 
 
 def diagram_asks(

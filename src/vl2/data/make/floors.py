@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from vl2.data.make.chance import between, chance
-from vl2.data.make.sample import Box, union
+from vl2.data.make.sample import union
+from vl2.geometry import PixelBox
 
 FURNITURE: dict[str, set[str]] = {
     "bed": {"bedroom", "guest", "nursery"},
@@ -26,10 +27,10 @@ class Room:
     """A room with what is written in it."""
 
     name: str
-    box: Box
+    box: PixelBox
     area: str = ""
     furniture: str = ""
-    furniture_box: Box = (0, 0, 0, 0)
+    furniture_box: PixelBox = (0, 0, 0, 0)
 
     @property
     def pixels(self) -> int:
@@ -106,7 +107,7 @@ class Floor:
     windows: int
     beside: Mapping[tuple[int, str], Sequence[int]]  # see `neighbours`
 
-    def moved(self, boxes: Sequence[Box]) -> Floor:
+    def moved(self, boxes: Sequence[PixelBox]) -> Floor:
         """With the boxes of rooms, then of furniture, as they are on the finished picture."""
         rest = iter(boxes[len(self.rooms) :])
         rooms = tuple(
@@ -116,7 +117,7 @@ class Floor:
         return replace(self, rooms=rooms)
 
 
-def split_rooms(rng: np.random.Generator, box: Box, count: int, size: int) -> list[Box]:
+def split_rooms(rng: np.random.Generator, box: PixelBox, count: int, size: int) -> list[PixelBox]:
     """Cut a rectangle into rooms of at least some font sizes, the largest one each time."""
     boxes = [box]
     least = (6 * size, 4 * size)

@@ -9,7 +9,7 @@ import numpy as np
 
 from vl2.data.make.chance import chance, integer, pick, shuffled
 from vl2.data.make.pen import Point
-from vl2.data.make.sample import Box
+from vl2.geometry import PixelBox
 
 WAYS = ("right", "down right", "down", "down left", "left", "up left", "up", "up right")
 """Where an arrow points, clockwise from the right."""
@@ -31,7 +31,7 @@ class Node:
     name: str
     shape: str  # "box", "rounded box", "circle" or "diamond"
     colour: str = ""  # empty: the paper's
-    box: Box = (0, 0, 0, 0)
+    box: PixelBox = (0, 0, 0, 0)
 
     @property
     def noun(self) -> str:

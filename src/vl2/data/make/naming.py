@@ -8,8 +8,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from vl2.data.make.sample import Box
 from vl2.data.make.sheet import Colour
+from vl2.geometry import PixelBox
 
 COLOURS: dict[str, tuple[Colour, Colour]] = {
     "red": ((200, 0, 0), (240, 45, 45)),
@@ -36,7 +36,7 @@ _VOWEL = re.compile("(?!uni(?![nm])|util|use|eu)[aeiou]|hourglass", re.IGNORECAS
 """How names begin that have the article "an"."""
 
 
-def place_name(box: Box, size: tuple[int, int]) -> str | None:
+def place_name(box: PixelBox, size: tuple[int, int]) -> str | None:
     """Where in a 3 x 3 grid the middle lies; None near one of its lines."""
     at = []
     for k in (0, 1):

@@ -14,11 +14,12 @@ from vl2.data.make.naming import capitalised
 from vl2.data.make.notes_asks import Item, Note, note_asks
 from vl2.data.make.paper import finish, ground, luminance
 from vl2.data.make.pen import Pen
-from vl2.data.make.sample import Box, Made
+from vl2.data.make.sample import Made
 from vl2.data.make.sheet import Colour, Sheet, Style, wrap
 from vl2.data.make.texts import clock, date, phone
 from vl2.data.make.warp import lay, seen
 from vl2.data.make.world import World
+from vl2.geometry import PixelBox
 
 FORMS = {
     "train": ("shopping", "shopping", "todo", "todo", "letter", "reminder"),
@@ -61,7 +62,7 @@ AMOUNTS = ("", "", "", "2 ", "3 ", "6 ", "1 kg ", "500 g ", "2x ")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Row:
+class NoteLine:
     """A line of a note before it is set."""
 
     text: str
@@ -95,7 +96,7 @@ def make(rng: np.random.Generator, world: World) -> Made:
     return Made(image=image, marks=marks, asks=asks, facts=facts)
 
 
-def _written(rng: np.random.Generator, world: World, style: Style) -> tuple[Note, list[Row]]:
+def _written(rng: np.random.Generator, world: World, style: Style) -> tuple[Note, list[NoteLine]]:
     """What the note says, as rows."""
     form = pick(rng, world.style(FORMS))
     if form in TITLES:
@@ -106,20 +107,20 @@ def _written(rng: np.random.Generator, world: World, style: Style) -> tuple[Note
         day = date(rng) if chance(rng, 0.6) else ""
         greeting = pick(rng, ("Dear {to},", "Hi {to},", "Hello {to},")).format(to=to)
         texts = [greeting, *body, pick(rng, world.style(WISHES)), by]
-        rows = [Row(text=day)] * bool(day) + [Row(text=text) for text in texts]
+        rows = [NoteLine(text=day)] * bool(day) + [NoteLine(text=text) for text in texts]
         return Note(form=form, to=style.shown(to), by=style.shown(by), date=day), rows
     if form == "message":
         number = phone(rng)
         texts = [f"For: {to}", f"From: {by}", f"Tel: {number}", *body[:4]]
-        rows = [Row(text=text) for text in texts]
+        rows = [NoteLine(text=text) for text in texts]
         note = Note(form=form, to=style.shown(to), by=style.shown(by), phone=number)
         return note, rows
-    return Note(form=form), [Row(text=text) for text in body[:4]]
+    return Note(form=form), [NoteLine(text=text) for text in body[:4]]
 
 
 def _list(
     rng: np.random.Generator, world: World, style: Style, form: str
-) -> tuple[Note, list[Row]]:
+) -> tuple[Note, list[NoteLine]]:
     """A title in most cases, and two to nine items."""
     count, marker = integer(rng, 2, 9), pick(rng, MARKERS)
     title = pick(rng, TITLES[form]) if chance(rng, 0.8) else ""
@@ -142,18 +143,20 @@ def _list(
     names = [style.shown(capitalised(name) if big else name)[:30].strip() for name in names]
     ticked = marker == "[box]" or chance(rng, 0.15)
     items = [Item(text=name, done=chance(rng, 0.4) if ticked else None) for name in names]
-    rows = [Row(text=title)] * bool(title)
+    rows = [NoteLine(text=title)] * bool(title)
     indent = between(rng, 0, 0.8) if title else 0.0
     for n, item in enumerate(items, 1):
         lead = "" if marker == "[box]" else marker.format(n=n)
         box = marker == "[box]"
-        rows.append(Row(text=f"{lead}{item.text}", item=n - 1, indent=indent + 1.2 * box, box=box))
+        rows.append(
+            NoteLine(text=f"{lead}{item.text}", item=n - 1, indent=indent + 1.2 * box, box=box)
+        )
     note = Note(form=form, title=style.shown(title), items=tuple(items), boxes=marker == "[box]")
     return note, rows
 
 
 def _paper(
-    rng: np.random.Generator, world: World, rows: Sequence[Row], style: Style
+    rng: np.random.Generator, world: World, rows: Sequence[NoteLine], style: Style
 ) -> tuple[Image.Image, int, int]:
     """Paper for the rows, where its text begins, and the distance of its lines."""
     kind, step = pick(rng, world.style(PAPERS)), round(style.leading * between(rng, 1.0, 1.3))
@@ -199,7 +202,7 @@ def _set(
     rng: np.random.Generator,
     sheet: Sheet,
     note: Note,
-    rows: Sequence[Row],
+    rows: Sequence[NoteLine],
     style: Style,
     place: tuple[int, int],
 ) -> Note:
@@ -239,6 +242,6 @@ def _lying(rng: np.random.Generator, world: World, paper: Sheet) -> Sheet:
     to, around = seen(rng, paper.size, 4, 0.04)
     margin = integer(rng, 10, 90)
     sheet = Sheet(ground(rng, world, (around[0] + 2 * margin, around[1] + 2 * margin)))
-    box: Box = lay(sheet, paper, Image.new("L", paper.size, 255), (margin, margin), to)
+    box: PixelBox = lay(sheet, paper, Image.new("L", paper.size, 255), (margin, margin), to)
     sheet.mark("note", box)
     return sheet

@@ -11,10 +11,11 @@ import numpy as np
 from PIL import Image, ImageFilter, ImageOps
 
 from vl2.data.make.chance import between, chance, integer, pick
-from vl2.data.make.sample import Box, Mark
+from vl2.data.make.sample import Mark
 from vl2.data.make.sheet import Colour, Sheet
 from vl2.data.make.warp import moved_marks
 from vl2.data.make.world import World
+from vl2.geometry import PixelBox
 
 GROUNDS = {
     "train": ("flat", "flat", "gradient", "clouds", "stripes", "grain", "blocks"),
@@ -76,7 +77,7 @@ def ground(rng: np.random.Generator, world: World, size: tuple[int, int]) -> Ima
     return Image.fromarray((first * (1 - mix) + second * mix).astype(np.uint8), "RGB")
 
 
-def mean_colour(image: Image.Image, box: Box) -> tuple[float, ...]:
+def mean_colour(image: Image.Image, box: PixelBox) -> tuple[float, ...]:
     """The average RGB colour inside a box."""
     return tuple(np.asarray(image.crop(box).resize((4, 4))).reshape(-1, 3).mean(0).tolist())
 

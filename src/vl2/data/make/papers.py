@@ -10,10 +10,11 @@ from PIL import Image
 
 from vl2.data.make.chance import chance, integer, phrase, pick, shuffled, some
 from vl2.data.make.paper import any_colour, finish, ink, light_colour
-from vl2.data.make.sample import Ask, Box, Made, Spot, Text, ask
+from vl2.data.make.sample import Ask, Made, Spot, Text, ask
 from vl2.data.make.sheet import Sheet, Style, fitting
 from vl2.data.make.texts import clock, code, date, money, number, phone
 from vl2.data.make.world import World
+from vl2.geometry import PixelBox
 
 LAYOUTS = {
     "train": ("receipt", "receipt", "invoice", "form", "card"),
@@ -64,15 +65,15 @@ class Paper:
     style: Style
     y: int
     margin: int
-    fields: dict[str, tuple[str, Box]] = field(default_factory=dict)
-    items: list[tuple[str, str, Box]] = field(default_factory=list)  # name, price, its box
+    fields: dict[str, tuple[str, PixelBox]] = field(default_factory=dict)
+    items: list[tuple[str, str, PixelBox]] = field(default_factory=list)  # name, price, its box
 
     @property
     def width(self) -> int:
         """Pixels between the margins."""
         return self.sheet.size[0] - 2 * self.margin
 
-    def line(self, text: str, style: Style | None = None, *, centred: bool = False) -> Box:
+    def line(self, text: str, style: Style | None = None, *, centred: bool = False) -> PixelBox:
         """One line at the left or in the middle; the next one goes below it."""
         style = fitting(text, style or self.style, self.width)
         free = self.width - style.width(style.shown(text))
@@ -80,7 +81,7 @@ class Paper:
         self.y += style.leading
         return box
 
-    def pair(self, name: str, value: str, style: Style | None = None) -> Box:
+    def pair(self, name: str, value: str, style: Style | None = None) -> PixelBox:
         """Something at the left and its value at the right edge; returns the value's box."""
         style = fitting(f"{name}  {value}", style or self.style, self.width)
         self.sheet.text(self.margin, self.y, name, style)
@@ -89,7 +90,7 @@ class Paper:
         self.y += style.leading
         return box
 
-    def put(self, name: str, value: str, box: Box) -> None:
+    def put(self, name: str, value: str, box: PixelBox) -> None:
         """Note a field."""
         self.fields[name] = (self.style.shown(value), box)
 
@@ -348,7 +349,7 @@ _LAYOUTS: dict[str, Callable[[np.random.Generator, World, Paper], None]] = {
 
 
 def _asks(
-    rng: np.random.Generator, page: Paper, values: dict[str, str], boxes: dict[str, Box]
+    rng: np.random.Generator, page: Paper, values: dict[str, str], boxes: dict[str, PixelBox]
 ) -> list[Ask]:
     """Fields with and without their places, prices, sums, and a field that is not there."""
     asks = [ask("field.kind", phrase(rng, pick(rng, KIND)), _kind(page.kind))]

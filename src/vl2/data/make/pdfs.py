@@ -17,9 +17,10 @@ from vl2.data.make.pages import FIRST, LAST
 from vl2.data.make.paper import finish, light_colour
 from vl2.data.make.pdf_pages import Document, is_prose, shown_text
 from vl2.data.make.reading import LINE_NAME, LINES, line_asks, locate_asks, read_asks
-from vl2.data.make.sample import Ask, Box, Made, Mark, Spot, ask, union
+from vl2.data.make.sample import Ask, Made, Mark, Spot, ask, union
 from vl2.data.make.sheet import Sheet
 from vl2.data.make.world import World
+from vl2.geometry import PixelBox
 from vl2.processing.pdf_gate import POINTS_PER_INCH, Pdf
 from vl2.processing.pdf_text import PageBox, TextLine, TextWord, around
 
@@ -265,7 +266,7 @@ def _page_crop(rng: np.random.Generator, part: _Part, points: tuple[int, int]) -
     return x1 - share * x1, y1 - share * y1, x2 + share * right, y2 + share * bottom
 
 
-def _pixels(box: PageBox, scale: tuple[float, float]) -> Box:
+def _pixels(box: PageBox, scale: tuple[float, float]) -> PixelBox:
     """A place on the page in whole pixels of its picture, all of it inside."""
     x1, y1, x2, y2 = box
     across, down = scale
@@ -273,7 +274,7 @@ def _pixels(box: PageBox, scale: tuple[float, float]) -> Box:
     return left, top, int(np.ceil(x2 * across)), int(np.ceil(y2 * down))
 
 
-def _marks(part: _Part, scale: tuple[float, float], window: Box) -> list[Mark] | None:
+def _marks(part: _Part, scale: tuple[float, float], window: PixelBox) -> list[Mark] | None:
     """Marks of lines, words and characters on the picture; None if a character is cut away."""
     size = window[2] - window[0], window[3] - window[1]
     marks: list[Mark] = []

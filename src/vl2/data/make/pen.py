@@ -10,8 +10,8 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from vl2.data.make.chance import between
-from vl2.data.make.sample import Box
 from vl2.data.make.sheet import Colour, Sheet
+from vl2.geometry import PixelBox
 
 Point = tuple[float, float]
 SCALE = 2  # strokes are drawn larger and reduced, so that their edges are smooth
@@ -52,7 +52,7 @@ class Pen:
         """A filled area, in the colour of the pen."""
         self.draw.polygon([(x * SCALE, y * SCALE) for x, y in points], fill=255)
 
-    def wipe(self, box: Box) -> None:
+    def wipe(self, box: PixelBox) -> None:
         """Take away what was drawn in a box."""
         self.draw.rectangle([SCALE * v for v in box], fill=0)
 

@@ -24,9 +24,10 @@ from vl2.data.make.floors import (
 from vl2.data.make.paper import finish, light_colour
 from vl2.data.make.pen import Pen, Point, ellipse
 from vl2.data.make.plans_asks import plan_asks
-from vl2.data.make.sample import Box, Made
+from vl2.data.make.sample import Made
 from vl2.data.make.sheet import Colour, Sheet, Style, fitting
 from vl2.data.make.world import World
+from vl2.geometry import PixelBox
 
 LOOKS = {"train": ("solid", "solid", "tinted"), "heldout": ("double", "blueprint")}
 NAMES = {
@@ -125,7 +126,7 @@ def _built(
     return Floor(rooms=tuple(found), doors=tuple(doors), windows=windows, beside=neighbours(rooms))
 
 
-def _wall(sheet: Sheet, box: Box, look: Look) -> None:
+def _wall(sheet: Sheet, box: PixelBox, look: Look) -> None:
     """The walls around a room, half of their thickness inside of it."""
     half = look.wall // 2
     strips = [(half, look.line)] + [(max(1, half - 1), look.floor)] * look.double
@@ -147,7 +148,7 @@ def _doors(rng: np.random.Generator, rooms: Sequence[Room], size: int) -> list[D
     return doors
 
 
-def _door(rng: np.random.Generator, sheet: Sheet, door: Door, look: Look) -> Box:
+def _door(rng: np.random.Generator, sheet: Sheet, door: Door, look: Look) -> PixelBox:
     """A gap in the wall with the leaf and the arc that it swings over; returns what that takes."""
     half, (x, y) = look.wall // 2 + 1, door.start
     along, swing = door.along, door.inward
@@ -202,7 +203,7 @@ def _windows(
     return count
 
 
-def _named(sheet: Sheet, room: Room, style: Style, look: Look) -> list[Box]:
+def _named(sheet: Sheet, room: Room, style: Style, look: Look) -> list[PixelBox]:
     """The name in the middle of a room, its area below."""
     x1, y1, x2, y2 = room.box
     width = x2 - x1 - 2 * look.wall
@@ -221,7 +222,7 @@ def _furnished(
     rng: np.random.Generator,
     sheet: Sheet,
     room: Room,
-    taken: Sequence[Box],
+    taken: Sequence[PixelBox],
     style: Style,
     look: Look,
 ) -> str:
@@ -248,12 +249,12 @@ def _furnished(
     return ""
 
 
-def _overlap(one: Box, two: Box, gap: int = 3) -> bool:
+def _overlap(one: PixelBox, two: PixelBox, gap: int = 3) -> bool:
     across = one[0] < two[2] + gap and two[0] < one[2] + gap
     return across and one[1] < two[3] + gap and two[1] < one[3] + gap
 
 
-def furniture(name: str, box: Box) -> list[list[Point]]:
+def furniture(name: str, box: PixelBox) -> list[list[Point]]:
     """The lines of a piece of furniture seen from above, as plans show it."""
     x1, y1, x2, y2 = box
     w, h = x2 - x1, y2 - y1

@@ -17,9 +17,9 @@ from PIL import Image
 from vl2.data.make.chance import between, chance, integer, pick
 from vl2.data.make.fonts import Face
 from vl2.data.make.paper import MIN_CONTRAST, ink, luminance
-from vl2.data.make.sample import Box
 from vl2.data.make.sheet import Colour, Sheet, Style, fitting
 from vl2.data.make.world import World
+from vl2.geometry import PixelBox
 
 try:
     import matplotlib as mpl
@@ -50,7 +50,7 @@ class Plot:
 
     axes: Axes
     style: Style
-    box: Box  # of the axes, in pixels
+    box: PixelBox  # of the axes, in pixels
     size: tuple[int, int]
     paper: Colour
     hatch: str
@@ -169,7 +169,7 @@ def set_legend(sheet: Sheet, plot: Plot, names: Sequence[str], colours: Sequence
         sheet.text(x + 1.5 * size, y - size // 8, name, fit)
 
 
-def pixels(plot: Plot, box: tuple[float, float, float, float], reach: float = 0.0) -> Box:
+def pixels(plot: Plot, box: tuple[float, float, float, float], reach: float = 0.0) -> PixelBox:
     """A box in the axes' units, from its lower left to its upper right, as pixels."""
     (x1, y2), (x2, y1) = plot.at(box[0], box[1]), plot.at(box[2], box[3])
     return round(x1 - reach), round(y1 - reach), round(x2 + reach), round(y2 + reach)

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from vl2.data.make.chance import chance, integer, phrase, pick, shuffled
-from vl2.data.make.sample import Ask, Box, Mark, Spot, Text, ask
+from vl2.data.make.sample import Ask, Mark, Spot, Text, ask
+from vl2.geometry import PixelBox
 
 READ = (
     "Read the text.",
@@ -101,7 +102,7 @@ def locate(
     rng: np.random.Generator,
     skill: str,
     name: str,
-    boxes: tuple[Box, ...],
+    boxes: tuple[PixelBox, ...],
     forms: Sequence[str] = LOCATE,
 ) -> Ask:
     """A request for the places of a name; without boxes the answer says that there is none."""

@@ -8,8 +8,7 @@ from typing import Literal
 
 from PIL import Image
 
-Box = tuple[int, int, int, int]
-"""x1, y1, x2, y2 in pixels of the picture; x2 and y2 are exclusive."""
+from vl2.geometry import PixelBox
 
 MarkKind = Literal["char", "word", "line", "block", "cell", "thing"]
 
@@ -21,7 +20,7 @@ class Mark:
     kind: MarkKind
     text: str
     """The characters themselves, or what one calls the thing."""
-    box: Box
+    box: PixelBox
     """Tight around the ink."""
 
 
@@ -30,7 +29,7 @@ class Spot:
     """A name with its places, inside of a question or an answer."""
 
     label: str
-    boxes: tuple[Box, ...] = ()
+    boxes: tuple[PixelBox, ...] = ()
     """Empty: only the name is marked, as in a request to locate it."""
 
 
@@ -73,7 +72,7 @@ def plain(text: Text) -> str:
     return "".join(part if isinstance(part, str) else part.label for part in text)
 
 
-def union(boxes: Sequence[Box]) -> Box:
+def union(boxes: Sequence[PixelBox]) -> PixelBox:
     """The smallest box around all of `boxes` (at least one)."""
     x1, y1, x2, y2 = zip(*boxes, strict=True)
     return min(x1), min(y1), max(x2), max(y2)

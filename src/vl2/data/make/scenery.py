@@ -10,9 +10,9 @@ from PIL import Image, ImageDraw, ImageFilter
 
 from vl2.data.make.chance import between, chance, integer, pick, pick_weighted
 from vl2.data.make.fonts import Split
-from vl2.data.make.sample import Box
 from vl2.data.make.shapes import touch
 from vl2.data.make.sheet import Colour
+from vl2.geometry import PixelBox
 
 TIMES = {"day": 0.6, "night": 0.2, "sunset": 0.12, "rain": 0.08}
 SKIES: dict[str, dict[str, tuple[Colour, Colour]]] = {
@@ -48,7 +48,7 @@ class Scenery:
     ground_colour: str
     horizon: int
     style: str
-    parts: list[tuple[str, Box]] = field(default_factory=list)  # what can be counted
+    parts: list[tuple[str, PixelBox]] = field(default_factory=list)  # what can be counted
     stuff: list[str] = field(default_factory=list)  # what cannot: "sea", "mountains"
 
     @property
@@ -56,7 +56,7 @@ class Scenery:
         """What draws on the picture."""
         return ImageDraw.Draw(self.image)
 
-    def free(self, box: Box) -> bool:
+    def free(self, box: PixelBox) -> bool:
         """Whether a box is on the picture and touches no part."""
         inside = box[0] >= 0 and box[1] >= 0
         inside = inside and box[2] <= self.image.width and box[3] <= self.image.height
@@ -100,7 +100,10 @@ def _sky(
 
 
 def _paint(
-    scenery: Scenery, colour: Colour, box: Box, shape: Callable[[ImageDraw.ImageDraw, int], None]
+    scenery: Scenery,
+    colour: Colour,
+    box: PixelBox,
+    shape: Callable[[ImageDraw.ImageDraw, int], None],
 ) -> None:
     """Draw a shape as a smooth mask in the style of the picture; coordinates are from `box`."""
     wide, tall = max(1, box[2] - box[0]), max(1, box[3] - box[1])
@@ -156,7 +159,7 @@ def _above(rng: np.random.Generator, scenery: Scenery) -> None:
             _cloud(rng, scenery, (x, y, x + wide, y + tall))
 
 
-def _light(rng: np.random.Generator, scenery: Scenery, name: str, box: Box) -> None:
+def _light(rng: np.random.Generator, scenery: Scenery, name: str, box: PixelBox) -> None:
     if not scenery.free(box) or box[3] > scenery.horizon * CLEAR:
         return
     low = scenery.time == "sunset"
@@ -175,7 +178,7 @@ def _light(rng: np.random.Generator, scenery: Scenery, name: str, box: Box) -> N
     scenery.parts.append((name, box))
 
 
-def _cloud(rng: np.random.Generator, scenery: Scenery, box: Box) -> None:
+def _cloud(rng: np.random.Generator, scenery: Scenery, box: PixelBox) -> None:
     if not scenery.free(box) or box[3] > scenery.horizon * CLEAR:
         return
     wide, tall = 2 * (box[2] - box[0]), 2 * (box[3] - box[1])
@@ -215,7 +218,7 @@ def _far(rng: np.random.Generator, scenery: Scenery) -> None:
         scenery.stuff.append(kind)
 
 
-def _peaks(rng: np.random.Generator, scenery: Scenery, box: Box) -> None:
+def _peaks(rng: np.random.Generator, scenery: Scenery, box: PixelBox) -> None:
     count = integer(rng, 2, 4)
     room = (box[2] - box[0]) / count
     colour = pick(rng, ((120, 120, 130), (130, 110, 95), (95, 110, 140)))
@@ -270,14 +273,14 @@ def _boat(rng: np.random.Generator, scenery: Scenery, shore: int) -> None:
 
 
 def _polygon(
-    scenery: Scenery, colour: Colour, box: Box, points: Sequence[tuple[float, float]]
+    scenery: Scenery, colour: Colour, box: PixelBox, points: Sequence[tuple[float, float]]
 ) -> None:
     _paint(scenery, colour, box, lambda draw, fill: draw.polygon(list(points), fill=fill))
 
 
 def _standing(
     rng: np.random.Generator, scenery: Scenery, low: float, high: float, slim: float
-) -> Box | None:
+) -> PixelBox | None:
     """A free box that stands on the ground, larger the nearer; None where there is no room."""
     width, height = scenery.image.size
     for _ in range(12):

@@ -19,7 +19,7 @@ from vl2.data.make.scenery import Scenery, landscape
 from vl2.data.make.shapes import draw_shape
 from vl2.data.make.sheet import Colour, Sheet, Style
 from vl2.data.make.thing_questions import Put
-from vl2.data.make.things import drawn, picture_size, scaled, stands_out
+from vl2.data.make.things import drawn, drawn_size, scaled, stands_out
 from vl2.data.make.world import World
 
 SIDES = (120, 1000)
@@ -41,7 +41,7 @@ ANY_TEXT = ("Is there [any|] text[ in the picture|]?", "[Do you see|Can you see]
 
 def make(rng: np.random.Generator, world: World) -> Made:
     """A scene, a pattern, an empty page, or print that is too small or too blurred to be read."""
-    size = picture_size(rng, *SIDES)
+    size = drawn_size(rng, *SIDES)
     kind = pick_weighted(rng, SCENES)
     if kind == "landscape":
         return _landscape(rng, world, size)

@@ -9,19 +9,20 @@ import numpy as np
 
 from vl2.data.make.chance import chance, integer, phrase, pick, shuffled, some
 from vl2.data.make.paper import any_colour, finish, grey, ground, ink, luminance
-from vl2.data.make.sample import Ask, Box, Made, Spot, ask
+from vl2.data.make.sample import Ask, Made, Spot, ask
 from vl2.data.make.sheet import Colour, Sheet, Style, wrap
 from vl2.data.make.widgets import (
     BUTTONS,
-    Place,
     Screen,
     Theme,
+    WidgetPlace,
     button_row,
     check_box,
     switch,
     window,
 )
 from vl2.data.make.world import World
+from vl2.geometry import PixelBox
 
 FORMS = {"train": ("dialog", "dialog", "menu", "settings"), "heldout": ("alert", "menu", "panel")}
 ENTRIES = (
@@ -135,7 +136,7 @@ def _dialog(
     screen: Screen,
     style: Style,
     theme: Theme,
-    place: Place,
+    place: WidgetPlace,
 ) -> int:
     """A title, a message and one to four buttons."""
     left, top, width = place
@@ -161,7 +162,7 @@ def _alert(
     screen: Screen,
     style: Style,
     theme: Theme,
-    place: Place,
+    place: WidgetPlace,
 ) -> int:
     """As on telephones: round corners, everything centred, no bar."""
     left, top, width = place
@@ -199,7 +200,7 @@ def _menu(
     screen: Screen,
     style: Style,
     theme: Theme,
-    place: Place,
+    place: WidgetPlace,
 ) -> int:
     """Entries below each other, some with shortcuts, one highlighted."""
     left, top, width = place
@@ -233,7 +234,7 @@ def _settings(
     screen: Screen,
     style: Style,
     theme: Theme,
-    place: Place,
+    place: WidgetPlace,
 ) -> int:
     """Options with check boxes or switches."""
     left, top, width = place
@@ -268,7 +269,7 @@ def _panel(
     screen: Screen,
     style: Style,
     theme: Theme,
-    place: Place,
+    place: WidgetPlace,
 ) -> int:
     """Settings with buttons below."""
     bottom = _settings(rng, world, sheet, screen, style, theme, place)
@@ -289,7 +290,7 @@ _FORMS: dict[str, Callable[..., int]] = {
 
 
 def _asks(
-    rng: np.random.Generator, world: World, screen: Screen, boxes: dict[str, Box]
+    rng: np.random.Generator, world: World, screen: Screen, boxes: dict[str, PixelBox]
 ) -> list[Ask]:
     """Everything that the screen answers without doubt, and what is not on it."""
     asks = [ask("screen.kind", phrase(rng, pick(rng, KIND)), _kind(screen.kind))]
@@ -323,7 +324,7 @@ def _asks(
 
 
 def _button_asks(
-    rng: np.random.Generator, world: World, screen: Screen, boxes: dict[str, Box]
+    rng: np.random.Generator, world: World, screen: Screen, boxes: dict[str, PixelBox]
 ) -> list[Ask]:
     names = list(screen.buttons)
     name, absent = pick(rng, names), pick(rng, world.style(BUTTONS))

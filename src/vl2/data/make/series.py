@@ -9,9 +9,10 @@ import numpy as np
 
 from vl2.data.make.chance import chance, integer, phrase, pick, some
 from vl2.data.make.reading import different
-from vl2.data.make.sample import Ask, Box, Spot, ask
+from vl2.data.make.sample import Ask, Spot, ask
 from vl2.data.make.texts import DAYS, MONTHS
 from vl2.data.make.world import World
+from vl2.geometry import PixelBox
 
 NOUN = {"bars": "bar", "rows": "bar", "line": "point", "pie": "slice", "scatter": "point"}
 VALUE = (
@@ -129,7 +130,7 @@ def scale(values: tuple[int, ...]) -> tuple[int, int]:
 
 
 def series_asks(
-    rng: np.random.Generator, world: World, series: Series, things: dict[str, Box]
+    rng: np.random.Generator, world: World, series: Series, things: dict[str, PixelBox]
 ) -> list[Ask]:
     """Values, extremes, counts, comparisons, the table, places, and a name that is not there."""
     noun, names, values = NOUN[series.form], series.names, series.values
@@ -221,7 +222,7 @@ def random_table(rng: np.random.Generator, world: World, form: str) -> Table:
     return Table(form=form, title=first.title, names=names, series=series, values=values)
 
 
-def table_asks(rng: np.random.Generator, table: Table, things: dict[str, Box]) -> list[Ask]:
+def table_asks(rng: np.random.Generator, table: Table, things: dict[str, PixelBox]) -> list[Ask]:
     """Values by series and name, extremes, counts, the legend, the table and places."""
     s, n = integer(rng, 0, len(table.series) - 1), integer(rng, 0, len(table.names) - 1)
     one, name = table.series[s], table.names[n]

@@ -14,9 +14,10 @@ from vl2.data.make.chance import between, chance, integer, phrase, pick, shuffle
 from vl2.data.make.naming import COLOURS, capitalised, listed, place_name, plural, shade
 from vl2.data.make.paper import finish, ground
 from vl2.data.make.reading import LOCATE_THING, locate
-from vl2.data.make.sample import Ask, Box, Made, ask
+from vl2.data.make.sample import Ask, Made, ask
 from vl2.data.make.sheet import Colour, Sheet
 from vl2.data.make.world import World
+from vl2.geometry import PixelBox
 
 SHAPES = (
     *("circle", "square", "triangle", "star", "heart", "cross", "diamond", "ring", "arrow"),
@@ -74,7 +75,7 @@ class Shape:
 
     shape: str
     colour: str
-    box: Box
+    box: PixelBox
     way: str = ""  # of an arrow
 
     @property
@@ -129,13 +130,13 @@ def _put(
     return None
 
 
-def touch(one: Box, two: Box, gap: int = 4) -> bool:
+def touch(one: PixelBox, two: PixelBox, gap: int = 4) -> bool:
     """Whether two boxes overlap or lie closer than `gap` pixels."""
     across = one[0] < two[2] + gap and two[0] < one[2] + gap
     return across and one[1] < two[3] + gap and two[1] < one[3] + gap
 
 
-def named_colour(rng: np.random.Generator, image: Image.Image, box: Box) -> tuple[str, Colour]:
+def named_colour(rng: np.random.Generator, image: Image.Image, box: PixelBox) -> tuple[str, Colour]:
     """A named colour that differs from what is behind it."""
     behind = np.asarray(image.crop(box).resize((6, 6)), np.float32).reshape(-1, 3)
     while True:

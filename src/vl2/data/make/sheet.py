@@ -8,7 +8,8 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from vl2.data.make.fonts import Face, advance, glyph_box, load
-from vl2.data.make.sample import Box, Mark, union
+from vl2.data.make.sample import Mark, union
+from vl2.geometry import PixelBox
 
 Colour = tuple[int, int, int]
 
@@ -49,7 +50,7 @@ class Sheet:
         """Width and height in pixels."""
         return self.image.size
 
-    def text(self, x: float, y: float, text: str, style: Style) -> Box:
+    def text(self, x: float, y: float, text: str, style: Style) -> PixelBox:
         """Set one line with its top left at (x, y); its characters, words and the line are marked.
 
         Returns:
@@ -76,7 +77,7 @@ class Sheet:
         self.marks += [line, *words, *chars]
         return line.box
 
-    def mark(self, text: str, box: Box, kind: str = "thing") -> Box:
+    def mark(self, text: str, box: PixelBox, kind: str = "thing") -> PixelBox:
         """Note something that was drawn."""
         self.marks.append(Mark(kind=kind, text=text, box=box))  # pyright: ignore[reportArgumentType]
         return box

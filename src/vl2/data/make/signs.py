@@ -13,7 +13,7 @@ from vl2.data.make.chance import between, chance, integer, pick, pick_weighted
 from vl2.data.make.fonts import Face
 from vl2.data.make.naming import COLOURS
 from vl2.data.make.paper import MIN_CONTRAST, any_colour, finish, ground, luminance
-from vl2.data.make.sample import Box, Made
+from vl2.data.make.sample import Made
 from vl2.data.make.shapes import WAYS, draw_shape, named_colour
 from vl2.data.make.sheet import Colour, Sheet, Style
 from vl2.data.make.signs_asks import Sign, sign_asks
@@ -21,6 +21,7 @@ from vl2.data.make.texts import price
 from vl2.data.make.warp import lay, seen
 from vl2.data.make.words import short_text
 from vl2.data.make.world import World
+from vl2.geometry import PixelBox
 
 FORMS = {
     "train": ("board", "board", "stop", "poster", "button", "sticker", "tag", "name", "book"),
@@ -80,7 +81,7 @@ class Panel:
     mask: Image.Image
     ink: Colour
     sign: Sign
-    inner: Box = field(default=(0, 0, 0, 0))
+    inner: PixelBox = field(default=(0, 0, 0, 0))
 
 
 def make(rng: np.random.Generator, world: World) -> Made:

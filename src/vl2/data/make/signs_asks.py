@@ -11,9 +11,10 @@ import numpy as np
 from vl2.data.make.chance import chance, phrase, pick, some
 from vl2.data.make.naming import COLOURS, capitalised, listed, plural
 from vl2.data.make.reading import LOCATE_THING, different, locate, locate_asks, read_asks
-from vl2.data.make.sample import Ask, Box, Mark, ask
+from vl2.data.make.sample import Ask, Mark, ask
 from vl2.data.make.words import short_text
 from vl2.data.make.world import World
+from vl2.geometry import PixelBox
 
 SAY = (
     "What does the {name} say?",
@@ -79,7 +80,7 @@ class Sign:
     arrow: str = ""  # where it points
     symbol: str = ""
     at: int = 0  # its mark
-    box: Box = (0, 0, 0, 0)
+    box: PixelBox = (0, 0, 0, 0)
 
     @property
     def name(self) -> str:

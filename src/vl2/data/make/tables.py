@@ -11,10 +11,11 @@ from PIL import Image
 from vl2.data.make.chance import chance, integer, phrase, pick, shuffled, some
 from vl2.data.make.paper import any_colour, finish, ink, light_colour, luminance
 from vl2.data.make.reading import locate
-from vl2.data.make.sample import Ask, Box, Made, Mark, ask
+from vl2.data.make.sample import Ask, Made, Mark, ask
 from vl2.data.make.sheet import Colour, Sheet, Style
 from vl2.data.make.texts import code, date, money, percent
 from vl2.data.make.world import World
+from vl2.geometry import PixelBox
 
 RULES = {
     "train": ("grid", "rows", "head", "none", "zebra"),
@@ -204,7 +205,7 @@ def _asks(rng: np.random.Generator, grid: Grid, cells: list[Mark]) -> list[Ask]:
     if [line[c] for line in grid.rows].count(value) == 1:
         question = phrase(rng, pick(rng, WHICH), first=grid.headings[0], column=column, value=value)
         asks.append(ask("table.which", question, row))
-    where: dict[str, list[Box]] = {}
+    where: dict[str, list[PixelBox]] = {}
     for cell in cells:
         where.setdefault(cell.text, []).append(cell.box)
     if value in where:

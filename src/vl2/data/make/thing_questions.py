@@ -12,8 +12,9 @@ from vl2.data.make.chance import chance, integer, phrase, pick, shuffled, some
 from vl2.data.make.drawings import Drawings, Thing
 from vl2.data.make.naming import NUMBERS, capitalised, joined, one, place_name, plural
 from vl2.data.make.reading import LOCATE_THING, NO_TEXT, locate
-from vl2.data.make.sample import Ask, Box, ask
+from vl2.data.make.sample import Ask, ask
 from vl2.data.make.shapes import PERSON, RELATION, TEXT, WHERE
+from vl2.geometry import PixelBox
 
 UNKNOWN = "I do not know."
 SOMETHING = "something that I do not know"
@@ -87,7 +88,7 @@ class Put:
     """A thing on the picture; one without a name is not to be named."""
 
     thing: Thing | None
-    box: Box
+    box: PixelBox
     colour: str = ""
 
     @property
@@ -273,7 +274,7 @@ def _beside(rng: np.random.Generator, put: Put, others: Sequence[Put]) -> list[A
     return asks
 
 
-def _along(box: Box, other: Box, way: tuple[int, int]) -> bool | None:
+def _along(box: PixelBox, other: PixelBox, way: tuple[int, int]) -> bool | None:
     """Whether the other lies that way: within 35 degrees, not beyond 55; None between."""
     dx, dy = (((other[k] + other[k + 2]) - (box[k] + box[k + 2])) / 2 for k in (0, 1))
     ahead, aside = dx * way[0] + dy * way[1], abs(dx * way[1]) + abs(dy * way[0])
@@ -282,7 +283,7 @@ def _along(box: Box, other: Box, way: tuple[int, int]) -> bool | None:
     return True if aside < 0.7 * ahead else None
 
 
-def _gap(box: Box, other: Box) -> float:
+def _gap(box: PixelBox, other: PixelBox) -> float:
     across = max(other[0] - box[2], box[0] - other[2], 0)
     down = max(other[1] - box[3], box[1] - other[3], 0)
     return float(np.hypot(across, down))

@@ -36,7 +36,7 @@ LARGEST = 2.5  # times the size of the drawing's file
 
 def make(rng: np.random.Generator, world: World) -> Made:
     """None to eight drawings that do not touch."""
-    size = picture_size(rng, *SIDES)
+    size = drawn_size(rng, *SIDES)
     colour = pick(rng, list(COLOURS)) if chance(rng, 0.35) else ""
     sheet = Sheet(
         Image.new("RGB", size, shade(rng, colour)) if colour else ground(rng, world, size)
@@ -63,7 +63,7 @@ def make(rng: np.random.Generator, world: World) -> Made:
     return Made(image=image, marks=marks, asks=tuple(asks), facts=facts)
 
 
-def picture_size(rng: np.random.Generator, low: int, high: int) -> tuple[int, int]:
+def drawn_size(rng: np.random.Generator, low: int, high: int) -> tuple[int, int]:
     """Width and height from low to high; squares are more frequent than strips."""
     side, slant = log_between(rng, low, high), between(rng, -1, 1) ** 3
     wide, tall = side * 2**slant, side / 2**slant

@@ -10,8 +10,9 @@ import numpy as np
 from PIL import Image
 
 from vl2.data.make.chance import between
-from vl2.data.make.sample import Box, Mark, union
+from vl2.data.make.sample import Mark, union
 from vl2.data.make.sheet import Sheet
+from vl2.geometry import PixelBox
 
 Corners = np.ndarray
 """[4, 2]: top left, top right, bottom right, bottom left, in pixels."""
@@ -39,7 +40,9 @@ def seen(
     return corners, (int(right) + 1, int(bottom) + 1)
 
 
-def lay(sheet: Sheet, layer: Sheet, mask: Image.Image, at: tuple[int, int], to: Corners) -> Box:
+def lay(
+    sheet: Sheet, layer: Sheet, mask: Image.Image, at: tuple[int, int], to: Corners
+) -> PixelBox:
     """Paste a layer where its mask is, with its corners at `to` right and below of `at`.
 
     The layer's marks are added to the sheet's.
@@ -90,7 +93,7 @@ def _gathered(marks: list[Mark], line: int, parts: Sequence[int]) -> None:
     marks[line] = replace(marks[line], box=union([marks[n].box for n in chars]))
 
 
-def _moved(box: Box, forward: np.ndarray, at: tuple[int, int]) -> Box:
+def _moved(box: PixelBox, forward: np.ndarray, at: tuple[int, int]) -> PixelBox:
     x1, y1, x2, y2 = box
     corners = np.array([(x1, y1, 1), (x2, y1, 1), (x1, y2, 1), (x2, y2, 1)]) @ forward.T
     places = corners[:, :2] / corners[:, 2:] + at

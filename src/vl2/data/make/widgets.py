@@ -8,9 +8,9 @@ import numpy as np
 
 from vl2.data.make.chance import chance, integer, pick, some
 from vl2.data.make.paper import ink
-from vl2.data.make.sample import Box
 from vl2.data.make.sheet import Colour, Sheet, Style
 from vl2.data.make.world import World
+from vl2.geometry import PixelBox
 
 BUTTONS = {
     "train": (
@@ -31,9 +31,9 @@ class Screen:
     kind: str
     title: str = ""
     message: str = ""
-    buttons: dict[str, Box] = field(default_factory=dict)
+    buttons: dict[str, PixelBox] = field(default_factory=dict)
     default: str = ""
-    entries: dict[str, Box] = field(default_factory=dict)
+    entries: dict[str, PixelBox] = field(default_factory=dict)
     chosen: str = ""
     shortcuts: dict[str, str] = field(default_factory=dict)
     options: dict[str, bool] = field(default_factory=dict)
@@ -49,7 +49,7 @@ class Theme:
     bar: Colour
 
 
-Place = tuple[int, int, int]
+WidgetPlace = tuple[int, int, int]
 """Left, top and width in pixels."""
 
 
@@ -59,7 +59,7 @@ def window(
     screen: Screen,
     style: Style,
     theme: Theme,
-    place: Place,
+    place: WidgetPlace,
     title: str,
     height: int,
 ) -> int:
@@ -91,7 +91,7 @@ def button_row(
     screen: Screen,
     style: Style,
     theme: Theme,
-    place: Place,
+    place: WidgetPlace,
 ) -> None:
     """A row of buttons at the right, in the middle or at the left; one may be highlighted."""
     left, y, width = place
@@ -117,7 +117,7 @@ def button_row(
         x += wide + gap
 
 
-def check_box(sheet: Sheet, style: Style, theme: Theme, box: Box, state: bool) -> None:
+def check_box(sheet: Sheet, style: Style, theme: Theme, box: PixelBox, state: bool) -> None:
     """A square, with a tick where the state is on."""
     sheet.draw.rectangle(box, outline=theme.text, width=2)
     if state:
@@ -126,7 +126,7 @@ def check_box(sheet: Sheet, style: Style, theme: Theme, box: Box, state: bool) -
         sheet.draw.line(points, fill=theme.accent, width=max(2, style.size // 7))
 
 
-def switch(sheet: Sheet, style: Style, theme: Theme, box: Box, state: bool) -> None:
+def switch(sheet: Sheet, style: Style, theme: Theme, box: PixelBox, state: bool) -> None:
     """A knob at the right and the accent's colour where the state is on."""
     half = (box[3] - box[1]) // 2
     sheet.draw.rounded_rectangle(box, half, fill=theme.accent if state else (150, 150, 150))

@@ -7,9 +7,10 @@ import numpy as np
 from vl2.data.make.chance import between, chance, integer, log_between, pick
 from vl2.data.make.paper import finish, ground, ink, mean_colour
 from vl2.data.make.reading import locate_asks, read_asks
-from vl2.data.make.sample import Box, Made
+from vl2.data.make.sample import Made
 from vl2.data.make.sheet import Sheet, Style
 from vl2.data.make.world import World
+from vl2.geometry import PixelBox
 
 SIDE = (112, 760)
 
@@ -19,7 +20,7 @@ def make(rng: np.random.Generator, world: World) -> Made:
     size = (round(log_between(rng, *SIDE)), round(log_between(rng, *SIDE)))
     size = (max(size[0], size[1] // 3), size[1])
     sheet = Sheet(ground(rng, world, size))
-    taken: list[Box] = []
+    taken: list[PixelBox] = []
     hand = chance(rng, 0.12)
     for _ in range(pick(rng, (1, 1, 1, 2, 3))):
         if (box := _place(rng, world, sheet, taken, hand)) is not None:
@@ -43,8 +44,8 @@ def short_text(rng: np.random.Generator, world: World) -> str:
 
 
 def _place(
-    rng: np.random.Generator, world: World, sheet: Sheet, taken: list[Box], hand: bool
-) -> Box | None:
+    rng: np.random.Generator, world: World, sheet: Sheet, taken: list[PixelBox], hand: bool
+) -> PixelBox | None:
     """Set one text where it touches none of the others; None where there is no room."""
     face = world.face(rng, hand=hand)
     width, height = sheet.size

@@ -4,7 +4,8 @@ import numpy as np
 from PIL import Image
 
 from vl2.data.synthetic.colours import sampled_lab
-from vl2.data.synthetic.scene import Box, SceneObject, Size
+from vl2.data.synthetic.scene import SceneObject, Size
+from vl2.geometry import PixelBox
 
 GAP = 3
 """Pixels left free between two objects."""
@@ -37,7 +38,7 @@ class Board:
         self.objects.append(item)
 
 
-def _near(a: Box, b: Box) -> bool:
+def _near(a: PixelBox, b: PixelBox) -> bool:
     return a[0] < b[2] + GAP and b[0] < a[2] + GAP and a[1] < b[3] + GAP and b[1] < a[3] + GAP
 
 

@@ -4,8 +4,9 @@ import numpy as np
 
 from vl2.data.synthetic.colours import COLOURS
 from vl2.data.synthetic.fonts import LETTERS
-from vl2.data.synthetic.scene import Box, Scene
+from vl2.data.synthetic.scene import Scene
 from vl2.data.synthetic.shapes import SHAPES
+from vl2.geometry import PixelBox
 
 FloatBox = tuple[float, float, float, float]
 
@@ -47,7 +48,7 @@ def dense_labels(scene: Scene, *, image_size: int, patch: int) -> dict[str, np.n
     return {**labels, "box": boxes}
 
 
-def fitted_box(box: Box, size: tuple[int, int], image_size: int) -> FloatBox:
+def fitted_box(box: PixelBox, size: tuple[int, int], image_size: int) -> FloatBox:
     """A box of a picture of `size` (width, height) on the padded square tile, in pixels."""
     width, height = size
     new_width, new_height = image_size, image_size

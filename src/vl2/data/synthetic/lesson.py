@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from vl2.data.synthetic.scene import Box
+from vl2.geometry import PixelBox
 
 SIDE = 112
 OBJECT = "moon"
@@ -36,7 +36,7 @@ def draw_lesson(folder: Path, pictures: int, seed: int) -> Path:
     return labels
 
 
-def draw_moon(rng: np.random.Generator) -> tuple[Image.Image, Box]:
+def draw_moon(rng: np.random.Generator) -> tuple[Image.Image, PixelBox]:
     """A picture with a moon in one quarter and a square or a disc in another; the moon's box."""
     ground = tuple(int(v) for v in rng.integers(205, 256, 3))
     picture = Image.new("RGB", (SIDE, SIDE), ground)

@@ -7,9 +7,8 @@ from PIL import Image
 
 from vl2.data.synthetic.chance import Weighted
 from vl2.data.synthetic.words import COMMON_WORDS
+from vl2.geometry import PixelBox
 
-Box = tuple[int, int, int, int]
-"""x1, y1, x2, y2 in pixels; x2 and y2 are exclusive."""
 Size = tuple[int, int]
 """Width and height in pixels."""
 
@@ -21,7 +20,7 @@ class CharBox:
     """One drawn character and the tight box of its ink."""
 
     char: str
-    box: Box
+    box: PixelBox
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -32,7 +31,7 @@ class SceneObject:
     """"shape" or "text"."""
     name: str
     """What one calls it: "red circle", or the text itself."""
-    box: Box
+    box: PixelBox
     """Tight around the drawn ink."""
     colour: str = ""
     """A name from `COLOURS`; empty for text in a colour without a plain name."""

@@ -5,7 +5,8 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from vl2.data.synthetic.chance import chance, pick
-from vl2.data.synthetic.scene import Box, SceneObject, Size
+from vl2.data.synthetic.scene import SceneObject, Size
+from vl2.geometry import PixelBox
 
 PHRASINGS: dict[str, tuple[str, ...]] = {
     # the first phrasing of each line is used half of the time
@@ -80,7 +81,7 @@ def listed(parts: Sequence[str]) -> str:
     return f"{', '.join(parts[:-1])} and {parts[-1]}"
 
 
-def grounded(label: str, boxes: Iterable[Box], size: Size) -> str:
+def grounded(label: str, boxes: Iterable[PixelBox], size: Size) -> str:
     """The label with its boxes in the released form, edges scaled to 0..999, top left first."""
     ordered = sorted(boxes, key=lambda box: (box[1], box[0]))
     scaled = [

@@ -36,7 +36,7 @@ CELLS = 4
 """A character's place within its patch is told in CELLS x CELLS cells."""
 
 
-class Place(NamedTuple):
+class CharPlace(NamedTuple):
     """A character on a tile."""
 
     x: float  # of its centre, in pixels of the tile
@@ -77,7 +77,7 @@ def draw_tiles(
     }
 
 
-def dense_views(made: Made, layout: TileLayout) -> Iterator[tuple[np.ndarray, list[Place]]]:
+def dense_views(made: Made, layout: TileLayout) -> Iterator[tuple[np.ndarray, list[CharPlace]]]:
     """The views of a picture with the most legible characters, uint8 [s, s, 3]."""
     canvas = choose_canvas(made.image, layout)
     views = cut_views(made.image, canvas, layout)
@@ -93,7 +93,7 @@ def dense_views(made: Made, layout: TileLayout) -> Iterator[tuple[np.ndarray, li
             yield np.asarray(views[n]), found[n]
 
 
-def _places(made: Made, canvas: Resolution, corner: tuple[int, int], size: int) -> list[Place]:
+def _places(made: Made, canvas: Resolution, corner: tuple[int, int], size: int) -> list[CharPlace]:
     """Legible characters whose centres lie on the tile of `canvas` that starts at `corner`."""
     width, height = made.image.size
     scale = min(canvas[0] / width, canvas[1] / height)
@@ -104,7 +104,7 @@ def _places(made: Made, canvas: Resolution, corner: tuple[int, int], size: int) 
         tall = max(y2 - y1, 1.6 * (x2 - x1)) * scale
         x, y = (x1 + x2) / 2 * scale + left - corner[0], (y1 + y2) / 2 * scale + top - corner[1]
         if tall >= LEGIBLE and 0 <= x < size and 0 <= y < size and mark.text in ASCII:
-            places.append(Place(x, y, 1 + ASCII.index(mark.text)))
+            places.append(CharPlace(x, y, 1 + ASCII.index(mark.text)))
     return places
 
 

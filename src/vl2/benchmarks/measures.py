@@ -21,7 +21,7 @@ FIRST_SEED = 1000
 
 
 def decode_timer(engine: Engine, bench: BenchConfig, batch: int = 1) -> Timer:
-    """Seconds of one decoding step of `batch` answers behind different prompts.
+    """Seconds of one decoding step of `batch` answers after different prompts.
 
     The difference of two runs that differ in the number of tokens alone. A run before both brings
     the prompts back into the prefix cache, so that neither of the two pays for them.

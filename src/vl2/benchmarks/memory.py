@@ -99,7 +99,7 @@ def _run_apart(bench: BenchConfig, threads: int) -> dict[str, Any]:
 
 
 def command_line(bench: BenchConfig, threads: int) -> list[str]:
-    """Words behind `vl2` that measure the same in another process."""
+    """Words after `vl2` that measure the same in another process."""
     numbers = {
         "--layers": bench.layers,
         "--rounds": bench.rounds,

@@ -29,7 +29,7 @@ def fitting_processor(config: VL2Config) -> Processor:
 
 
 def text_prompt(processor: Processor, length: int, seed: int) -> ModelInputs:
-    """A prompt of `length` random text tokens behind the first one; another for every seed."""
+    """A prompt of `length` random text tokens after the first one; another for every seed."""
     tokenizer, size = processor.tokenizer, processor.layout.image_size
     words = [i for i in range(tokenizer.vocab_size) if i not in tokenizer.control_ids]
     generator = torch.Generator().manual_seed(seed)

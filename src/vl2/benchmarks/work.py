@@ -40,7 +40,7 @@ def weight_bytes_read(state: Mapping[str, Tensor], config: LanguageConfig, token
 
 
 def text_flops(shapes: Shapes, config: LanguageConfig, tokens: int, past: int = 0) -> float:
-    """Operations of `tokens` new tokens behind `past` cached ones; only the last meets the head.
+    """Operations of `tokens` new tokens after `past` cached ones; only the last meets the head.
 
     Args:
         shapes: of the model in floats.

@@ -102,7 +102,11 @@ CHECKS = (
     Check(
         name="parity",
         command="bench/parity.py",
-        covers=(*ANSWERS, "tests/golden", "tests/parity", "tests/conftest.py", "bench/parity.py"),
+        covers=(
+            *ANSWERS,
+            *("src/vl2/benchmarks", "tests/golden", "tests/parity", "tests/conftest.py"),
+            "bench/parity.py",
+        ),
     ),
     Check(
         name="resume",
@@ -128,12 +132,12 @@ CHECKS = (
     Check(
         name="async-save",
         command="bench/async_save.py",
-        covers=(*TRAINING, "bench/async_save.py"),
+        covers=(*TRAINING, "src/vl2/benchmarks", "bench/async_save.py"),
     ),
     Check(
         name="load",
         command="bench/load.py --requests 200 --rounds 30",
-        covers=(*ANSWERS, "src/vl2/data", "bench/load.py"),
+        covers=(*ANSWERS, "src/vl2/benchmarks", "src/vl2/data", "bench/load.py"),
     ),
     Check(
         name="answers",
@@ -143,7 +147,7 @@ CHECKS = (
     Check(
         name="latency",
         command="-m vl2 bench summary --model tiny --json --rounds 5 --tokens 16",
-        covers=(*ANSWERS, "src/vl2/benchmarks", "src/vl2/cli/bench.py"),
+        covers=(*ANSWERS, "src/vl2/benchmarks", "src/vl2/benchmarks", "src/vl2/cli/bench.py"),
     ),
     Check(
         name="tiles",

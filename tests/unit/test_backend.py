@@ -28,10 +28,10 @@ def with_library(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_every_product_runs_without_gradients_in_memory_and_on_no_other_device(
     product, monkeypatch
 ):
-    for part in ("has_int4", "has_experts"):
+    for part in ("has_tiles", "has_int4", "has_experts"):
         monkeypatch.setattr(kernels, part, lambda: True)
     rows = 1 + TABLE[product].least
-    x = torch.ones(rows, 32)
+    x = torch.ones(rows, 32, dtype=(TABLE[product].dtypes or (torch.float32,))[0])
     weight = torch.ones(4, 32, dtype=TABLE[product].others[-1])
     inputs = (x,) if TABLE[product].alike == 0 else (x, weight)
     with torch.inference_mode():

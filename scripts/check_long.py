@@ -142,7 +142,7 @@ CHECKS = (
     Check(
         name="answers",
         command="bench/nano.py --pictures 400",
-        covers=(*TRAINING, *ANSWERS, "bench/nano.py"),
+        covers=(*TRAINING, *ANSWERS, "src/vl2/benchmarks", "bench/nano.py"),
     ),
     Check(
         name="latency",

@@ -127,15 +127,6 @@ static void write_rows(sums found, int count, int64_t rows, int64_t columns, con
   }
 }
 
-/* Up to 16 rows of x, or those that `tokens` names, as tiles. */
-static void pack(const char *x, const int64_t *tokens, int64_t first, int64_t rows, int64_t bytes,
-                 int32_t *tiles) {
-  const char *lines[TILE] = {0};
-  if (rows > TILE) rows = TILE;
-  for (int64_t t = 0; t < rows; t++) lines[t] = x + (tokens ? tokens[first + t] : first + t) * bytes;
-  pack_lines(lines, rows, bytes, tiles);
-}
-
 /* Room of a thread for weights of `width` inputs. */
 static int64_t room(int64_t width) { return COLUMNS * tiles_deep(width * BYTES) * DEPTH; }
 
@@ -156,7 +147,7 @@ int tile_linear(const char *x, int64_t rows, int64_t width, const matrix *matric
       int64_t some = rows - start < chunk ? rows - start : chunk;
 #pragma omp for schedule(static)
       for (int64_t b = 0; b < tiles_high(some); b++)
-        pack(x, 0, start + b * TILE, some - b * TILE, bytes, tiles + b * deep * WORDS);
+        pack_rows(x, 0, start + b * TILE, some - b * TILE, bytes, tiles + b * deep * WORDS);
       for (int64_t i = 0, column = 0; i < count; column += matrices[i++].out) {
         const matrix *m = matrices + i;
         reading from = {m->values, (const uint16_t *)m->scale, m->out, width, group, held};
@@ -255,7 +246,7 @@ int tile_experts(const char *x, const int64_t *tokens, const int64_t *ends, int6
       int64_t start = e ? ends[e - 1] : 0, rows = ends[e] - start;
       if (!rows) continue;
       for (int64_t b = 0; b < rows; b += TILE)
-        pack(x, tokens, start + b, rows - b, bytes, tiles + b * deep * TILE);
+        pack_rows(x, tokens + start + b, 0, rows - b, bytes, tiles + b * deep * TILE);
       reading gate = of_expert(matrices, e, width, held, up_group);
       reading up = of_expert(matrices + 1, e, width, held, up_group);
       reading down = of_expert(matrices + 2, e, inner, held, down_group);

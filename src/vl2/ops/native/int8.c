@@ -26,6 +26,14 @@ typedef struct {
 
 /* ---- activations ----------------------------------------------------------------------------- */
 
+/* Space for some rounded rows of `width`, which begins at `memory`. */
+static rounded rounded_at(char *memory, int64_t rows, int64_t width) {
+  rounded some = {.width = width, .totals = (int32_t *)memory};
+  some.scale = (float *)(some.totals + rows);
+  some.steps = (int8_t *)(some.scale + rows);
+  return some;
+}
+
 /* Largest |x|; bits of positive floats are in the order of the floats, and NaN is above them all. */
 static float largest(const float *row, int64_t width) {
   uint32_t most = 0;
@@ -91,11 +99,8 @@ int has_tiles(void) {
 
 /* Up to 16 rows of a group from row `from` on as tiles. */
 static void pack(const rounded *x, const group *g, int64_t from, int32_t *tiles) {
-  int64_t rows = g->rows - from < TILE ? g->rows - from : TILE;
-  const char *lines[TILE] = {0};
-  for (int64_t t = 0; t < rows; t++)
-    lines[t] = (const char *)x->steps + row_of(g, from + t) * x->width;
-  pack_lines(lines, rows, x->width, tiles);
+  const int64_t *tokens = g->tokens ? g->tokens + from : 0;
+  pack_rows((const char *)x->steps, tokens, g->first + from, g->rows - from, x->width, tiles);
 }
 
 /* Sums [16 weights, 16 activations] as results of the activations from row `from` on. */
@@ -186,10 +191,9 @@ int int8_linear(const void *x, int dtype, int64_t rows, int64_t inputs, int acti
 #endif
   char *memory = aligned_alloc(64, ALIGNED(blocks * deep * 4) + ALIGNED(rows * (width + 8)));
   if (!memory) return -1;
-  rounded numbers = {.width = width, .tiles = (int32_t *)memory, .place = place};
-  numbers.totals = (int32_t *)(memory + ALIGNED(blocks * deep * 4));
-  numbers.scale = (float *)(numbers.totals + rows);
-  numbers.steps = (int8_t *)(numbers.scale + rows);
+  rounded numbers = rounded_at(memory + ALIGNED(blocks * deep * 4), rows, width);
+  numbers.tiles = (int32_t *)memory;
+  numbers.place = place;
 #pragma omp parallel num_threads(threads)
   {
 #pragma omp for schedule(static)
@@ -217,14 +221,6 @@ int int8_linear(const void *x, int dtype, int64_t rows, int64_t inputs, int acti
 }
 
 #ifdef HAS_TILES
-/* Space for some rounded rows of `width`, which begins at `memory`. */
-static rounded rounded_at(char *memory, int64_t rows, int64_t width) {
-  rounded some = {.width = width, .totals = (int32_t *)memory};
-  some.scale = (float *)(some.totals + rows);
-  some.steps = (int8_t *)(some.scale + rows);
-  return some;
-}
-
 /* Rows of a group times a matrix of its expert, from a column on, by one thread. */
 static void alone(rounded *x, const group *g, const matrix *m, int64_t column) {
   for (int64_t b = 0; b < tiles_high(g->rows); b++)

@@ -74,11 +74,15 @@ static inline void transpose(__m512i r[16]) {
 }
 
 /*
- * Up to 16 lines of `bytes` as tiles [bytes / 64] of words [16, 16]: the word at 4 i of line t stands at
- * [i, t], as the second operand of a tile product wants it. What is missing is 0.
+ * Up to 16 rows of x, of `bytes`, as tiles [bytes / 64] of words [16, 16]: the word at 4 i of row t stands
+ * at [i, t], as the second operand of a tile product wants it. What is missing is 0. `tokens` says which
+ * rows they are; without it they are those from `first` on.
  */
-static inline void pack_lines(const char *const *lines, int64_t rows, int64_t bytes,
-                              int32_t *tiles) {
+static inline void pack_rows(const char *x, const int64_t *tokens, int64_t first, int64_t rows,
+                             int64_t bytes, int32_t *tiles) {
+  const char *lines[TILE] = {0};
+  if (rows > TILE) rows = TILE;
+  for (int64_t t = 0; t < rows; t++) lines[t] = x + (tokens ? tokens[t] : first + t) * bytes;
   for (int64_t k = 0; k < bytes; k += DEPTH, tiles += WORDS) {
     __mmask64 kept = bytes - k < DEPTH ? (1ull << (bytes - k)) - 1 : ~0ull;
     __m512i r[TILE];

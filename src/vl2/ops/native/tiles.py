@@ -43,7 +43,7 @@ def tile_linear(
     shift = None if bias is None else bias.float().contiguous()
     for matrix in matrices:
         check_width(matrix.shape[-1 if scales is None else -2], width)
-    found = _array(matrices, scales, shift)
+    found = _array(matrices, scales, _rows(matrices if scales is None else scales), shift)
     total = sum(one.out for one in found)
     out = torch.empty((count, total), dtype=torch.bfloat16)
     failed = ready().tile_linear(
@@ -74,7 +74,7 @@ def tile_experts(
         scales: of int4; no row of a matrix is padding.
     """
     x = x.contiguous()
-    found = _array(matrices, scales, None)
+    found = _array(matrices, scales, _rows(matrices if scales is None else scales))
     width, inner = found[2].out, found[0].out
     assert groups.tokens is not None
     out = torch.empty((len(groups.tokens), width), dtype=torch.bfloat16)
@@ -110,9 +110,7 @@ def tile_int8_experts(
         scales: of their rows.
     """
     x = (x if x.dtype in DTYPES else x.float()).contiguous()
-    found = (Matrix * len(matrices))()
-    for place, (matrix, scale) in enumerate(zip(matrices, scales, strict=True)):
-        found[place] = Matrix(matrix.data_ptr(), scale.data_ptr(), None, matrix.shape[-2])
+    found = _array(matrices, scales, _rows(matrices))
     assert groups.tokens is not None
     out = torch.empty((len(groups.tokens), x.shape[1]))
     failed = ready().int8_experts(
@@ -130,17 +128,21 @@ def tile_int8_experts(
     return out
 
 
-def _array(matrices: Sequence[Tensor], scales: Scales, bias: Tensor | None) -> ctypes.Array[Matrix]:
-    """Matrices as the C file takes them; the padded rows of int4 are those of its scales."""
+def _array(
+    matrices: Sequence[Tensor], scales: Scales, rows: Sequence[int], bias: Tensor | None = None
+) -> ctypes.Array[Matrix]:
+    """Matrices of so many rows, padded ones included, as the C files take them."""
     shift = None if bias is None else bias.data_ptr()
     made = (Matrix * len(matrices))()
     for place, matrix in enumerate(matrices):
-        if scales is None:
-            made[place] = Matrix(matrix.data_ptr(), None, shift, matrix.shape[-2])
-        else:
-            scale = scales[place]
-            made[place] = Matrix(matrix.data_ptr(), scale.data_ptr(), shift, scale.shape[-2])
+        scale = None if scales is None else scales[place].data_ptr()
+        made[place] = Matrix(matrix.data_ptr(), scale, shift, rows[place])
     return made
+
+
+def _rows(matrices: Sequence[Tensor]) -> list[int]:
+    """Rows of each, of which the scales of int4 have as many as its matrix."""
+    return [matrix.shape[-2] for matrix in matrices]
 
 
 def _group(width: int, scales: Scales) -> int:

@@ -27,7 +27,6 @@ from vl2.ops.paged import (
     paged_single_attention,
 )
 from vl2.ops.rope import apply_rope, deinterleave, softmax_scale
-from vl2.ops.row_sizes import filled_up
 
 LATENT_NORM_EPS = 1e-6
 """The norms of the low-rank paths keep this default whatever `rms_norm_eps` says (as official)."""
@@ -242,7 +241,7 @@ class LatentAttention(nn.Module):
         heads, c = self.config.num_attention_heads, self.config
         latent, key_rope = rows.split([self.rank, c.qk_rope_head_dim], dim=-1)
         rows = latent.flatten(0, 1)
-        expanded = self.kv_b_proj(filled_up(rows))[: len(rows)]
+        expanded = self.kv_b_proj(rows)
         expanded = expanded.unflatten(0, latent.shape[:2]).unflatten(-1, (heads, -1))
         key_nope, value = expanded.split([c.qk_nope_head_dim, c.v_head_dim], dim=-1)
         key_rope = key_rope[:, :, None].expand(-1, -1, heads, -1)

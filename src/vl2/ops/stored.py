@@ -3,6 +3,7 @@
 Released checkpoints hold bfloat16. Widening a bfloat16 number to float32 changes nothing, so under
 float32 these are the products of a float32 load, from half the bytes. Few rows on a CPU go through
 C, which widens a weight in a register; many rows meet weights that are widened some at a time.
+Under bfloat16 nothing is widened: rows go to tiles of AMX, where there are any.
 """
 
 from __future__ import annotations

@@ -177,6 +177,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--training", action="store_true", help="the training steps alone")
     given = parser.parse_args()
+    if given.rounds < 2:
+        parser.error(f"--rounds: {given.rounds} give no quartiles: expected at least 2")
     if kernels.functions() is None:
         raise SystemExit("the C functions are not compiled here: install gcc or clang")
     torch.set_num_threads(given.threads)
@@ -184,9 +186,12 @@ def main() -> None:
     facts = {"model": "nano" if given.training else given.model, "rounds": given.rounds}
     facts |= {"threads": given.threads, "machine": describe_machine()}
     rows = training_rows(given.rounds) if given.training else inference_rows(given)
-    with mock.patch.object(time, "perf_counter", clock):
-        for row in rows:
-            print(json.dumps(row | facts), flush=True)
+    try:
+        with mock.patch.object(time, "perf_counter", clock):
+            for row in rows:
+                print(json.dumps(row | facts), flush=True)
+    except ValueError as error:
+        parser.error(str(error))
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ Both hold DeepSeek-VL2-Tiny's exact shapes with random weights. vLLM computes in
 vl2, with matrices as `--form` says (none: bfloat16 too). Engines take turns in one run, a form of
 vl2 after the other, and the median of a round's ratios counts: `over_vllm` is vLLM's time over
 vl2's. Prompts differ from request to request: equal ones choose equal experts and flatter a batch.
-`bound_share` is the speed that was reached over the ceiling of the same run (`vl2 bench`). Set
+`ceiling_share` is the speed that was reached over `ceiling`, a bound of the same run. Set
 OMP_NUM_THREADS to the cores that are really free. Prints a line of JSON per figure.
 """
 
@@ -23,8 +23,6 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import IO, Any
-
-import torch
 
 from vl2.benchmarks.candidates import SEQUENCES, gather
 from vl2.benchmarks.ceilings import machine_ceilings
@@ -48,7 +46,7 @@ def measured(name: str, figure: Figure) -> tuple[str, int]:
 
 @contextmanager
 def vllm_process(python: Path) -> Iterator[subprocess.Popen[str]]:
-    """VLLM with the released size, ready to take times."""
+    """The process of vLLM with the released size, ready to take times."""
     with tempfile.TemporaryDirectory() as folder:
         VL2Config.tiny().save(folder)
         process = subprocess.Popen(
@@ -128,16 +126,20 @@ def main() -> None:
     if not arguments.vllm.is_file():
         parser.error(f"--vllm: {arguments.vllm} is missing: run `make scale-vllm`, or name one")
     log_to_stderr()
-    configured = partial(BenchConfig, dtype="bfloat16", rounds=arguments.rounds)
+    rounds = arguments.rounds
+    configured = partial(BenchConfig, dtype="bfloat16", rounds=rounds)
     if arguments.quick:
-        configured = partial(configured, rounds=arguments.rounds or 3, tokens=8)
+        configured = partial(configured, rounds=3 if rounds is None else rounds, tokens=8)
+    try:
+        benches = {form: configured(forms=(form,)) for form in arguments.form or FORMS}
+    except ValueError as error:
+        parser.error(str(error))
     with vllm_process(arguments.vllm) as process:
-        for form in arguments.form or FORMS:
-            for record in compare(form, configured(forms=(form,)), process):
+        for form, bench in benches.items():
+            for record in compare(form, bench, process):
                 print(json.dumps(record), flush=True)
     print(json.dumps({"machine": describe_machine(), "sequences": SEQUENCES}))
 
 
 if __name__ == "__main__":
-    torch.set_grad_enabled(False)
     main()

@@ -12,6 +12,8 @@ from tests.e2e.serving import Server, request, serving
 from vl2.serve.config import Keys
 
 KEY, OTHER = "sk-first-0123456789", "sk-second-9876543210"
+COUNTED = ("sk-third-0123456789", "sk-fourth-9876543210")
+"""Keys that only the test of rates uses: a minute may hold several tests."""
 TRUSTED = "sk-trusted-0123456789"
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE")
 OPEN = ("/", "/health/live", "/health/ready", "/web/index.html", "/web/none.js")
@@ -32,6 +34,7 @@ PER_MINUTE = 30
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
     words = ["--api-key", KEY, "--api-key", OTHER, "--trusted-api-key", TRUSTED]
+    words += [word for key in COUNTED for word in ("--api-key", key)]
     words += [f"limits.requests_per_minute={PER_MINUTE}"]
     with serving("nano", "--name", "test", *words) as running:
         yield running
@@ -161,7 +164,8 @@ def test_where_there_are_keys_any_name_will_do(server: Server):
 
 
 def test_each_key_has_its_own_rate(server: Server):
-    with server.client(KEY) as first, server.client(OTHER) as second:
+    first, second = (server.client(key) for key in COUNTED)
+    with first, second:
         for client in (first, second):
             codes = [client.post("/tokenize", json={}).status_code for _ in range(PER_MINUTE)]
             assert set(codes) == {400}

@@ -108,7 +108,7 @@ def test_who_waits_too_long_is_not_begun(hasty: Server):
     hasty.free_blocks()
     before = hasty.metrics()
     with ThreadPoolExecutor(4) as pool:
-        first = pool.submit(hasty.post, CHAT, long_talk(400))
+        first = pool.submit(hasty.post, CHAT, long_talk(1500))  # outlasts the others' patience
         hasty.wait_for(lambda: hasty.metrics()["vl2_engine_running"] == 1)
         others = list(pool.map(lambda n: hasty.post(CHAT, long_talk(9, n=n)), (1, 1, 2)))
         done = first.result().json()["usage"]
